@@ -1,0 +1,39 @@
+"""Many controls, one image: diffusion under several simultaneous controls, on Hugging Face diffusers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from counterpoint.api import load as load
+    from counterpoint.fusion import FUSIONS as FUSIONS
+    from counterpoint.sampling.pipeline import Output as Output
+    from counterpoint.sampling.pipeline import Pipeline as Pipeline
+    from counterpoint.types import Fusion as Fusion
+    from counterpoint.types import UserError as UserError
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "counterpoint.api",
+    "FUSIONS": "counterpoint.fusion",
+    "Output": "counterpoint.sampling.pipeline",
+    "Pipeline": "counterpoint.sampling.pipeline",
+    "Fusion": "counterpoint.types",
+    "UserError": "counterpoint.types",
+}
+"""Public name -> the module it comes from; it is imported when it is first used."""
+
+__all__ = ["FUSIONS", "Fusion", "Output", "Pipeline", "UserError", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'counterpoint' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

@@ -1,0 +1,47 @@
+"""BibTeX of everything a picture may owe something to."""
+
+from __future__ import annotations
+
+CITATIONS = {
+    "diffusers": """@misc{vonplaten2022diffusers,
+  title  = {Diffusers: State-of-the-art diffusion models},
+  author = {von Platen, Patrick and Patil, Suraj and Lozhkov, Anton and Cuenca, Pedro and Lambert, Nathan and Rasul, Kashif and Davaadorj, Mishig and Wolf, Thomas},
+  year   = {2022},
+  note   = {https://github.com/huggingface/diffusers}
+}""",
+    "stable-diffusion": """@inproceedings{rombach2022ldm,
+  title     = {High-Resolution Image Synthesis with Latent Diffusion Models},
+  author    = {Rombach, Robin and Blattmann, Andreas and Lorenz, Dominik and Esser, Patrick and Ommer, Bj{\\"o}rn},
+  booktitle = {CVPR},
+  year      = {2022},
+  note      = {arXiv:2112.10752}
+}""",
+    "controlnet": """@inproceedings{zhang2023controlnet,
+  title     = {Adding Conditional Control to Text-to-Image Diffusion Models},
+  author    = {Zhang, Lvmin and Rao, Anyi and Agrawala, Maneesh},
+  booktitle = {ICCV},
+  year      = {2023},
+  note      = {arXiv:2302.05543}
+}""",
+    "classifier-free-guidance": """@misc{ho2022cfg,
+  title  = {Classifier-Free Diffusion Guidance},
+  author = {Ho, Jonathan and Salimans, Tim},
+  year   = {2022},
+  note   = {arXiv:2207.12598}
+}""",
+    "unipc": """@inproceedings{zhao2023unipc,
+  title     = {{UniPC}: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models},
+  author    = {Zhao, Wenliang and Bai, Lujia and Rao, Yongming and Zhou, Jie and Lu, Jiwen},
+  booktitle = {NeurIPS},
+  year      = {2023},
+  note      = {arXiv:2302.04867}
+}""",
+    "ddim": """@inproceedings{song2021ddim,
+  title     = {Denoising Diffusion Implicit Models},
+  author    = {Song, Jiaming and Meng, Chenlin and Ermon, Stefano},
+  booktitle = {ICLR},
+  year      = {2021},
+  note      = {arXiv:2010.02502}
+}""",
+}
+"""Key -> BibTeX. Fusion rules name their keys in the table of rules."""

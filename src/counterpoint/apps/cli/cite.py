@@ -1,0 +1,27 @@
+"""``counterpoint cite``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def cite(
+    image: Annotated[Path | None, typer.Argument(help="A picture made by counterpoint; without one, everything is listed.")] = None,
+) -> None:
+    """Print the BibTeX of the methods behind a picture."""
+    from counterpoint.apps.citations import CITATIONS
+
+    keys = list(CITATIONS)
+    if image is not None:
+        from counterpoint.apps.record import read_recipe
+        from counterpoint.fusion import get_fusion
+
+        request = read_recipe(image)["request"]
+        used = {"diffusers", "stable-diffusion", "classifier-free-guidance", request["scheduler"]}
+        if request["controls"]:
+            used |= {"controlnet", *get_fusion(request["fusion"]).cite}
+        keys = [key for key in CITATIONS if key in used]
+    print("\n\n".join(CITATIONS[key] for key in keys))

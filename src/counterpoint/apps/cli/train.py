@@ -1,0 +1,42 @@
+"""``counterpoint train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Which recipe; without one, they are listed.")] = "",
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting. Repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest complete checkpoint in output_dir.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(metavar="CHECKPOINT", help="Continue from this checkpoint.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+) -> None:
+    """Train a model by a recipe."""
+    from counterpoint.recipes import RECIPES
+    from counterpoint.types import UserError
+
+    if not recipe:
+        for name, one in RECIPES.items():
+            print(f"{name}\t{one.summary}")
+        return
+    if recipe not in RECIPES:
+        raise UserError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
+
+    from counterpoint.training.config import as_json, override
+
+    config = override(RECIPES[recipe].config, settings or [])
+    if dry_run:
+        print(as_json(config))
+        return
+
+    from counterpoint.training.trainer import Interrupted
+    from counterpoint.training.trainer import train as run
+
+    try:
+        print(run(RECIPES[recipe].build(config), config, resume=resume_from or resume))
+    except Interrupted as stop:
+        raise KeyboardInterrupt from stop

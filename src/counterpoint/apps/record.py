@@ -1,0 +1,82 @@
+"""The recipe that every picture carries: data only, inside the PNG."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+from PIL.PngImagePlugin import PngInfo
+
+from counterpoint.types import UserError
+
+KEY = "counterpoint"
+SCHEMA = 1
+
+
+def versions() -> dict[str, str]:
+    """What the result depends on."""
+    return {name: importlib.metadata.version(name) for name in ("counterpoint", "diffusers", "torch", "transformers")}
+
+
+def save_png(picture: PIL.Image.Image, path: Path, recipe: dict[str, Any]) -> None:
+    """Write a picture and its recipe, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    info = PngInfo()
+    info.add_itxt(KEY, json.dumps({"schema": SCHEMA, **recipe}, default=str), zip=True)
+    write_whole(path, lambda file: picture.save(file, "PNG", pnginfo=info))
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Let ``write(file)`` fill a temporary neighbour of ``path`` and move it into place.
+
+    Raises:
+        UserError: no space, no permission, or no such folder; nothing is left behind.
+    """
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            partial = Path(file.name)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    write_whole(folder / ".counterpoint", lambda file: file.write(b" "))
+    (folder / ".counterpoint").unlink(missing_ok=True)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe inside a PNG.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    try:
+        with PIL.Image.open(path) as picture:
+            return json.loads(picture.text[KEY])
+    except (OSError, SyntaxError, AttributeError):
+        raise UserError(f"{path} is not a PNG that can be read") from None
+    except (KeyError, ValueError):
+        raise UserError(f"{path} carries no counterpoint recipe") from None

@@ -1,0 +1,118 @@
+"""A request for images: what the command line, batches, the studio and the service all turn into, and what replay reads."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from counterpoint.types import CONTROL_KINDS, UserError
+
+
+class Strict(BaseModel):
+    """Frozen, and no key is unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ControlRequest(Strict):
+    """One control: ``label`` is its kind, or ``kind:name`` for a second of the kind."""
+
+    label: str
+    image: Path
+    photo: bool = False
+    weight: str = "1"
+    window: tuple[float, float] = (0.0, 1.0)
+    controlnet: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.label.partition(":")[0]
+
+    @field_validator("label")
+    @classmethod
+    def _known(cls, label: str) -> str:
+        if label.partition(":")[0] not in CONTROL_KINDS:
+            raise ValueError(f"unknown control {label.partition(':')[0]!r}; there are {', '.join(CONTROL_KINDS)}")
+        return label
+
+    @field_validator("window")
+    @classmethod
+    def _ordered(cls, window: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= window[0] < window[1] <= 1:
+            raise ValueError(f"a window is START:END with 0 <= START < END <= 1, got {window[0]:g}:{window[1]:g}")
+        return window
+
+    @field_validator("weight")
+    @classmethod
+    def _weight(cls, weight: str) -> str:
+        from counterpoint.control.stack import Weight
+
+        return str(Weight.parse(weight))
+
+
+class GenerateRequest(Strict):
+    """Everything that decides the pictures."""
+
+    prompt: str
+    negative_prompt: str = ""
+    model: str = "tiny"
+    config: str | None = None
+    lora: tuple[str, ...] = ()
+    controls: tuple[ControlRequest, ...] = ()
+    fusion: str = "sum"
+    scheduler: str = "unipc"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    n: Annotated[int, Field(ge=1, le=64)] = 1
+    width: Annotated[int | None, Field(ge=8, le=4096)] = None
+    height: Annotated[int | None, Field(ge=8, le=4096)] = None
+    resize: Literal["fill", "fit", "stretch"] = "fill"
+    init_image: Path | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.8
+    inpaint_mask: Path | None = None
+    device: str = "cpu"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    @field_validator("fusion")
+    @classmethod
+    def _fusion(cls, name: str) -> str:
+        from counterpoint.fusion import get_fusion
+
+        return get_fusion(name).name
+
+    @field_validator("guidance_scale", "strength")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerateRequest:
+        labels = [control.label for control in self.controls]
+        twice = {label for label in labels if labels.count(label) > 1}
+        if twice:
+            raise ValueError(f"two controls are called {min(twice)!r}; name the second one {min(twice).partition(':')[0]}:SOMETHING")
+        if self.inpaint_mask is not None and self.init_image is None:
+            raise ValueError("--inpaint-mask needs --init-image, the picture to repaint")
+        return self
+
+
+def build(kind: type[Strict], **values: object) -> Strict:
+    """Make a request.
+
+    Raises:
+        UserError: the first thing that is wrong, in one line.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+        message = first["msg"].removeprefix("Value error, ")
+        option = f"--{place.replace('_', '-')}: " if place and not message.startswith(("--", "a ", "two ", "unknown ")) else ""
+        raise UserError(f"{option}{message[:1].lower() + message[1:]}{'' if not option else f', got {first['input']!r}'}") from None

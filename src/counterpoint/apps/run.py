@@ -1,0 +1,126 @@
+"""Carrying a request out: read its images, load its models, sample, decode."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from counterpoint.api import load
+from counterpoint.apps.request import ControlRequest, GenerateRequest
+from counterpoint.conditions.canny import canny
+from counterpoint.conditions.image import read_image, resize
+from counterpoint.conditions.soft_edge import soft_edge
+from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.types import Image, UserError
+
+EXTRACTORS: dict[str, Callable[[Image], Image]] = {"canny": canny, "hed": soft_edge}
+"""Control kind -> what makes its image from a photo without any model."""
+Listener = Callable[[int, int], None]
+"""``(steps done, steps in all)``."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Pictures with their seeds, the control images as the networks saw them, and the seconds that sampling took."""
+
+    images: list[PIL.Image.Image]
+    seeds: list[int]
+    controls: dict[str, Image]
+    seconds: float
+
+
+def load_for(request: GenerateRequest) -> Pipeline:
+    """The pipeline that a request asks for."""
+    named = {control.label: control.controlnet for control in request.controls if control.controlnet}
+    labels = [control.label for control in request.controls]
+    if named and len(named) < len(labels):
+        raise UserError(f"--controlnet is given for {', '.join(named)} only; name one for each control or for none")
+    return load(
+        request.model,
+        named or labels,
+        scheduler=request.scheduler,
+        lora=request.lora,
+        config=request.config,
+        device=request.device,
+        dtype=request.dtype,
+    )
+
+
+def control_images(request: GenerateRequest, width: int, height: int) -> dict[str, Image]:
+    """The request's control images at their final size, extracted from photos where it says so."""
+    return {control.label: _control_image(control, request, width, height) for control in request.controls}
+
+
+def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Listener | None = None) -> Result:
+    """Carry out a request.
+
+    Args:
+        request: what to do.
+        pipe: its pipeline, if it is loaded already.
+        listen: hears every step.
+
+    Raises:
+        UserError: an image, model or setting is wrong.
+    """
+    _check_images(request)
+    pipe = pipe or load_for(request)
+    width, height = request.width or pipe.native_size, request.height or pipe.native_size
+    controls = control_images(request, width, height)
+    start = None if request.init_image is None else resize(read_image(request.init_image), width, height, request.resize)
+    mask = None if request.inpaint_mask is None else resize(read_image(request.inpaint_mask), width, height, request.resize)
+    seeds = [request.seed + i for i in range(request.n)]
+
+    def heard(_: Pipeline, index: int, timestep: torch.Tensor, values: dict[str, Any]) -> None:
+        if listen is not None:
+            listen(index + 1, pipe.scheduler.num_inference_steps)
+
+    began = time.perf_counter()
+    output = pipe(
+        request.prompt,
+        [PIL.Image.fromarray(picture) for picture in controls.values()],
+        image=None if start is None else PIL.Image.fromarray(start),
+        mask_image=None if mask is None else PIL.Image.fromarray(mask),
+        strength=request.strength,
+        width=width,
+        height=height,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        negative_prompt=request.negative_prompt,
+        num_images_per_prompt=request.n,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        fusion=request.fusion,
+        controlnet_conditioning_scale=[control.weight for control in request.controls],
+        control_guidance_start=[control.window[0] for control in request.controls],
+        control_guidance_end=[control.window[1] for control in request.controls],
+        callback_on_step_end=heard,
+    )
+    return Result(output.images, seeds, controls, time.perf_counter() - began)
+
+
+def image_hashes(controls: dict[str, Image]) -> dict[str, str]:
+    """Label -> SHA-256 of the pixels a network saw."""
+    return {label: hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest() for label, picture in controls.items()}
+
+
+def _check_images(request: GenerateRequest) -> None:
+    """Read every image before a model is loaded: a wrong path should not cost a minute."""
+    paths: Iterable[Any] = (*(control.image for control in request.controls), request.init_image, request.inpaint_mask)
+    for path in paths:
+        if path is not None:
+            read_image(path)
+
+
+def _control_image(control: ControlRequest, request: GenerateRequest, width: int, height: int) -> Image:
+    picture = read_image(control.image)
+    if not control.photo:
+        return resize(picture, width, height, request.resize, control.kind)
+    if control.kind not in EXTRACTORS:
+        raise UserError(f"--photo {control.label}: there is no extractor for {control.kind} here; there are {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[control.kind](resize(picture, width, height, request.resize))

@@ -1,0 +1,93 @@
+"""Reading condition images and photos: any size, any mode, and nothing but an image."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from counterpoint.types import CONTROL_KINDS, Image, UserError
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused before they are decoded."""
+Fit = Literal["fill", "fit", "stretch"]
+
+
+def read_image(path: Path) -> Image:
+    """Read a PNG, JPEG, WebP or whatever Pillow reads, as RGB.
+
+    EXIF rotation is applied, 16-bit greys are scaled to 8 bits, palettes are looked up, and transparent pixels become
+    black, which means "no control" wherever anything does.
+
+    Raises:
+        UserError: the file is missing, not an image, truncated, empty, or larger than :data:`MAX_PIXELS`.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no image {path}" if not path.is_dir() else f"{path} is a folder, not an image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(path) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise UserError(f"{path} has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}: scale it down first")
+                return _rgb(PIL.ImageOps.exif_transpose(picture))
+    except UserError:
+        raise
+    except PIL.Image.DecompressionBombError:
+        raise UserError(f"{path} has more pixels than the limit of {MAX_PIXELS:,}: scale it down first") from None
+    except PIL.UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read (PNG, JPEG, WebP, ...)") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged or incomplete: {error}") from None
+
+
+def _rgb(picture: PIL.Image.Image) -> Image:
+    if picture.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel: Pillow's own conversion would clip
+        grey = np.asarray(picture, np.float64)
+        top = 65535 if picture.mode != "F" else max(float(grey.max()), 1.0)
+        return np.repeat(np.clip(np.rint(grey * 255 / top), 0, 255).astype(np.uint8)[..., None], 3, -1)
+    if picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return np.array(picture.convert("RGB"))
+
+
+def resize(picture: Image, width: int, height: int, how: Fit = "fill", kind: str | None = None) -> Image:
+    """Bring a picture to a size.
+
+    Args:
+        picture: RGB.
+        width: in pixels.
+        height: likewise.
+        how: ``"fill"`` covers the size and crops what hangs over, ``"fit"`` shows all of it on black, ``"stretch"``
+            ignores proportions.
+        kind: the kind of control: label colours are never mixed.
+
+    Smooth kinds shrink by averaging and grow by Lanczos interpolation.
+    """
+    tall, wide = picture.shape[:2]
+    if (wide, tall) == (width, height):
+        return picture
+    nearest = kind is not None and CONTROL_KINDS[kind].resample == "nearest"
+    if how == "stretch":
+        return _scale(picture, width, height, nearest)
+    scale = (max if how == "fill" else min)(width / wide, height / tall)
+    new = max(1, round(wide * scale)), max(1, round(tall * scale))
+    picture = _scale(picture, *new, nearest)
+    left, top = abs(new[0] - width) // 2, abs(new[1] - height) // 2
+    if how == "fill":
+        return picture[top : top + height, left : left + width]
+    result = np.zeros((height, width, 3), np.uint8)
+    result[top : top + new[1], left : left + new[0]] = picture
+    return result
+
+
+def _scale(picture: Image, width: int, height: int, nearest: bool) -> Image:
+    smaller = width * height < picture.shape[0] * picture.shape[1]
+    how = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA if smaller else cv2.INTER_LANCZOS4
+    return cv2.resize(picture, (width, height), interpolation=how)

@@ -1,0 +1,118 @@
+"""A stack of control branches: which of them run at a step, and how their features become one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import ControlNetModel
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.types import Fusion, Latents, Moment, Residuals, UserError
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A control's strength over the schedule: linear between ``(progress, weight)`` knots, constant outside them.
+
+    ``parse("0.8")`` is constant; ``parse("0:1,0.5:0.4")`` falls from 1 at the start to 0.4 halfway and stays there.
+    """
+
+    knots: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        places = [place for place, _ in self.knots]
+        if not all(math.isfinite(value) for knot in self.knots for value in knot):
+            raise UserError(f"a weight must be a finite number, got {self}")
+        if any(not 0 <= place <= 1 for place in places) or places != sorted(set(places)):
+            raise UserError(f"the places of a weight schedule must rise within 0..1, got {self}")
+
+    @classmethod
+    def parse(cls, text: str | float) -> Weight:
+        """Read ``0.8`` or ``0:1,0.5:0.4``.
+
+        Raises:
+            UserError: it is neither.
+        """
+        try:
+            pairs = [part.split(":") for part in str(text).split(",")]
+            if len(pairs) == 1 and len(pairs[0]) == 1:
+                return cls(((0.0, float(pairs[0][0])),))
+            return cls(tuple((float(place), float(weight)) for place, weight in pairs))
+        except UserError:
+            raise
+        except ValueError:
+            raise UserError(f"a weight is a number such as 0.8 or a schedule such as 0:1,0.5:0.4, got {text!r}") from None
+
+    def at(self, progress: float) -> float:
+        """The weight at a share of the steps, 0..1."""
+        (before, value), *rest = self.knots
+        for place, weight in rest:
+            if progress < place:
+                return value if progress <= before else value + (weight - value) * (progress - before) / (place - before)
+            before, value = place, weight
+        return value
+
+    def __str__(self) -> str:
+        if len(self.knots) == 1 and self.knots[0][0] == 0:
+            return f"{self.knots[0][1]:g}"
+        return ",".join(f"{place:g}:{weight:g}" for place, weight in self.knots)
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One control: a network, the hint it reads and when it speaks.
+
+    Attributes:
+        name: how messages and reports call it.
+        network: a diffusers ControlNet.
+        hint: condition images in 0..1, one a sample or one for all.
+        weight: conditioning scale over the schedule.
+        window: part of the schedule, as ``(start, end)`` in 0..1, outside which the branch is not run.
+    """
+
+    name: str
+    network: ControlNetModel
+    hint: Float[Tensor, "_ 3 _ _"]
+    weight: Weight = Weight(((0.0, 1.0),))
+    window: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        start, end = self.window
+        if not 0 <= start < end <= 1:
+            raise UserError(f"the window of {self.name} must be START:END with 0 <= START < END <= 1, got {start:g}:{end:g}")
+
+    def scale(self, moment: Moment) -> float:
+        """The conditioning scale at a step; 0 means the branch is not run."""
+        return self.weight.at(moment.progress) if moment.inside(self.window) else 0.0
+
+
+def run_stack(branches: Sequence[Branch], fusion: Fusion, latents: Latents, moment: Moment, text: Float[Tensor, "b t d"]) -> Residuals | None:
+    """Run the branches that are active at this step and fuse what they say.
+
+    Args:
+        branches: in the user's order.
+        fusion: the rule.
+        latents: as the host sees them: with classifier-free guidance both halves, unconditional first.
+        moment: the step.
+        text: prompt embeddings, one a row of ``latents``.
+
+    Returns:
+        One residual a site, or ``None`` if no branch is active.
+    """
+    said = [
+        _run(branch, branch.scale(moment), latents, moment.timestep, text) for branch in branches if branch.scale(moment) != 0
+    ]
+    if not said:
+        return None
+    down = tuple(fusion.combine(torch.stack(site)) for site in zip(*[one.down for one in said], strict=True))
+    return Residuals(down, fusion.combine(torch.stack([one.mid for one in said])))
+
+
+def _run(branch: Branch, scale: float, latents: Latents, timestep: Tensor, text: Tensor) -> Residuals:
+    hint = branch.hint.repeat(len(latents) // len(branch.hint), 1, 1, 1)
+    down, mid = branch.network(latents, timestep, text, hint.to(branch.network.dtype), conditioning_scale=scale, return_dict=False)
+    return Residuals(tuple(down), mid)

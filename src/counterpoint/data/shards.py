@@ -1,0 +1,140 @@
+"""Scenes rendered once and read back by memory map: training never waits for the painter."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from counterpoint.conditions.canny import canny
+from counterpoint.conditions.openpose import draw_pose
+from counterpoint.conditions.soft_edge import soft_edge
+from counterpoint.data.scenes.maps import seg_map
+from counterpoint.data.scenes.render import scene
+from counterpoint.data.scenes.vocabulary import SIZE
+
+SHARD = 2048
+"""Scenes a shard."""
+PEOPLE = 2
+"""People a scene has at most."""
+
+
+class SceneShards:
+    """Scenes ``first .. first + count`` as arrays on disk, rendered by :meth:`prepare`.
+
+    Stored fields: ``image (128, 128, 3)`` uint8, ``seg`` and ``depth (128, 128)`` uint8 (disparity times 255),
+    ``keypoints (2, 18, 2)`` float32 (``nan`` where there is none), ``caption`` str, and whatever :meth:`derive` added.
+    Condition images (``control:pose`` and so on, ``(128, 128, 3)`` uint8) are made from them when they are asked for.
+
+    Args:
+        root: folder of the shards.
+        first: number of the first scene, a multiple of 2048.
+        count: how many, likewise.
+        fields: what :meth:`batch` returns.
+    """
+
+    def __init__(self, root: Path, first: int, count: int, fields: Sequence[str] = ("image",)) -> None:
+        if count % SHARD or first % SHARD:
+            raise ValueError(f"scenes come in shards of {SHARD}: first and count must be multiples of it, got {first} and {count}")
+        self.root, self.first, self.count = root, first, count
+        self.fields = dict(zip(fields, fields, strict=True))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The fields of several samples, stacked as tensors; captions as a list. Positions count from 0."""
+        return {name: self._read(field, indices) for field, name in self.fields.items()}
+
+    def soft_edges(self) -> SceneShards:
+        """Derive the field ``hed (128, 128)`` uint8, too slow to be made on the fly."""
+        return self.derive("hed", lambda images: np.stack([soft_edge(image)[..., 0] for image in images]))
+
+    def rename(self, field: str, name: str) -> SceneShards:
+        """Let :meth:`batch` call a field something else."""
+        self.fields[field] = name
+        return self
+
+    def prepare(self, workers: int | None = None) -> SceneShards:
+        """Render every shard that is not there yet. Each appears whole or not at all: kill it and call it again."""
+        missing = [start for start in self._starts() if not self._folder(start).exists()]
+        if missing:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+                done = pool.map(_render_shard, [self._folder(start) for start in missing], missing)
+                for _ in tqdm(done, total=len(missing), desc="rendering scenes", unit="shard"):
+                    pass
+        return self
+
+    def derive(self, field: str, make: Callable[[np.ndarray], np.ndarray]) -> SceneShards:
+        """Add a stored field computed from the pictures, ``make(images (n, 128, 128, 3)) -> (n, ...)``, shard by shard."""
+        missing = [start for start in self._starts() if not (self._folder(start) / f"{field}.npy").exists()]
+        for start in tqdm(missing, desc=f"computing {field}", unit="shard", disable=not missing):
+            partial = self._folder(start) / f"{field}.partial.npy"
+            np.save(partial, make(np.load(self._folder(start) / "image.npy", mmap_mode="r")))
+            partial.rename(self._folder(start) / f"{field}.npy")
+        return self
+
+    def _starts(self) -> range:
+        return range(self.first, self.first + self.count, SHARD)
+
+    def _folder(self, start: int) -> Path:
+        return self.root / f"scenes-{start:08d}"
+
+    def _read(self, field: str, indices: Sequence[int]) -> Any:
+        if field == "caption":
+            return [_captions(self._folder(self.first + i // SHARD * SHARD))[i % SHARD] for i in indices]
+        if field.startswith("control:"):
+            return torch.from_numpy(np.stack([self._control(field.removeprefix("control:"), i) for i in indices]))
+        return torch.from_numpy(np.stack([self._row(field, i) for i in indices]))
+
+    def _row(self, field: str, index: int) -> np.ndarray:
+        return _open(self._folder(self.first + index // SHARD * SHARD), field)[index % SHARD]
+
+    def _control(self, kind: str, index: int) -> np.ndarray:
+        if kind == "canny":
+            return canny(self._row("image", index))
+        if kind == "pose":
+            return draw_pose(self._row("keypoints", index), SIZE, SIZE)
+        if kind == "seg":
+            return seg_map(self._row("seg", index))
+        if kind in {"depth", "hed"}:
+            return np.repeat(self._row(kind, index)[..., None], 3, -1)
+        raise ValueError(f"scenes have no control {kind!r}")
+
+
+@lru_cache(maxsize=4096)
+def _open(folder: Path, field: str) -> np.ndarray:
+    return np.load(folder / f"{field}.npy", mmap_mode="r")
+
+
+@lru_cache(maxsize=1024)
+def _captions(folder: Path) -> list[str]:
+    return json.loads((folder / "captions.json").read_text())
+
+
+def _render_shard(folder: Path, start: int) -> None:
+    partial = folder.with_suffix(f".partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    scenes = [scene(number) for number in range(start, start + SHARD)]
+    keypoints = np.full((SHARD, PEOPLE, 18, 2), np.nan, np.float32)
+    for row, one in zip(keypoints, scenes, strict=True):
+        for person, joints in enumerate(one.keypoints):
+            row[person] = joints
+    np.save(partial / "image.npy", np.stack([one.image for one in scenes]))
+    np.save(partial / "seg.npy", np.stack([one.seg for one in scenes]))
+    np.save(partial / "depth.npy", np.stack([np.rint(one.depth * 255).astype(np.uint8) for one in scenes]))
+    np.save(partial / "keypoints.npy", keypoints)
+    (partial / "captions.json").write_text(json.dumps([one.caption for one in scenes]))
+    partial.rename(folder)

@@ -1,0 +1,20 @@
+"""The rules everyone ships: add the branches, or average them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from counterpoint.types import Features
+
+
+def add(features: Features) -> Tensor:
+    """``sum_n f_n``, added in order and in the features' dtype: bit-equal to diffusers' ``MultiControlNetModel``."""
+    total = features[0]
+    for feature in features[1:]:
+        total = total + feature
+    return total
+
+
+def mean(features: Features) -> Tensor:
+    """``1/N sum_n f_n``."""
+    return add(features) / len(features) if len(features) > 1 else features[0]

@@ -1,0 +1,214 @@
+"""Models from folders, single files and hubs, checked before they are trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from counterpoint.models.single_file import components_from_file, controlnet_from_file
+from counterpoint.models.weights import PICKLES, check_fit, on_meta, shapes, verify_folder, weight_files
+from counterpoint.types import UserError
+
+TINY = Path(__file__).parent / "tiny"
+"""The tiny family, shipped inside the package."""
+_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny, "UNet2DConditionModel": UNet2DConditionModel, "ControlNetModel": ControlNetModel}
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The parts of a Stable Diffusion model; ``scheduler`` is the configuration of its noise schedule."""
+
+    vae: AutoencoderKL | AutoencoderTiny
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: dict[str, Any]
+    origin: Path
+
+
+def load_components(model: str, dtype: torch.dtype = torch.float32, config: str | None = None) -> Components:
+    """Load a model by name (``tiny``), diffusers folder, single safetensors file or hub id.
+
+    Args:
+        model: which.
+        dtype: of its weights.
+        config: for a single file, the diffusers folder or hub id with its configurations and tokenizer.
+
+    Raises:
+        UserError: it is not there, is a pickle, is damaged, or is not of the SD1.5 layout.
+    """
+    path = _locate(model)
+    if path.is_file():
+        return Components(**components_from_file(path, config, dtype), origin=path.parent)
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"{path} is not a diffusers model: it has no model_index.json")
+    parts = json.loads(index.read_text())
+    missing = [part for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler") if not (path / part).is_dir()]
+    if missing:
+        raise UserError(f"{path} is not a Stable Diffusion 1.5 model: it has no {', '.join(missing)}")
+    if "text_encoder_2" in parts or "transformer" in parts:
+        raise UserError(f"{path} is a {parts.get('_class_name')}; models of the SD1.5 layout are supported")
+    unet = load_diffusers(path / "unet", dtype)
+    if unet.config.in_channels != unet.config.out_channels:
+        raise UserError(f"{path} is an inpainting model with {unet.config.in_channels} input channels; use a plain one, it inpaints with --inpaint-mask")
+    return Components(
+        vae=load_diffusers(path / "vae", dtype),
+        text_encoder=_text_encoder(path / "text_encoder", dtype),
+        tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
+        unet=unet,
+        scheduler=json.loads((path / "scheduler" / "scheduler_config.json").read_text()),
+        origin=path,
+    )
+
+
+def load_controls(model: str, controls: Sequence[str] | Mapping[str, str], host: Components, dtype: torch.dtype = torch.float32) -> dict[str, ControlNetModel]:
+    """Load the ControlNets of a call.
+
+    Args:
+        model: the model they are for, as given to :func:`load_components`.
+        controls: labels (``"pose"``, or ``"canny:cup"`` for a second of a kind), or label -> folder, file or hub id. Labels
+            alone take the model's own ControlNets: ``controls/<kind>`` in its folder, else ``controlnet``, ``controlnet_1``, ...
+            in order.
+        host: what they must fit.
+
+    Raises:
+        UserError: one is not there or does not fit.
+    """
+    sources = dict(controls) if isinstance(controls, Mapping) else _own(host.origin, list(controls), model)
+    loaded: dict[str, ControlNetModel] = {}
+    networks: dict[str, ControlNetModel] = {}
+    for label, source in sources.items():
+        if source not in networks:
+            networks[source] = _controlnet(source, host, dtype)
+        loaded[label] = networks[source]
+    return loaded
+
+
+def load_lora(components: Components, source: str) -> None:
+    """Add a LoRA, ``PATH`` or ``PATH:SCALE``, to the UNet and text encoder in place.
+
+    Raises:
+        UserError: it is not there, is a pickle, or does not fit.
+    """
+    name, colon, scale = source.rpartition(":")
+    path, strength = (Path(name), scale) if colon and scale.replace(".", "", 1).isdigit() else (Path(source), "1")
+    file = path if path.is_file() else next(iter(weight_files(path)), path) if path.is_dir() else path
+    shapes(file)
+    host = StableDiffusionPipeline(
+        vae=components.vae,
+        text_encoder=components.text_encoder,
+        tokenizer=components.tokenizer,
+        unet=components.unet,
+        scheduler=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    label = f"lora{len(getattr(components.unet, 'peft_config', {}))}"
+    try:
+        host.load_lora_weights(load_file(file), adapter_name=label)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"the LoRA {path} does not fit this model: {str(error).splitlines()[0]}") from None
+    used = list(getattr(components.unet, "peft_config", {}))
+    if label not in used:
+        raise UserError(f"the LoRA {path} does not fit this model: none of its tensors matches")
+    scales = {**getattr(components.unet, "counterpoint_lora", {}), label: float(strength)}
+    components.unet.counterpoint_lora = scales
+    host.set_adapters(list(scales), list(scales.values()))
+
+
+def load_diffusers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A diffusers model from its folder: config and weights are compared before anything is loaded.
+
+    Raises:
+        UserError: no config, an unknown class, or weights that are missing, damaged or do not fit.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{folder} is not a diffusers model: its config.json is missing or unreadable") from None
+    build = _CLASSES.get(config.get("_class_name"))
+    if build is None:
+        raise UserError(f"{folder} holds a {config.get('_class_name')}; wanted one of {', '.join(_CLASSES)}")
+    found: dict[str, tuple[int, ...]] = {}
+    files = weight_files(folder)
+    for file in files:
+        found |= shapes(file)
+    check_fit(on_meta(build, config), found, folder)
+    variant = "fp16" if all(".fp16." in file.name for file in files) else None
+    return build.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True)
+
+
+def _text_encoder(folder: Path, dtype: torch.dtype) -> CLIPTextModel:
+    for file in weight_files(folder):
+        shapes(file)
+    try:
+        model, report = CLIPTextModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder} does not load: {str(error).splitlines()[0]}") from None
+    if report["missing_keys"]:
+        raise UserError(f"the weights in {folder} do not fit their config.json: {sorted(report['missing_keys'])[0]} is missing")
+    return model.eval()
+
+
+def _locate(source: str) -> Path:
+    """A local path for a name, path or hub id; the tiny family's files are verified."""
+    if source == "tiny":
+        verify_folder(TINY)
+        return TINY
+    path = Path(source)
+    if path.suffix in PICKLES:
+        raise UserError(f"{path} is a pickle, which can run code when it is read: only safetensors are loaded")
+    if path.exists():
+        return path
+    if path.suffix == ".safetensors" or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UserError(f"there is no model {source!r}: give a name (tiny), a diffusers folder, a .safetensors file or a hub id such as owner/name")
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(f"there is no folder {source!r}, and it cannot be had from the hub: {str(error).splitlines()[0]}") from None
+
+
+def _own(folder: Path, labels: list[str], model: str) -> dict[str, str]:
+    """A model folder's own ControlNets for labels: by kind, else in order."""
+    own = {label: folder / "controls" / label.partition(":")[0] for label in labels}
+    if (folder / "controls").is_dir():
+        known = sorted(path.name for path in (folder / "controls").iterdir())
+        for label, path in own.items():
+            if not path.is_dir():
+                raise UserError(f"{model} has no control {label.partition(':')[0]!r}; it has {', '.join(known)}; give another with --controlnet {label}=PATH")
+        return {label: str(path) for label, path in own.items()}
+    saved = [path for path in (folder / "controlnet", *(folder / f"controlnet_{i}" for i in range(1, len(labels) + 1))) if path.is_dir()]
+    if len(saved) != len(labels):
+        raise UserError(f"{model} holds {len(saved)} ControlNets for {len(labels)} controls ({', '.join(labels)}); name each one's with --controlnet NAME=PATH")
+    return {label: str(path) for label, path in zip(labels, saved, strict=True)}
+
+
+def _controlnet(source: str, host: Components, dtype: torch.dtype) -> ControlNetModel:
+    path = _locate(source)
+    if path.is_file():
+        network = controlnet_from_file(path, host.unet, dtype)
+    else:
+        network = load_diffusers(path, dtype)
+    if not isinstance(network, ControlNetModel):
+        raise UserError(f"{source} is a {type(network).__name__}, not a ControlNet")
+    wanted, got = host.unet.config, network.config
+    for name in ("in_channels", "cross_attention_dim", "block_out_channels"):
+        if tuple(_listed(wanted[name])) != tuple(_listed(got[name])):
+            raise UserError(f"the ControlNet {source} does not fit the model: its {name} is {got[name]}, the UNet's is {wanted[name]}")
+    return network
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

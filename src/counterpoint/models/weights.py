@@ -1,0 +1,96 @@
+"""Weight files: what is in them, whether it is whole, and whether it fits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from counterpoint.types import UserError
+
+PICKLES = {".ckpt", ".bin", ".pt", ".pth", ".pkl"}
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in a safetensors file, from its header alone.
+
+    Raises:
+        UserError: the file is missing, is a pickle, or is damaged.
+    """
+    if path.suffix in PICKLES:
+        raise UserError(f"{path} is a pickle, which can run code when it is read: only safetensors are loaded")
+    if not path.is_file():
+        raise UserError(f"there is no weight file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a model folder, sharded or not.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if ".fp16." not in file.name]
+    if files:
+        return plain or files
+    if any(path.suffix in PICKLES for path in folder.glob("*")):
+        raise UserError(f"{folder} holds its weights as a pickle, which can run code when it is read: only safetensors are loaded")
+    raise UserError(f"{folder} holds no weights: there is no .safetensors file in it")
+
+
+def check_fit(module: nn.Module, found: dict[str, tuple[int, ...]], where: object) -> None:
+    """Compare a file's tensors with what a module (on any device) wants.
+
+    Raises:
+        UserError: the first few tensors that are missing, foreign or of another shape.
+    """
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    problems = [f"{name} is {found[name]}, wanted {shape}" for name, shape in wanted.items() if name in found and found[name] != shape]
+    problems += [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is not part of {type(module).__name__}" for name in found if name not in wanted]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"the weights in {where} do not fit their config.json: {'; '.join(problems[:3])}{more}")
+
+
+def on_meta(build: type[nn.Module], config: dict[str, object]) -> nn.Module:
+    """A diffusers model without storage."""
+    with torch.device("meta"):
+        return build.from_config(config)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_folder(folder: Path, listing: str = "hashes.json") -> int:
+    """Check every file of a folder against its hash list and return how many there are.
+
+    Raises:
+        UserError: a file is missing or changed.
+    """
+    hashes = json.loads((folder / listing).read_text())
+    for name, wanted in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: reinstall counterpoint")
+        if digest(path) != wanted:
+            raise UserError(f"{path} does not match its recorded hash: reinstall counterpoint")
+    return len(hashes)
+
+
+def list_hashes(folder: Path) -> dict[str, str]:
+    """Path inside the folder -> SHA-256, for everything but the list itself."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "hashes.json")
+    return {str(path.relative_to(folder)): digest(path) for path in files}

@@ -1,0 +1,170 @@
+"""The recipes of the tiny family, in the order in which its members need each other.
+
+Each trains on procedural scenes and states its cost on two cores. ``docs/tiny-family.md`` has the log of what was tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from counterpoint.data.scenes.caption import words
+from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SIZE
+from counterpoint.data.shards import SceneShards
+from counterpoint.models.load import TINY
+from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.tokenizer import END, START, word_tokenizer
+from counterpoint.recipes.recipe import Recipe
+from counterpoint.training.config import TrainConfig
+from counterpoint.training.stage import Job
+from counterpoint.training.stages.codec import CodecStage, pictures
+from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage
+from counterpoint.training.stages.judge import JudgeStage
+from counterpoint.training.stages.towers import TowersStage
+
+TOKENS = 40
+"""Tokens of a prompt: the longest caption of a scene takes 33."""
+LATENT_CHANNELS = 16
+TEXT_WIDTH = 128
+KINDS = Literal["canny", "hed", "depth", "pose", "seg"]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class FamilyConfig(TrainConfig):
+    """A member that stands on others: ``pretrained_model_name_or_path`` is the folder that holds them."""
+
+    pretrained_model_name_or_path: Path = TINY
+    proportion_empty_prompts: float = 0.1
+    snr_gamma: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ControlConfig(FamilyConfig):
+    """A ControlNet for one kind of control."""
+
+    control_type: KINDS = "pose"
+
+
+def codec(config: TrainConfig) -> Job:
+    """Stride 8, 16 latent channels, 0.95 M parameters."""
+    torch.manual_seed(config.seed)
+    model = AutoencoderTiny(
+        latent_channels=LATENT_CHANNELS,
+        encoder_block_out_channels=(48,) * 4,
+        decoder_block_out_channels=(48,) * 4,
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(4, 3, 2, 0),
+    )
+    return Job(CodecStage(_fast(model)), _scenes(config, "image"))
+
+
+def towers(config: TrainConfig) -> Job:
+    """A CLIP of two four-layer transformers, 1.8 M parameters, with a tokenizer that knows the scenes' words."""
+    torch.manual_seed(config.seed)
+    tokenizer = word_tokenizer(words(), TOKENS)
+    shape = {"hidden_size": TEXT_WIDTH, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "hidden_act": "gelu"}
+    ends = {"bos_token_id": tokenizer.convert_tokens_to_ids(START), "eos_token_id": tokenizer.convert_tokens_to_ids(END)}
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**shape, "vocab_size": len(tokenizer), "max_position_embeddings": TOKENS, "projection_dim": 128, "pad_token_id": ends["eos_token_id"], **ends},
+            vision_config={**shape, "image_size": SIZE, "patch_size": 16, "projection_dim": 128},
+            projection_dim=128,
+        )
+    )
+    return Job(TowersStage(model, tokenizer), _scenes(config, "image", "caption"))
+
+
+def base(config: FamilyConfig) -> Job:
+    """A Stable-Diffusion-shaped UNet with attention at every level."""
+    torch.manual_seed(config.seed)
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(48, 64, 96),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    return Job(DiffusionStage(_fast(unet), *_text(config), _schedule(), **_losses(config)), _latents(config))
+
+
+def controlnet(config: ControlConfig) -> Job:
+    """A ControlNet that starts from the frozen UNet's encoder.
+
+    Its zero convolutions start small instead of at zero, and its hint encoder speaks from the first step: on a model of this
+    size "sudden convergence" would otherwise take most of the run. Recipes of papers that need true zeros keep them.
+    """
+    torch.manual_seed(config.seed)
+    unet = UNet2DConditionModel.from_pretrained(config.pretrained_model_name_or_path / "unet", local_files_only=True)
+    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
+    with torch.no_grad():
+        for module in (*network.controlnet_down_blocks, network.controlnet_mid_block):
+            torch.nn.init.normal_(module.weight, std=0.5 / module.in_channels**0.5)
+        torch.nn.init.normal_(network.controlnet_cond_embedding.conv_out.weight, std=0.05)
+    stage = ControlNetStage(_fast(network), config.control_type, _fast(unet), *_text(config), _schedule(), **_losses(config))
+    return Job(stage, _latents(config, f"control:{config.control_type}"))
+
+
+def judge(config: TrainConfig) -> Job:
+    """Judge A: reads segmentation, depth, pose and soft edges from a picture."""
+    torch.manual_seed(config.seed)
+    model = PerceptionModel(len(SEG_CLASSES), widths=(24, 48, 96, 128), depth=2)
+    return Job(JudgeStage(_fast(model)), _scenes(config, "image", "seg", "depth", "keypoints", "control:hed"))
+
+
+CODEC = Recipe("tiny-codec", "the autoencoder of the tiny family", TrainConfig(max_train_steps=55000, train_batch_size=8, learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=200, adam_weight_decay=0, checkpointing_steps=2000, logging_steps=500), codec)  # fmt: skip
+TOWERS = Recipe("tiny-towers", "its text and image towers", TrainConfig(max_train_steps=6000, train_batch_size=128, learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=200, adam_beta2=0.98, adam_weight_decay=0.05, checkpointing_steps=500, max_train_samples=98304), towers)  # fmt: skip
+BASE = Recipe("tiny-base", "its UNet", FamilyConfig(max_train_steps=40000, train_batch_size=64, learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=500, checkpointing_steps=500, ema_decay=0.9995, max_train_samples=98304), base)  # fmt: skip
+CONTROLNET = Recipe("tiny-controlnet", "a ControlNet for it (--set control_type=pose)", ControlConfig(max_train_steps=5000, train_batch_size=48, learning_rate=5e-4, lr_scheduler="cosine", checkpointing_steps=500, max_train_samples=98304), controlnet)  # fmt: skip
+JUDGE = Recipe("tiny-judge", "judge A, which reads controls back from pictures", TrainConfig(max_train_steps=12000, train_batch_size=16, learning_rate=2e-3, lr_scheduler="cosine", lr_warmup_steps=200, checkpointing_steps=1000, max_train_samples=98304), judge)  # fmt: skip
+
+
+def _scenes(config: TrainConfig, *fields: str) -> SceneShards:
+    shards = SceneShards(config.cache_dir, 0, config.max_train_samples, fields).prepare()
+    return shards.soft_edges() if "control:hed" in fields else shards
+
+
+def _latents(config: FamilyConfig, *fields: str) -> SceneShards:
+    """Scenes with their latents under the family's codec, scaled as the UNet sees them."""
+    folder = config.pretrained_model_name_or_path / "vae"
+    vae = _fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
+    mark = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.*")))).hexdigest()[:8]
+
+    @torch.no_grad()
+    def encode(images: np.ndarray) -> np.ndarray:
+        parts = [vae.encode(pictures(torch.from_numpy(part))).latents for part in np.array_split(np.asarray(images), 64)]
+        return (torch.cat(parts) * vae.config.scaling_factor).half().numpy()
+
+    name = f"latents-{mark}"
+    return _scenes(config, name, "caption", *fields).derive(name, encode).rename(name, "latents")
+
+
+def _text(config: FamilyConfig) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    folder = config.pretrained_model_name_or_path
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    return encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+
+
+def _schedule() -> DDPMScheduler:
+    """Stable Diffusion 1.5's noise schedule."""
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, clip_sample=False, steps_offset=1)
+
+
+def _losses(config: FamilyConfig) -> dict[str, float]:
+    return {"proportion_empty_prompts": config.proportion_empty_prompts, "snr_gamma": config.snr_gamma}
+
+
+def _fast(model: torch.nn.Module) -> torch.nn.Module:
+    return model.to(memory_format=torch.channels_last)

@@ -1,0 +1,54 @@
+"""Noise prediction under controls, with classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.control.stack import Branch, run_stack
+from counterpoint.types import Fusion, Latents, Moment
+
+
+@dataclass(frozen=True, eq=False)
+class ControlledDenoiser:
+    """A host UNet, a stack of control branches and the rule that fuses them.
+
+    Attributes:
+        unet: the host.
+        branches: the controls.
+        fusion: the rule.
+        text: prompt embeddings, one a sample.
+        negative: unconditional embeddings, or ``None`` for no guidance.
+        guidance_scale: weight of the difference between the two (Ho and Salimans 2022, arXiv:2207.12598).
+    """
+
+    unet: UNet2DConditionModel
+    branches: Sequence[Branch]
+    fusion: Fusion
+    text: Float[Tensor, "b t d"]
+    negative: Float[Tensor, "b t d"] | None = None
+    guidance_scale: float = 1.0
+
+    def __call__(self, latents: Latents, moment: Moment) -> Latents:
+        """The guided prediction for ``latents`` as the scheduler scaled them."""
+        if self.negative is None:
+            return self._predict(latents, moment, self.text)
+        both = self._predict(torch.cat([latents] * 2), moment, torch.cat([self.negative, self.text]))
+        unconditional, conditional = both.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def _predict(self, latents: Latents, moment: Moment, text: Tensor) -> Latents:
+        residuals = run_stack(self.branches, self.fusion, latents, moment, text)
+        return self.unet(
+            latents,
+            moment.timestep,
+            encoder_hidden_states=text,
+            down_block_additional_residuals=None if residuals is None else residuals.down,
+            mid_block_additional_residual=None if residuals is None else residuals.mid,
+            return_dict=False,
+        )[0]

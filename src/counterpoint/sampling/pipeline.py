@@ -1,0 +1,249 @@
+"""Prompt and controls in, images out: one loop over diffusers' own models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin, UNet2DConditionModel
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from counterpoint.control.stack import Branch, Weight
+from counterpoint.fusion import get_fusion
+from counterpoint.sampling.denoise import ControlledDenoiser
+from counterpoint.sampling.loop import Settle, sample
+from counterpoint.sampling.prompt import encode_prompts, match_length
+from counterpoint.types import Fusion, Latents, Moment, UserError
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a call returns: ``images`` in the form that was asked for, ``nsfw_content_detected`` as diffusers has it."""
+
+    images: Any
+    nsfw_content_detected: list[bool] | None = None
+
+
+@dataclass(eq=False)
+class Pipeline:
+    """A Stable Diffusion model with any number of ControlNets.
+
+    Attributes:
+        controls: label -> ControlNet, in the order in which a call's control images come. A label such as ``"pose"``
+            is what messages, reports and ``controlnet_conditioning_scale`` dictionaries call a control.
+    """
+
+    vae: AutoencoderKL | AutoencoderTiny
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
+    controls: dict[str, ControlNetModel] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pixels = VaeImageProcessor(vae_scale_factor=self.factor)
+        self.hints = VaeImageProcessor(vae_scale_factor=self.factor, do_convert_rgb=True, do_normalize=False)
+        self.masks = VaeImageProcessor(vae_scale_factor=self.factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, along each side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def native_size(self) -> int:
+        """Side of the pictures that the model was trained on."""
+        return int(self.unet.config.sample_size) * self.factor
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Pipeline:
+        """Move every model."""
+        for model in (self.vae, self.text_encoder, self.unet, *self.controls.values()):
+            model.to(device=device, dtype=dtype)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        control_image: Sequence[PipelineImageInput] | PipelineImageInput = (),
+        *,
+        image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
+        strength: float = 0.8,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] = "",
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Latents | None = None,
+        fusion: str | Fusion = "sum",
+        controlnet_conditioning_scale: float | str | Weight | Sequence[float | str | Weight] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        callback_on_step_end: Callable[[Pipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+    ) -> Output:
+        """Generate images. Arguments mean what they mean in diffusers' ControlNet pipelines.
+
+        Args:
+            prompt: one, or one an image. ``ball++`` and ``(a red ball)1.3`` weigh words.
+            control_image: one condition image for each control, in the order of :attr:`controls`.
+            image: starting picture for image-to-image and inpainting.
+            mask_image: what to repaint of ``image``: white.
+            strength: how far ``image`` is noised, in (0, 1].
+            height: in pixels, a multiple of :attr:`factor`; default :attr:`native_size`.
+            width: likewise.
+            num_inference_steps: denoising steps.
+            guidance_scale: classifier-free guidance; 1 switches it off.
+            negative_prompt: what to guide away from.
+            num_images_per_prompt: images a prompt.
+            generator: one for all, or one an image: then an image is the same alone and in any batch.
+            latents: starting noise, ``(b, c, h, w)`` at unit scale.
+            fusion: how the controls become one, by name or as a rule of your own.
+            controlnet_conditioning_scale: one weight for all controls or one each; a string such as
+                ``"0:1,0.5:0.4"`` is a schedule.
+            control_guidance_start: share of the steps before which a control is silent, for all or each.
+            control_guidance_end: share of the steps after which it is silent.
+            output_type: form of the images; ``"latent"`` skips decoding.
+            callback_on_step_end: called as in diffusers; may return ``{"latents": ...}`` to replace them.
+
+        Raises:
+            UserError: arguments that do not fit each other.
+        """
+        height, width = height or self.native_size, width or self.native_size
+        self._check(height, width, num_inference_steps, strength, guidance_scale)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
+        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else [n for n in negative_prompt for _ in range(num_images_per_prompt)]
+        if len(negatives) != len(prompts):
+            raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} images; give one, or one a prompt")
+        if isinstance(generator, list) and len(generator) != len(prompts):
+            raise UserError(f"{len(generator)} generators for {len(prompts)} images; give one, or one an image")
+        branches = self._branches(control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, height, width)
+        denoise = self._denoiser(prompts, negatives, guidance_scale, branches, get_fusion(fusion) if isinstance(fusion, str) else fusion)
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        timesteps = self.scheduler.timesteps
+        shape = (len(prompts), self.unet.config.in_channels, height // self.factor, width // self.factor)
+        settle = None
+        if image is None:
+            noise = self._noise(shape, generator) if latents is None else latents.to(self.device)
+            start = noise * self.scheduler.init_noise_sigma
+        else:
+            timesteps = self._shorten(timesteps, strength)
+            start, settle = self._from_image(image, mask_image, shape, timesteps, generator, latents)
+        if callback_on_step_end is not None:
+            settle = self._then(settle, callback_on_step_end)
+        for step in sample(denoise, self.scheduler, start, timesteps, generator=generator, settle=settle):
+            final = step.latents
+        return Output(final if output_type == "latent" else self.decode(final, output_type, generator))
+
+    def decode(self, latents: Latents, output_type: str = "pil", generator: Generators = None) -> Any:
+        """Latents -> images: a list of PIL images, an array ``(b, h, w, 3)`` in 0..1, or a tensor ``(b, 3, h, w)``."""
+        pixels = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False, generator=generator)[0]
+        return self.pixels.postprocess(pixels.detach(), output_type=output_type)
+
+    def encode(self, pixels: Tensor, generator: Generators = None) -> Latents:
+        """Pictures ``(b, 3, h, w)`` in -1..1 -> latents."""
+        encoded = self.vae.encode(pixels.to(self.device, self.vae.dtype))
+        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.sample(generator)
+        return latents * self.vae.config.scaling_factor
+
+    def _check(self, height: int, width: int, steps: int, strength: float, guidance_scale: float) -> None:
+        for name, value in (("height", height), ("width", width)):
+            if value < self.factor or value % self.factor:
+                raise UserError(f"{name} must be a positive multiple of {self.factor}, got {value}")
+        if steps < 1:
+            raise UserError(f"steps must be at least 1, got {steps}")
+        if not 0 < strength <= 1:
+            raise UserError(f"strength must be in (0, 1], got {strength:g}")
+        if not np.isfinite(guidance_scale):
+            raise UserError(f"guidance scale must be a finite number, got {guidance_scale}")
+
+    def _branches(self, images: Any, weights: Any, starts: Any, ends: Any, height: int, width: int) -> list[Branch]:
+        names = list(self.controls)
+        if isinstance(images, (PIL.Image.Image, np.ndarray, Tensor)):
+            images = [images]
+        if len(images) != len(names):
+            raise UserError(f"{len(images)} control images for {len(names)} controls ({', '.join(names) or 'none'}); give one each")
+        settings = [_each(what, value, names) for what, value in (("weight", weights), ("start", starts), ("end", ends))]
+        return [
+            Branch(
+                name=name,
+                network=self.controls[name],
+                hint=self.hints.preprocess(picture, height=height, width=width).to(self.device, torch.float32),
+                weight=weight if isinstance(weight, Weight) else Weight.parse(weight),
+                window=(start, end),
+            )
+            for name, picture, weight, start, end in zip(names, images, *settings, strict=True)
+        ]
+
+    def _denoiser(self, prompts: list[str], negatives: list[str], guidance_scale: float, branches: list[Branch], fusion: Fusion) -> ControlledDenoiser:
+        text = encode_prompts(self.tokenizer, self.text_encoder, prompts)
+        negative = encode_prompts(self.tokenizer, self.text_encoder, negatives) if guidance_scale > 1 else None
+        if negative is not None:
+            length = max(text.shape[1], negative.shape[1])
+            text, negative = (match_length(self.tokenizer, self.text_encoder, one, length) for one in (text, negative))
+        return ControlledDenoiser(self.unet, branches, fusion, text, negative, guidance_scale)
+
+    def _noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
+        return randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
+
+    def _shorten(self, timesteps: Tensor, strength: float) -> Tensor:
+        """The last ``strength`` share of the steps, at least one."""
+        steps = self.scheduler.num_inference_steps
+        first = min(max(steps - int(steps * strength), 0), steps - 1) * self.scheduler.order
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(first)
+        return timesteps[first:]
+
+    def _from_image(
+        self, image: Any, mask: Any, shape: tuple[int, ...], timesteps: Tensor, generator: Generators, latents: Latents | None
+    ) -> tuple[Latents, Settle | None]:
+        height, width = shape[2] * self.factor, shape[3] * self.factor
+        clean = self.encode(self.pixels.preprocess(image, height=height, width=width), generator)
+        clean = torch.cat([clean] * (shape[0] // len(clean)))
+        noise = self._noise(shape, generator) if latents is None else latents.to(self.device)
+        start = self.scheduler.add_noise(clean, noise, timesteps[:1])
+        if mask is None:
+            return start, None
+        repaint = torch.nn.functional.interpolate(self.masks.preprocess(mask, height=height, width=width), size=shape[2:]).to(clean)
+
+        def settle(current: Latents, moment: Moment) -> Latents:
+            following = timesteps[moment.index + 1 : moment.index + 2]
+            kept = self.scheduler.add_noise(clean, noise, following) if len(following) else clean
+            return (1 - repaint) * kept + repaint * current
+
+        return start, settle
+
+    def _then(self, settle: Settle | None, callback: Callable[..., dict[str, Tensor] | None]) -> Settle:
+        """Let the user's callback see, and replace, the latents after everything else."""
+
+        def settled(latents: Latents, moment: Moment) -> Latents:
+            latents = latents if settle is None else settle(latents, moment)
+            return (callback(self, moment.index, moment.timestep, {"latents": latents}) or {}).get("latents", latents)
+
+        return settled
+
+
+def _each(what: str, value: Any, names: list[str]) -> list[Any]:
+    """One value a control, from one for all or one each."""
+    if isinstance(value, (int, float, str, Weight)):
+        return [value] * len(names)
+    if len(value) != len(names):
+        raise UserError(f"{len(value)} values of {what} for {len(names)} controls ({', '.join(names)}); give one for all, or one each")
+    return list(value)

@@ -1,0 +1,109 @@
+"""Checkpoints that survive: whole or ignored, and the old one goes only when the new one is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from counterpoint.types import UserError
+
+MARKER = "complete.json"
+"""Written last: file name -> SHA-256 of everything else in the folder. Without it a checkpoint does not exist."""
+
+
+class CheckpointError(UserError):
+    """There is no checkpoint where one was asked for, or it is damaged."""
+
+
+def save(output_dir: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    """Write ``output_dir/checkpoint-<step>`` and then delete all but the newest ``keep`` whole ones.
+
+    Args:
+        write: fills the folder that it is given.
+
+    Raises:
+        OSError: nothing of the failed attempt is left, and no older checkpoint was touched.
+    """
+    final = output_dir / f"checkpoint-{step}"
+    partial = output_dir / f"checkpoint-{step}.partial"
+    for leftover in (final, partial):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        hashes = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+        for path in partial.iterdir():
+            _sync(path)
+        partial.rename(final)
+        marker = final / f"{MARKER}.partial"
+        marker.write_text(json.dumps({"step": step, "files": hashes}, indent=1))
+        _sync(marker)
+        marker.rename(final / MARKER)
+        _sync(final)
+        _sync(output_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not (final / MARKER).exists():
+            shutil.rmtree(final, ignore_errors=True)
+        raise
+    for _, old in found(output_dir)[:-keep]:
+        (old / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def found(output_dir: Path) -> list[tuple[int, Path]]:
+    """Checkpoints that have their marker, oldest first."""
+    folders = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*")]
+    return sorted((int(match[1]), path) for match, path in folders if match and (path / MARKER).is_file())
+
+
+def verify(folder: Path) -> int:
+    """Check every hash of a checkpoint and return its step.
+
+    Raises:
+        CheckpointError: no marker, or a file is missing or changed.
+    """
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        raise CheckpointError(f"{folder} is not a complete checkpoint: its marker {MARKER} is missing or unreadable") from None
+    for name, digest in marker["files"].items():
+        path = folder / name
+        if not path.is_file() or _digest(path) != digest:
+            raise CheckpointError(f"{folder} is damaged: {name} is missing or does not match its recorded hash")
+    return int(marker["step"])
+
+
+def newest(output_dir: Path, warn: Callable[[str], None]) -> Path:
+    """The newest undamaged checkpoint; damaged ones are named through ``warn``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for _, folder in reversed(found(output_dir)):
+        try:
+            verify(folder)
+            return folder
+        except CheckpointError as error:
+            warn(f"{error}; trying the one before")
+    raise CheckpointError(f"nothing to resume: {output_dir} has no complete checkpoint")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,59 @@
+"""What varies between training runs: a stage computes a loss and knows how to export what it trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from counterpoint.training.order import Draws
+
+Batch = Mapping[str, Any]
+"""Stacked fields of a data set's samples."""
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A data set with random access by lists of positions."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The samples at ``indices``, stacked."""
+        ...
+
+
+class Stage(nn.Module):
+    """One training objective. ``forward`` is the step's loss, so that DDP can wrap the whole of it.
+
+    Sub-modules named in :attr:`trained` are optimised, averaged, checkpointed and exported; everything else is frozen.
+    """
+
+    trained: tuple[str, ...] = ()
+
+    def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss of a batch and what else is worth logging."""
+        raise NotImplementedError
+
+    def validate(self) -> dict[str, float]:
+        """Numbers on held-out samples, with the averaged weights in place."""
+        return {}
+
+    def export(self, folder: Path) -> None:
+        """Write the trained modules as users load them, with the averaged weights in place."""
+        raise NotImplementedError
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """Name -> module to train."""
+        return {name: self.get_submodule(name) for name in self.trained}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage and the samples it learns from."""
+
+    stage: Stage
+    samples: Samples

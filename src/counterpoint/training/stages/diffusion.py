@@ -1,0 +1,92 @@
+"""Training the denoiser itself, and ControlNets on a frozen one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
+from counterpoint.training.order import Draws
+from counterpoint.training.stage import Batch, Stage
+
+
+class DiffusionStage(Stage):
+    """Text-conditional denoising of latents.
+
+    Args:
+        unet: the denoiser.
+        text_encoder: frozen.
+        tokenizer: of the text encoder.
+        scheduler: its noise schedule and prediction type.
+        proportion_empty_prompts: share of samples whose caption is dropped, for classifier-free guidance.
+        snr_gamma: Min-SNR weight of the loss.
+    """
+
+    trained: tuple[str, ...] = ("unet",)
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: DDPMScheduler,
+        *,
+        proportion_empty_prompts: float = 0.1,
+        snr_gamma: float = 5.0,
+    ) -> None:
+        super().__init__()
+        self.unet, self.text_encoder, self.tokenizer, self.scheduler = unet, text_encoder, tokenizer, scheduler
+        self.proportion_empty_prompts, self.snr_gamma = proportion_empty_prompts, snr_gamma
+
+    def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        x0 = batch["latents"].float()
+        noise = draws.normal(*x0.shape[1:])
+        t = draws.integers(self.scheduler.config.num_train_timesteps)
+        alpha_bar = self.scheduler.alphas_cumprod.to(x0.device)[t]
+        text = self._text(batch["caption"], draws)
+        prediction = self._predict(add_noise(x0, noise, alpha_bar), t, text, batch).float()
+        kind = self.scheduler.config.prediction_type
+        losses = diffusion_loss(prediction, target(x0, noise, alpha_bar, kind))
+        late = (t < 300).float()
+        extra = {"late": (losses * late).sum() / late.sum().clamp(min=1), "early": (losses * (1 - late)).sum() / (1 - late).sum().clamp(min=1)}
+        return (losses * snr_weight(alpha_bar, self.snr_gamma, kind)).mean(), extra
+
+    def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
+        return self.unet(x, t, text).sample
+
+    @torch.no_grad()
+    def _text(self, captions: list[str], draws: Draws) -> Tensor:
+        drop = draws.uniform() < self.proportion_empty_prompts
+        captions = ["" if empty else caption for caption, empty in zip(captions, drop.tolist(), strict=True)]
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return self.text_encoder(tokens.to(draws.device)).last_hidden_state
+
+    def export(self, folder: Path) -> None:
+        self.unet.save_pretrained(folder)
+
+
+class ControlNetStage(DiffusionStage):
+    """The same loss with a trainable ControlNet on a frozen denoiser (Zhang et al. 2023, arXiv:2302.05543).
+
+    Args:
+        controlnet: the network to train.
+        kind: field of the batch, ``control:<kind>``, that holds the condition images.
+    """
+
+    trained = ("controlnet",)
+
+    def __init__(self, controlnet: ControlNetModel, kind: str, *args: object, **settings: object) -> None:
+        super().__init__(*args, **settings)
+        self.controlnet, self.field = controlnet, f"control:{kind}"
+
+    def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
+        hint = batch[self.field].permute(0, 3, 1, 2).float().div(255)
+        down, mid = self.controlnet(x, t, text, hint, return_dict=False)
+        return self.unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+
+    def export(self, folder: Path) -> None:
+        self.controlnet.save_pretrained(folder)

@@ -1,0 +1,55 @@
+"""Training a judge: a network that reads segmentation, depth, pose and soft edges from a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from counterpoint.models.perception import PerceptionModel
+from counterpoint.training.order import Draws
+from counterpoint.training.stage import Batch, Stage
+from counterpoint.training.stages.codec import pictures
+
+
+class JudgeStage(Stage):
+    """Supervised reading of scenes, hardened against what a generator does to pictures: blur, noise, tint and contrast."""
+
+    trained = ("judge",)
+
+    def __init__(self, judge: PerceptionModel) -> None:
+        super().__init__()
+        self.judge = judge
+
+    def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        reading = self.judge(_spoil(pictures(batch["image"]), draws))
+        classes = batch["seg"].long()
+        seg = F.cross_entropy(reading.seg.float(), classes)
+        depth = (reading.depth.float()[:, 0] - batch["depth"].float() / 255).abs().mean()
+        edge = F.mse_loss(reading.edge.float()[:, 0], batch["control:hed"][..., 0].float() / 255)
+        joints = F.binary_cross_entropy_with_logits(reading.joints.float(), _heat(batch["keypoints"], classes.shape[-1]))
+        right = (reading.seg.argmax(1) == classes).float().mean()
+        return seg + 4 * depth + 4 * edge + 4 * joints, {"seg": seg, "depth": depth, "edge": edge, "joints": joints, "accuracy": right}
+
+    def export(self, folder: Path) -> None:
+        self.judge.save_pretrained(folder)
+
+
+def _spoil(picture: Tensor, draws: Draws) -> Tensor:
+    """Each sample its own strength of each fault."""
+    kind = draws.uniform(6)[..., None, None, None]
+    small = F.interpolate(F.avg_pool2d(picture, 2), scale_factor=2, mode="bilinear")
+    picture = torch.lerp(picture, small, (kind[:, 0] - 0.5).clamp(min=0) * 2)
+    picture = picture * (0.85 + 0.3 * kind[:, 1]) + 0.15 * (kind[:, 2] - 0.5)
+    tint = 0.1 * (draws.uniform(3) - 0.5)[..., None, None]
+    return picture + tint + 0.12 * (kind[:, 3] - 0.4).clamp(min=0) * draws.normal(*picture.shape[1:])
+
+
+def _heat(keypoints: Tensor, size: int, sigma: float = 2.0) -> Tensor:
+    """Keypoints ``(b, people, 18, 2)`` in pixels, ``nan`` where hidden -> ``(b, 18, size, size)``, 1 at a joint, falling off around it."""
+    grid = torch.arange(size, device=keypoints.device, dtype=torch.float32) + 0.5
+    x = torch.exp(-((keypoints[..., 0, None] - grid) ** 2) / (2 * sigma**2)).nan_to_num()
+    y = torch.exp(-((keypoints[..., 1, None] - grid) ** 2) / (2 * sigma**2)).nan_to_num()
+    return (y[..., :, None] * x[..., None, :]).amax(1)

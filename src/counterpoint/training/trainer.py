@@ -1,0 +1,249 @@
+"""The one training loop. What differs between recipes is the stage it is given."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from counterpoint.training import checkpoint
+from counterpoint.training.config import TrainConfig, as_json, differences
+from counterpoint.training.order import Draws, Order
+from counterpoint.training.stage import Batch, Job, Samples
+from counterpoint.types import UserError
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal after it had saved ``checkpoint``."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(f"stopped; continue with --resume ({checkpoint})")
+
+
+class _Fetch(Dataset):
+    """Adapts :class:`Samples` to the loader: a whole batch at a time, with the ordinals that seed its noise."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> tuple[list[int], Batch]:
+        return [ordinal for ordinal, _ in pairs], self.samples.batch([index for _, index in pairs])
+
+
+def train(job: Job, config: TrainConfig, *, resume: Path | bool = False) -> Path:
+    """Run a job to its last step and export the result to ``config.output_dir``.
+
+    Args:
+        job: the stage and its samples.
+        config: all settings.
+        resume: ``True`` continues from the newest whole checkpoint of the output folder, a path from that checkpoint.
+
+    Returns:
+        The output folder: the exported model, ``train.json`` (settings) and ``log.jsonl``.
+
+    Raises:
+        CheckpointError: nothing to resume, a damaged checkpoint, or settings that would change the result.
+        UserError: the output folder holds another run and ``resume`` is not set.
+        Interrupted: a signal arrived; everything up to the current step is saved.
+        FloatingPointError: the loss is not finite; the newest checkpoint holds the last good state.
+    """
+    return _Run(job, config).start(resume)
+
+
+class _Run:
+    def __init__(self, job: Job, config: TrainConfig) -> None:
+        torch.set_flush_denormal(True)
+        self.config, self.stage = config, job.stage
+        self.samples = job.samples
+        tracker = None if config.report_to == "none" else config.report_to
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=tracker,
+            project_dir=config.output_dir,
+        )
+        trained = self.stage.trained_modules()
+        for parameter in self.stage.parameters():
+            parameter.requires_grad_(False)
+        for module in trained.values():
+            module.requires_grad_(True).train()
+        self.parameters = [p for module in trained.values() for p in module.parameters()]
+        optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+        self.schedule = get_scheduler(
+            config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps
+        )
+        self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
+        self.step, self.stop = 0, False
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def start(self, resume: Path | bool) -> Path:
+        output = self.config.output_dir
+        if resume:
+            self._load(output if resume is True else Path(resume), newest=resume is True)
+        elif checkpoint.found(output) or (output / "log.jsonl").exists():
+            raise UserError(f"{output} already holds a run: continue it with --resume, or choose another output_dir")
+        output.mkdir(parents=True, exist_ok=True)
+        if self.is_main:
+            (output / "train.json").write_text(as_json(self.config))
+            self._trim_log()
+        if self.config.report_to != "none":
+            self.accelerator.init_trackers("counterpoint", config=json.loads(as_json(self.config)))
+        with _signals(self):
+            self._loop()
+        if self.is_main:
+            with self._averaged():
+                self.stage.export(output)
+        self.accelerator.end_training()
+        return output
+
+    def _loop(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        order = Order(
+            len(self.samples), config.seed, config.train_batch_size, config.gradient_accumulation_steps,
+            self.step, config.max_train_steps, accelerator.process_index, accelerator.num_processes,
+        )  # fmt: skip
+        loader = DataLoader(_Fetch(self.samples), batch_sampler=order, num_workers=config.dataloader_num_workers, collate_fn=lambda batch: batch)
+        bar = tqdm(total=config.max_train_steps, initial=self.step, disable=not (self.is_main and sys.stderr.isatty()), unit="step")
+        sums: dict[str, float] = {}
+        micro, since, began = 0, self.step, time.perf_counter()
+        for ordinals, batch in loader:
+            draws = Draws(config.seed, ordinals, accelerator.device)
+            with accelerator.accumulate(self.model):
+                loss, extra = self.model(_to(batch, accelerator.device), draws, self.step)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    extra["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in {"loss": loss, **extra}.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            if not math.isfinite(sums["loss"]):
+                raise FloatingPointError(f"the loss is {float(loss)} at step {self.step}; the newest checkpoint in {config.output_dir} holds the last good state")
+            micro += 1
+            if micro % config.gradient_accumulation_steps:
+                continue
+            self.schedule.step()
+            if self.ema:
+                self.ema.step(self.parameters)
+            self.step += 1
+            bar.update()
+            if self.step % config.logging_steps == 0 or self.step == config.max_train_steps:
+                count = (self.step - since) * config.gradient_accumulation_steps
+                pace = (time.perf_counter() - began) / (self.step - since)
+                self._log({name: value / count for name, value in sums.items()} | {"lr": self.schedule.get_last_lr()[0], "seconds_per_step": pace})
+                sums, since, began = {}, self.step, time.perf_counter()
+            if config.validation_steps and self.step % config.validation_steps == 0:
+                with self._averaged():
+                    self._log({f"validation/{name}": value for name, value in self.stage.validate().items()})
+                began = time.perf_counter()
+            if self.stop or self.step % config.checkpointing_steps == 0 or self.step == config.max_train_steps:
+                path = self._save()
+                if self.stop:
+                    raise Interrupted(path)
+        bar.close()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones."""
+        if not self.ema:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def _save(self) -> Path:
+        path = self.config.output_dir / f"checkpoint-{self.step}"
+        if self.is_main:
+            path = checkpoint.save(self.config.output_dir, self.step, self._write, self.config.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _write(self, folder: Path) -> None:
+        for name, module in self.stage.trained_modules().items():
+            save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors")
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        if self.ema:
+            state["ema"] = self.ema.state_dict()
+        torch.save(state, folder / "state.pt")
+        (folder / "train.json").write_text(as_json(self.config))
+
+    def _load(self, folder: Path, *, newest: bool) -> None:
+        if newest:
+            folder = checkpoint.newest(folder, lambda message: print(message, file=sys.stderr))
+        self.step = checkpoint.verify(folder)
+        changed = differences(json.loads((folder / "train.json").read_text()), self.config)
+        if changed:
+            raise checkpoint.CheckpointError(f"{folder} was made with other settings, the result would not be that of one run: {'; '.join(changed)}")
+        for name, module in self.stage.trained_modules().items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        state = torch.load(folder / "state.pt", weights_only=True, map_location=self.accelerator.device)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+
+    def _log(self, values: dict[str, float]) -> None:
+        if not self.is_main:
+            return
+        record = {"step": self.step, **{name: round(value, 6) for name, value in values.items()}}
+        with (self.config.output_dir / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if not sys.stderr.isatty():
+            print(json.dumps(record), file=sys.stderr, flush=True)
+        self.accelerator.log(values, step=self.step)
+
+    def _trim_log(self) -> None:
+        """Drop log lines of steps after the one that is resumed: they will be written again."""
+        path = self.config.output_dir / "log.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step))
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+@contextmanager
+def _signals(run: _Run) -> Iterator[None]:
+    """Ctrl-C and SIGTERM finish the step, save and stop; a second Ctrl-C stops at once."""
+
+    def ask(number: int, frame: object) -> None:
+        if run.stop:
+            raise KeyboardInterrupt
+        run.stop = True
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,116 @@
+"""The vocabulary every room shares: errors, tensor shapes, kinds of control, and the interfaces between rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+Image = UInt8[np.ndarray, "h w 3"]
+"""RGB, 0..255."""
+Latents = Float[Tensor, "b c h w"]
+Features = Float[Tensor, "n b ..."]
+"""The features of n branches at one site."""
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. The message says in one line what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class ControlKind:
+    """What an image of this kind of control means.
+
+    Attributes:
+        name: the name users type.
+        summary: one line for help and menus.
+        silent: the grey value that means "no control here", or ``None`` if every value means something.
+        resample: how its images are resized: ``"smooth"``, or ``"nearest"`` where colours are labels.
+    """
+
+    name: str
+    summary: str
+    silent: int | None
+    resample: Literal["smooth", "nearest"] = "smooth"
+
+
+CONTROL_KINDS = {
+    kind.name: kind
+    for kind in (
+        ControlKind("canny", "binary edges, white on black", 0),
+        ControlKind("hed", "soft edges, white on black", 0),
+        ControlKind("lineart", "drawn lines, white on black", 0),
+        ControlKind("pose", "OpenPose body in its eighteen colours, on black", 0),
+        ControlKind("depth", "relative inverse depth, near is bright", None),
+        ControlKind("seg", "segmentation in the ADE20K palette", None, "nearest"),
+    )
+}
+"""Every kind of control. Its images are RGB, 0..255, and networks read them as 0..1."""
+
+
+class Residuals(NamedTuple):
+    """What one branch, or several fused, hands to the host: one feature per site."""
+
+    down: tuple[Float[Tensor, "b _ _ _"], ...]
+    mid: Float[Tensor, "b _ _ _"]
+
+
+Combine = Callable[[Features], Tensor]
+"""``(n b ...) -> (b ...)``: several branches' features become one."""
+Inject = Callable[[Tensor, Tensor], Tensor]
+"""``(host feature, control) -> (b ...)``: how the host takes the control in."""
+Exchange = Callable[[Features], Features]
+"""``(n b ...) -> (n b ...)``: what branches tell each other while they run."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A rule for several controls: up to three call shapes, every one a pure function of tensors.
+
+    Attributes:
+        name: the name users type.
+        summary: one line for help and menus.
+        combine: at every site. With one branch it is the identity.
+        inject: into the host; the default adds.
+        exchange: between the branches; ``None`` leaves them alone.
+        cite: keys of the papers to cite.
+    """
+
+    name: str
+    summary: str
+    combine: Combine
+    inject: Inject = torch.add
+    exchange: Exchange | None = None
+    cite: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where sampling stands: 0-based step ``index`` of ``total``, and the scheduler's ``timestep``."""
+
+    index: int
+    total: int
+    timestep: Tensor
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that lie behind, in [0, 1)."""
+        return self.index / self.total
+
+    def inside(self, window: tuple[float, float]) -> bool:
+        """Whether this step lies wholly inside a window of the schedule (diffusers' ``control_guidance_start/end``)."""
+        return not (self.index / self.total < window[0] or (self.index + 1) / self.total > window[1])
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Anything that predicts the noise in latents, guidance included."""
+
+    def __call__(self, latents: Latents, moment: Moment) -> Latents:
+        """``latents`` as the scheduler scaled them for this step."""
+        ...

@@ -1,0 +1,67 @@
+"""Shapes are checked while tests run, threads are kept few, and nothing reaches the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from jaxtyping import install_import_hook
+
+_HOOK = install_import_hook([f"counterpoint.{room}" for room in ("types", "fusion", "metrics", "control", "sampling", "conditions", "training", "models")], "beartype.beartype")
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from counterpoint.models.tokenizer import END, START, word_tokenizer
+from counterpoint.models.load import TINY
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The shipped tiny family."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Data that is not shipped."""
+    folder = os.environ.get("COUNTERPOINT_TEST_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("COUNTERPOINT_TEST_DATA does not name the folder of data that is not shipped")
+    return Path(folder)
+
+
+def random_parts(seed: int = 0, controls: int = 2, text: int = 32) -> dict[str, object]:
+    """A Stable-Diffusion-shaped model of small width with random weights and ControlNets that really speak."""
+    torch.manual_seed(seed)
+    tokenizer = word_tokenizer(["a", "person", "on", "meadow", "red", "ball"], 24)
+    ends = {"bos_token_id": tokenizer.convert_tokens_to_ids(START), "eos_token_id": tokenizer.convert_tokens_to_ids(END)}
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=text, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=24, pad_token_id=ends["eos_token_id"], **ends)
+    ).eval()
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=text, attention_head_dim=4, norm_num_groups=8,
+    ).eval()  # fmt: skip
+    vae = AutoencoderTiny(latent_channels=4, encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4).eval()
+    networks = []
+    for _ in range(controls):
+        network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16, 16)).eval()
+        for module in (*network.controlnet_down_blocks, network.controlnet_mid_block, network.controlnet_cond_embedding.conv_out):
+            torch.nn.init.normal_(module.weight, std=0.2)
+        networks.append(network)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+    return {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler, "networks": networks}
+
+
+@pytest.fixture(scope="session")
+def parts() -> dict[str, object]:
+    return random_parts()
