@@ -9,6 +9,7 @@ import torch
 from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
+from counterpoint.types import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,7 +43,7 @@ def load(
         >>> out = pipe("a person on a meadow", control_image=[pose, seg], generator=torch.manual_seed(0))
         >>> out.images[0].save("person.png")
     """
-    kind = DTYPES.get(dtype, torch.float32) if isinstance(dtype, str) else dtype
+    where, kind = _device(device), DTYPES[dtype] if isinstance(dtype, str) else dtype
     parts = load_components(model, kind, config)
     for source in lora:
         load_lora(parts, source)
@@ -54,4 +55,18 @@ def load(
         scheduler=make_scheduler(scheduler, parts.scheduler),
         controls=load_controls(model, controls, parts, kind),
     )
-    return pipe.to(device)
+    return pipe.to(where)
+
+
+def _device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"there is no device {name!r} here; cpu always works") from None
+    return device

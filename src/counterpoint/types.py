@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-Image = UInt8[np.ndarray, "h w 3"]
-"""RGB, 0..255."""
+Image = UInt8[np.ndarray, "_ _ 3"]
+"""RGB, 0..255, height by width by 3."""
 Latents = Float[Tensor, "b c h w"]
 Features = Float[Tensor, "n b ..."]
 """The features of n branches at one site."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -58,13 +59,22 @@ def write_whole(path: Path, write: Any) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Fail before the work, not after it.
+    """Fail before the work, not after it; a folder that is not there yet is made and taken away again.
 
     Raises:
         UserError: the folder cannot be made or written.
     """
-    write_whole(folder / ".counterpoint", lambda file: file.write(b" "))
-    (folder / ".counterpoint").unlink(missing_ok=True)
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to the folder {folder}: {error.strerror or error}") from None
+    finally:
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

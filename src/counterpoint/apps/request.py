@@ -114,5 +114,7 @@ def build(kind: type[Strict], **values: object) -> Strict:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
         message = first["msg"].removeprefix("Value error, ")
-        option = f"--{place.replace('_', '-')}: " if place and not message.startswith(("--", "a ", "two ", "unknown ")) else ""
-        raise UserError(f"{option}{message[:1].lower() + message[1:]}{'' if not option else f', got {first['input']!r}'}") from None
+        spoken = message[:1].lower() + message[1:]
+        if place and not message.startswith(("--", "a ", "two ", "unknown ")):
+            spoken = f"--{place.replace('_', '-')}: {spoken}, got {first['input']!r}"
+        raise UserError(spoken) from None

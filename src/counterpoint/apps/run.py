@@ -53,6 +53,18 @@ def load_for(request: GenerateRequest) -> Pipeline:
     )
 
 
+def check_images(request: GenerateRequest) -> None:
+    """Read every image before a model is loaded: a wrong path should not cost a minute.
+
+    Raises:
+        UserError: one is missing, damaged or no image.
+    """
+    paths: Iterable[Any] = (*(control.image for control in request.controls), request.init_image, request.inpaint_mask)
+    for path in paths:
+        if path is not None:
+            read_image(path)
+
+
 def control_images(request: GenerateRequest, width: int, height: int) -> dict[str, Image]:
     """The request's control images at their final size, extracted from photos where it says so."""
     return {control.label: _control_image(control, request, width, height) for control in request.controls}
@@ -69,7 +81,6 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
     Raises:
         UserError: an image, model or setting is wrong.
     """
-    _check_images(request)
     pipe = pipe or load_for(request)
     width, height = request.width or pipe.native_size, request.height or pipe.native_size
     controls = control_images(request, width, height)
@@ -107,14 +118,6 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
 def image_hashes(controls: dict[str, Image]) -> dict[str, str]:
     """Label -> SHA-256 of the pixels a network saw."""
     return {label: hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest() for label, picture in controls.items()}
-
-
-def _check_images(request: GenerateRequest) -> None:
-    """Read every image before a model is loaded: a wrong path should not cost a minute."""
-    paths: Iterable[Any] = (*(control.image for control in request.controls), request.init_image, request.inpaint_mask)
-    for path in paths:
-        if path is not None:
-            read_image(path)
 
 
 def _control_image(control: ControlRequest, request: GenerateRequest, width: int, height: int) -> Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ JOINT_COLOURS = (
 """Colour of each joint; limb number i takes colour i at 60 % brightness."""
 
 
-def draw_pose(people: Sequence[np.ndarray], height: int, width: int) -> Image:
+def draw_pose(people: Iterable[np.ndarray], height: int, width: int) -> Image:
     """Draw people as OpenPose does.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class PerceptionModel(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, classes: int, widths: tuple[int, ...] = (32, 64, 96, 128), depth: int = 2) -> None:
+    def __init__(self, classes: int, widths: Sequence[int] = (32, 64, 96, 128), depth: int = 2) -> None:
         super().__init__()
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1)
         self.down = nn.ModuleList([_level(width, depth) for width in widths])

@@ -91,7 +91,7 @@ def base(config: FamilyConfig) -> Job:
         out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(48, 64, 96),
+        block_out_channels=(48, 64, 80),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,

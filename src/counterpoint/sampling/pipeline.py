@@ -68,10 +68,10 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.unet.device
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Pipeline:
+    def to(self, device: str | torch.device) -> Pipeline:
         """Move every model."""
         for model in (self.vae, self.text_encoder, self.unet, *self.controls.values()):
-            model.to(device=device, dtype=dtype)
+            model.to(device)
         return self
 
     @torch.no_grad()

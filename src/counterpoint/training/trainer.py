@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
@@ -61,6 +62,7 @@ def train(job: Job, config: TrainConfig, *, resume: Path | bool = False) -> Path
         Interrupted: a signal arrived; everything up to the current step is saved.
         FloatingPointError: the loss is not finite; the newest checkpoint holds the last good state.
     """
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     return _Run(job, config).start(resume)
 
 
@@ -135,6 +137,8 @@ class _Run:
             draws = Draws(config.seed, ordinals, accelerator.device)
             with accelerator.accumulate(self.model):
                 loss, extra = self.model(_to(batch, accelerator.device), draws, self.step)
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}; the newest checkpoint in {config.output_dir} holds the last good state")
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     extra["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -142,8 +146,6 @@ class _Run:
                 self.optimizer.zero_grad()
             for name, value in {"loss": loss, **extra}.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
-            if not math.isfinite(sums["loss"]):
-                raise FloatingPointError(f"the loss is {float(loss)} at step {self.step}; the newest checkpoint in {config.output_dir} holds the last good state")
             micro += 1
             if micro % config.gradient_accumulation_steps:
                 continue

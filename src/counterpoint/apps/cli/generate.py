@@ -78,10 +78,13 @@ def generate(
         raise UserError(f"--out {out}: images are written as .png; give a folder or a name ending in .png")
     if out.suffix and n > 1:
         raise UserError(f"--out {out} is one file for {n} images; give a folder")
-    record.check_writable(out.parent if out.suffix else out)
 
-    from counterpoint.apps.run import image_hashes, run
+    from counterpoint.apps.run import check_images, image_hashes, run
     from counterpoint.sampling.prompt import PromptCut
+
+    check_images(request)
+    record.check_writable(out.parent if out.suffix else out)
+    output.quiet_libraries()
 
     with output.spoken_warnings(PromptCut), output.progress("sampling") as listen:
         result = run(request, listen=listen)

@@ -40,12 +40,14 @@ def show(model: Model = "tiny") -> None:
 @models.command()
 def verify(model: Model = "tiny") -> None:
     """Check every weight file: the shipped ones against their hashes, any folder by loading it."""
+    from counterpoint.apps.cli.output import quiet_libraries
     from counterpoint.models.load import TINY, load_components
     from counterpoint.models.weights import verify_folder
 
     if model == "tiny":
         print(f"tiny: {verify_folder(TINY)} files match their hashes")
         return
+    quiet_libraries()
     load_components(model)
     print(f"{model}: every part loads and fits its configuration")
 

@@ -20,6 +20,13 @@ def record(values: dict[str, Any]) -> None:
     print(json.dumps(values, default=str), flush=True)
 
 
+def quiet_libraries() -> None:
+    """Keep the loading bars of the libraries beneath us off the user's terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A listener for ``(done, total)``."""

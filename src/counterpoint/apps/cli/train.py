@@ -33,9 +33,11 @@ def train(
         print(as_json(config))
         return
 
+    from counterpoint.apps.cli.output import quiet_libraries
     from counterpoint.training.trainer import Interrupted
     from counterpoint.training.trainer import train as run
 
+    quiet_libraries()
     try:
         print(run(RECIPES[recipe].build(config), config, resume=resume_from or resume))
     except Interrupted as stop:

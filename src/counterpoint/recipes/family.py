@@ -1,0 +1,96 @@
+"""From training outputs to the shipped family: one diffusers folder, half precision, with a hash list."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.weights import list_hashes
+
+MEMBERS: dict[str, tuple[str, Any]] = {
+    "vae": ("codec", AutoencoderTiny),
+    "unet": ("base", UNet2DConditionModel),
+    **{f"controls/{kind}": (f"control-{kind}", ControlNetModel) for kind in ("canny", "hed", "depth", "pose", "seg")},
+    "judges/a": ("judge-a", PerceptionModel),
+}
+"""Place in the family -> output folder of its training run, and its class."""
+
+
+def assemble(runs: Path, out: Path) -> Path:
+    """Copy every member that is trained into ``out``, in half precision, and write the hash list.
+
+    Args:
+        runs: holds the output folders of the recipes, named as in :data:`MEMBERS`, and ``towers``.
+        out: the family's folder; members that are there already and not in ``runs`` stay.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for place, (run, kind) in MEMBERS.items():
+        if (runs / run / "config.json").is_file():
+            kind.from_pretrained(runs / run, local_files_only=True).half().save_pretrained(out / place)
+    _tidy(out / "vae" / "config.json")
+    if (runs / "towers" / "config.json").is_file():
+        _split_towers(runs / "towers", out)
+    _write(out / "scheduler" / "scheduler_config.json", _SCHEDULER)
+    _write(out / "model_index.json", _INDEX)
+    _write(out / "hashes.json", list_hashes(out))
+    return out
+
+
+def _tidy(path: Path) -> None:
+    """Leave out the one setting that AutoencoderTiny derives itself and warns about when it is given."""
+    if path.is_file():
+        config = json.loads(path.read_text())
+        config.pop("block_out_channels", None)
+        _write(path, config)
+
+
+def _split_towers(run: Path, out: Path) -> None:
+    """A text encoder and an image encoder, each with its projection, where diffusers looks for them."""
+    clip = CLIPModel.from_pretrained(run, local_files_only=True)
+    text, image = CLIPTextModelWithProjection(clip.config.text_config), CLIPVisionModelWithProjection(clip.config.vision_config)
+    text.text_model.load_state_dict(clip.text_model.state_dict())
+    text.text_projection.load_state_dict(clip.text_projection.state_dict())
+    image.vision_model.load_state_dict(clip.vision_model.state_dict())
+    image.visual_projection.load_state_dict(clip.visual_projection.state_dict())
+    text.to(torch.float16).save_pretrained(out / "text_encoder")
+    image.to(torch.float16).save_pretrained(out / "image_encoder")
+    (out / "tokenizer").mkdir(exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(run / name, out / "tokenizer" / name)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+_SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderTiny"],
+}

@@ -1,0 +1,63 @@
+"""Branches: when they speak, how loudly, and that silent ones are not run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from counterpoint.control.stack import Branch, Weight, run_stack
+from counterpoint.fusion import FUSIONS
+from counterpoint.types import Moment, UserError
+
+
+def moment(index: int, total: int = 10) -> Moment:
+    return Moment(index, total, torch.tensor(500))
+
+
+def test_weight_is_linear_between_knots() -> None:
+    weight = Weight.parse("0:1,0.5:0.4")
+    assert [round(weight.at(p), 6) for p in (0, 0.25, 0.5, 0.9)] == [1, 0.7, 0.4, 0.4]
+    assert Weight.parse("0.8").at(0.3) == 0.8
+    assert Weight.parse("0.2:1,0.6:0").at(0.1) == 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(-2, 2)), min_size=1, max_size=5, unique_by=lambda knot: knot[0]))
+def test_weight_stays_between_its_knots(knots: list[tuple[float, float]]) -> None:
+    weight = Weight(tuple(sorted(knots)))
+    values = [value for _, value in knots]
+    for progress in (0, 0.1, 0.37, 0.5, 0.99, 1):
+        assert min(values) - 1e-9 <= weight.at(progress) <= max(values) + 1e-9
+
+
+@pytest.mark.parametrize("text", ["", "x", "nan", "inf", "0:1,0:2", "0.5:1,0.2:1", "0:1,2:1", "1:2:3"])
+def test_wrong_weights_are_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        Weight.parse(text)
+
+
+@pytest.mark.parametrize("window", [(0.5, 0.2), (-0.1, 1), (0, 1.1), (0.5, 0.5), (float("nan"), 1)])
+def test_wrong_windows_are_refused(parts: dict, window: tuple[float, float]) -> None:
+    with pytest.raises(UserError, match="window"):
+        Branch("pose", parts["networks"][0], torch.zeros(1, 3, 64, 64), window=window)
+
+
+def test_silent_branches_are_not_run(parts: dict) -> None:
+    networks = [parts["networks"][0], parts["networks"][1], parts["networks"][0]]
+    settings = [{"weight": Weight.parse(1)}, {"window": (0.0, 0.3)}, {"weight": Weight.parse("0:0,0.5:0,0.6:1")}]
+    branches = [Branch(name, network, torch.rand(1, 3, 64, 64), **setting) for name, network, setting in zip("abc", networks, settings, strict=True)]
+    seen = []
+    handles = [network.register_forward_hook(lambda module, *_: seen.append(module)) for network in parts["networks"]]
+    text = torch.zeros(2, 24, 32)
+    for index in range(10):
+        run_stack(branches, FUSIONS["sum"], torch.zeros(2, 4, 8, 8), moment(index), text)
+    for handle in handles:
+        handle.remove()
+    # a runs in all ten steps, b in the first three, c from progress 0.5 on, where its weight leaves zero (0.5 itself is zero)
+    assert seen.count(parts["networks"][0]) == 10 + 4
+    assert seen.count(parts["networks"][1]) == 3
+
+
+def test_nobody_speaks() -> None:
+    assert run_stack([], FUSIONS["sum"], torch.zeros(1, 4, 8, 8), moment(0), torch.zeros(1, 24, 32)) is None

@@ -1,0 +1,52 @@
+"""Benchmark pairs: real conflicts, one and the same scene, and silence where silence is said to be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from counterpoint.data.pairs import complementary, conflicting, silent
+from counterpoint.data.scenes.maps import control_map
+from counterpoint.data.scenes.vocabulary import KINDS, SEG_INDEX
+
+
+def test_conflicts_are_conflicts() -> None:
+    """The person covers a region that the other control assigns to something else, and mostly a thing, not just ground."""
+    covered, on_things = [], []
+    for number in range(50):
+        case = conflicting(number)
+        person, other = case.scenes["pose"], case.scenes["seg"]
+        mask = person.person_mask
+        covered.append(float((other.seg[mask] != SEG_INDEX["person"]).mean()) > 0.5)
+        on_things.append(bool(np.isin(other.seg[mask], [SEG_INDEX[kind] for kind in KINDS]).mean() > 0.1))
+    assert np.mean(covered) >= 0.8
+    assert np.mean(on_things) >= 0.8
+
+
+def test_conflicting_depth() -> None:
+    case = conflicting(0, "depth")
+    assert set(case.images) == {"pose", "depth"}
+
+
+def test_complementary_is_one_scene() -> None:
+    case = complementary(3, ("hed", "seg"))
+    assert case.scenes["hed"] is case.scenes["seg"]
+    np.testing.assert_array_equal(case.images["seg"], control_map(case.scenes["seg"], "seg"))
+
+
+@pytest.mark.parametrize("layout", ["crops", "split", "centre"])
+@pytest.mark.parametrize("kinds", [("canny", "pose"), ("hed", "canny")])
+def test_silence(layout: str, kinds: tuple[str, str]) -> None:
+    for number in range(5):
+        case = silent(number, layout, kinds)
+        first, second = (case.active[kind] for kind in kinds)
+        assert not (first & second).any()
+        assert (first | second).all()
+        for kind in kinds:
+            assert not case.images[kind][~case.active[kind]].any()
+        assert any(case.images[kind].any() for kind in kinds)
+
+
+def test_silence_needs_a_silent_value() -> None:
+    with pytest.raises(ValueError, match="silent value"):
+        silent(0, "split", ("seg", "pose"))

@@ -1,0 +1,175 @@
+"""Models from everywhere: what loads, and what is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from counterpoint import load
+from counterpoint.models.load import load_components, load_controls, load_diffusers
+from counterpoint.models.weights import list_hashes, shapes, verify_folder
+from counterpoint.types import UserError
+
+
+@pytest.fixture(scope="module")
+def saved(parts: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder saved by diffusers itself: an SD1.5-shaped model of small width with two ControlNets."""
+    folder = tmp_path_factory.mktemp("saved")
+    pipe = StableDiffusionControlNetPipeline(
+        vae=parts["vae"], text_encoder=parts["text_encoder"], tokenizer=parts["tokenizer"], unet=parts["unet"], scheduler=parts["scheduler"],
+        controlnet=MultiControlNetModel(parts["networks"]), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+HINTS = [Image.effect_noise((64, 64), 40 + 40 * i).convert("RGB") for i in range(2)]
+
+
+def test_folder_saved_by_diffusers_equals_diffusers(saved: Path) -> None:
+    pipe = load(str(saved), ["pose", "seg"], scheduler="ddim")
+    got = pipe("a person", HINTS, num_inference_steps=3, width=64, height=64, generator=torch.manual_seed(0), output_type="latent").images
+    stock = StableDiffusionControlNetPipeline.from_pretrained(saved)
+    stock.set_progress_bar_config(disable=True)
+    wanted = stock("a person", HINTS, num_inference_steps=3, generator=torch.manual_seed(0), output_type="latent").images
+    assert torch.equal(got, wanted)
+
+
+def test_lora_changes_the_result_and_scales(saved: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    parts = load_components(str(saved))
+    parts.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    tensors = {f"unet.{name}": value.contiguous() for name, value in get_peft_model_state_dict(parts.unet).items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    settings = {"num_inference_steps": 2, "width": 64, "height": 64, "output_type": "latent"}
+
+    def result(*lora: str) -> torch.Tensor:
+        return load(str(saved), lora=lora)("a person", generator=torch.manual_seed(0), **settings).images
+
+    plain, full, half, none = result(), result(f"{tmp_path}/lora.safetensors"), result(f"{tmp_path}/lora.safetensors:0.5"), result(f"{tmp_path}/lora.safetensors:0")
+    assert not torch.equal(plain, full)
+    assert not torch.equal(full, half)
+    torch.testing.assert_close(plain, none)
+
+
+def test_controlnet_in_one_file(saved: Path, tmp_path: Path) -> None:
+    shutil.copy(saved / "controlnet" / "diffusion_pytorch_model.safetensors", tmp_path / "pose.safetensors")
+    host = load_components(str(saved))
+    network = load_controls(str(saved), {"pose": str(tmp_path / "pose.safetensors")}, host)["pose"]
+    for name, value in load_file(tmp_path / "pose.safetensors").items():
+        assert torch.equal(network.state_dict()[name], value)
+
+
+def test_a_label_may_share_a_network(saved: Path) -> None:
+    host, folder = load_components(str(saved)), str(saved / "controlnet")
+    both = load_controls(str(saved), {"canny": folder, "canny:cup": folder}, host)
+    assert both["canny"] is both["canny:cup"]
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def pickled(path: Path) -> None:
+    torch.save({}, path.with_suffix(".bin"))
+    path.unlink()
+
+
+def misshapen(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["conv_in.weight"] = torch.zeros(1, 2, 3, 3)
+    save_file(tensors, path)
+
+
+def incomplete(path: Path) -> None:
+    tensors = load_file(path)
+    del tensors["conv_in.weight"]
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(truncated, "damaged"), (pickled, "pickle"), (misshapen, "conv_in.weight is"), (incomplete, "conv_in.weight is missing"), (Path.unlink, "no weights")],
+)
+@pytest.mark.parametrize("part", ["unet", "controlnet_1"])
+def test_bad_weights(copy: Path, damage: object, message: str, part: str) -> None:
+    damage(copy / part / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match=message) as caught:
+        load(str(copy), ["pose", "seg"])
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_are_no_models(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="model_index"):
+        load(str(tmp_path))
+    with pytest.raises(UserError, match="there is no model"):
+        load(str(tmp_path / "nowhere" / "x"))
+    with pytest.raises(UserError, match="cannot be had from the hub"):
+        load("nobody/nothing")
+    with pytest.raises(UserError, match="pickle"):
+        load("model.ckpt")
+    shutil.rmtree(copy / "vae")
+    with pytest.raises(UserError, match="no vae"):
+        load(str(copy))
+
+
+def test_a_foreign_controlnet_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "controlnet_1" / "config.json").read_text())
+    with pytest.raises(UserError, match="cross_attention_dim"):
+        load("tiny", {"pose": str(copy / "controlnet")})
+    assert config["cross_attention_dim"] == 32
+
+
+def test_number_of_controls_must_match_the_folder(saved: Path) -> None:
+    with pytest.raises(UserError, match="--controlnet"):
+        load(str(saved), ["pose"])
+
+
+def test_unknown_control_of_the_tiny_family() -> None:
+    with pytest.raises(UserError, match="it has canny"):
+        load("tiny", ["lineart"])
+
+
+def test_single_file_without_configuration(saved: Path, tmp_path: Path) -> None:
+    shutil.copy(saved / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="--config"):
+        load(str(tmp_path / "model.safetensors"))
+
+
+def test_hash_list(tmp_path: Path, tiny: Path) -> None:
+    family = Path(shutil.copytree(tiny, tmp_path / "tiny"))
+    assert verify_folder(family) == len(list_hashes(family))
+    weights = family / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="does not match"):
+        verify_folder(family)
+    weights.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        verify_folder(family)
+
+
+def test_shapes_come_from_the_header(tiny: Path) -> None:
+    found = shapes(tiny / "unet" / "diffusion_pytorch_model.safetensors")
+    assert found["conv_in.weight"][1] == 16
+
+
+def test_every_part_of_the_family_loads(tiny: Path) -> None:
+    for part in ("vae", "unet", *(f"controls/{path.name}" for path in (tiny / "controls").iterdir())):
+        assert load_diffusers(tiny / part).dtype == torch.float32

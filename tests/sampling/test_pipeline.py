@@ -1,0 +1,130 @@
+"""The pipeline: batches, seeds, pictures to start from, prompts, and what it refuses."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.sampling.prompt import PromptCut
+from counterpoint.sampling.schedulers import make_scheduler
+from counterpoint.types import Fusion, UserError
+
+
+@pytest.fixture
+def pipe(parts: dict) -> Pipeline:
+    networks = dict(zip(("pose", "seg"), parts["networks"], strict=True))
+    return Pipeline(parts["vae"], parts["text_encoder"], parts["tokenizer"], parts["unet"], make_scheduler("unipc", parts["scheduler"].config), networks)
+
+
+HINTS = [Image.effect_noise((64, 64), sigma).convert("RGB") for sigma in (40, 90)]
+FAST = {"num_inference_steps": 3, "width": 64, "height": 64}
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "euler-a"])
+def test_alone_and_in_a_batch(pipe: Pipeline, scheduler: str) -> None:
+    pipe.scheduler = make_scheduler(scheduler, dict(pipe.scheduler.config))
+    batch = pipe("a person", HINTS, num_images_per_prompt=8, generator=seeded(*range(8)), **FAST).images
+    for seed in (0, 5):
+        alone = pipe("a person", HINTS, generator=seeded(seed), **FAST).images[0]
+        assert np.abs(np.asarray(alone, int) - np.asarray(batch[seed], int)).max() <= 2
+
+
+def test_one_prompt_an_image(pipe: Pipeline) -> None:
+    both = pipe(["a person", "a red ball"], HINTS, generator=seeded(1, 2), output_type="pt", **FAST).images
+    second = pipe("a red ball", HINTS, generator=seeded(2), output_type="pt", **FAST).images
+    torch.testing.assert_close(both[1:], second, atol=1e-4, rtol=0)
+
+
+def test_weight_schedule_and_custom_rule(pipe: Pipeline) -> None:
+    seen = []
+
+    def combine(features: torch.Tensor) -> torch.Tensor:
+        seen.append(len(features))
+        return features.amax(0)
+
+    pipe("a person", HINTS, fusion=Fusion("loudest", "", combine), controlnet_conditioning_scale=["0:1,0.4:0", 1.0], generator=seeded(1), **FAST)
+    assert set(seen) == {1, 2}
+
+
+def test_inpainting_keeps_what_is_not_masked(pipe: Pipeline) -> None:
+    start = Image.effect_noise((64, 64), 90).convert("RGB")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))
+    result = pipe("a person", HINTS, image=start, mask_image=mask, strength=1.0, generator=seeded(1), output_type="latent", **FAST).images
+    clean = pipe.encode(pipe.pixels.preprocess(start, height=64, width=64))
+    torch.testing.assert_close(result[..., :4], clean[..., :4])
+    assert (result[..., 4:] - clean[..., 4:]).abs().max() > 0.1
+
+
+def test_callback_sees_and_replaces(pipe: Pipeline) -> None:
+    seen = []
+
+    def callback(_: Pipeline, index: int, timestep: torch.Tensor, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen.append(index)
+        return {"latents": torch.zeros_like(values["latents"])}
+
+    result = pipe("a person", HINTS, generator=seeded(1), callback_on_step_end=callback, output_type="latent", **FAST).images
+    assert seen == [0, 1, 2]
+    assert not result.any()
+
+
+def test_weighted_and_long_prompts(pipe: Pipeline) -> None:
+    plain = pipe("a red ball", HINTS, generator=seeded(1), output_type="latent", **FAST).images
+    heavier = pipe("a red++ ball", HINTS, generator=seeded(1), output_type="latent", **FAST).images
+    longer = pipe('("a red ball on a meadow", "a person on a meadow").and()', HINTS, generator=seeded(1), output_type="latent", **FAST).images
+    assert not torch.equal(plain, heavier)
+    assert not torch.equal(plain, longer)
+    assert torch.isfinite(longer).all()
+
+
+def test_too_long_a_prompt_names_what_it_lost(pipe: Pipeline) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PromptCut)
+        pipe("red " * 22 + "meadow meadow", HINTS, generator=seeded(1), **FAST)
+    said = [str(warning.message) for warning in caught if warning.category is PromptCut]
+    assert len(said) == 1
+    assert '"meadow meadow"' in said[0]
+
+
+def test_a_prompt_that_fits_is_not_warned_about(pipe: Pipeline) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PromptCut)
+        pipe("red " * 22, HINTS, generator=seeded(1), **FAST)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"control_image": HINTS[:1]}, "1 control images for 2 controls"),
+        ({"controlnet_conditioning_scale": [1.0]}, "1 values of weight for 2 controls"),
+        ({"control_guidance_start": [0.0]}, "1 values of start for 2 controls"),
+        ({"control_guidance_start": 0.8, "control_guidance_end": 0.2}, "window of pose"),
+        ({"controlnet_conditioning_scale": float("nan")}, "finite"),
+        ({"num_inference_steps": 0}, "steps must be at least 1"),
+        ({"width": 60}, "multiple of 8"),
+        ({"strength": 0.0}, "strength"),
+        ({"guidance_scale": float("nan")}, "guidance"),
+        ({"negative_prompt": ["a", "b", "c"]}, "3 negative prompts"),
+        ({"generator": seeded(1, 2, 3)}, "3 generators"),
+        ({"fusion": "best"}, "unknown fusion"),
+    ],
+)
+def test_arguments_that_do_not_fit(pipe: Pipeline, change: dict, message: str) -> None:
+    arguments = {"control_image": HINTS, **FAST, **change}
+    with pytest.raises(UserError, match=message):
+        pipe("a person", **arguments)
+
+
+@pytest.mark.parametrize("name", ["x", "Pipeline", "UNet2DConditionModel", ""])
+def test_unknown_scheduler(name: str) -> None:
+    with pytest.raises(UserError, match="unknown scheduler"):
+        make_scheduler(name, {})

@@ -1,0 +1,82 @@
+"""Checkpoints: whole or ignored, and never fewer good ones than before."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from counterpoint.training.checkpoint import MARKER, CheckpointError, found, newest, save, verify
+
+
+def writer(text: str):
+    def write(folder: Path) -> None:
+        (folder / "a.bin").write_text(text)
+        (folder / "b.bin").write_text(text * 2)
+
+    return write
+
+
+def test_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (10, 20, 100):
+        save(tmp_path, step, writer(str(step)), keep=2)
+    assert [step for step, _ in found(tmp_path)] == [20, 100]
+    assert verify(newest(tmp_path, print)) == 100
+
+
+def test_full_disk_loses_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 10, writer("x"), keep=1)
+
+    def full(folder: Path) -> None:
+        (folder / "a.bin").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 20, full, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert verify(newest(tmp_path, print)) == 10
+
+
+@pytest.mark.parametrize("where", ["marker", "rename", "write"])
+def test_killed_at_any_point(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves the files as they are: simulate it by making cleaning up impossible too."""
+    save(tmp_path, 10, writer("x"), keep=1)
+    monkeypatch.setattr("counterpoint.training.checkpoint.shutil.rmtree", lambda *a, **k: None)
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if (where == "marker" and target.name == MARKER) or (where == "rename" and target.name == "checkpoint-20"):
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    def killed(folder: Path) -> None:
+        (folder / "a.bin").write_text("half")
+        if where == "write":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 20, killed, keep=1)
+    monkeypatch.undo()
+    assert verify(newest(tmp_path, print)) == 10
+    save(tmp_path, 20, writer("y"), keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-20"]
+
+
+def test_damaged_newest_falls_back_and_says_so(tmp_path: Path) -> None:
+    save(tmp_path, 10, writer("x"), keep=2)
+    path = save(tmp_path, 20, writer("y"), keep=2)
+    (path / "a.bin").write_text("")
+    said: list[str] = []
+    assert verify(newest(tmp_path, said.append)) == 10
+    assert "checkpoint-20" in said[0]
+    assert "a.bin" in said[0]
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        newest(tmp_path / "typo", print)
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(CheckpointError, match="marker"):
+        verify(tmp_path / "checkpoint-5")
