@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from counterpoint.apps.cli.main import main
 from counterpoint.apps.record import read_recipe
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -48,7 +50,25 @@ def maps(tmp_path: Path) -> Path:
 
 
 def test_generate(cli, maps: Path) -> None:
-    status, out, err = cli("generate", "a person on a meadow", "--control", f"pose={maps}/pose.png", "--control", f"seg={maps}/seg.png", "--weight", "seg=0:1,0.5:0.4", "--window", "pose=0:0.6", "--steps", 4, "--n", 2, "--seed", 5, "--json")
+    status, out, err = cli(
+        "generate",
+        "a person on a meadow",
+        "--control",
+        f"pose={maps}/pose.png",
+        "--control",
+        f"seg={maps}/seg.png",
+        "--weight",
+        "seg=0:1,0.5:0.4",
+        "--window",
+        "pose=0:0.6",
+        "--steps",
+        4,
+        "--n",
+        2,
+        "--seed",
+        5,
+        "--json",
+    )
     assert status == 0, err
     record = json.loads(out)
     assert record["seeds"] == [5, 6]
@@ -73,7 +93,20 @@ def test_same_command_same_pixels_and_nothing_is_overwritten(cli, maps: Path) ->
 def test_photo_image_to_image_and_inpainting(cli, maps: Path) -> None:
     Image.effect_noise((200, 150), 80).convert("RGB").save(maps / "photo.jpg")
     Image.new("L", (128, 128), 255).save(maps / "mask.png")
-    status, out, err = cli("generate", "a ball", "--photo", f"canny={maps}/photo.jpg", "--init-image", maps / "photo.jpg", "--inpaint-mask", maps / "mask.png", "--steps", 3, "--out", "one.png")
+    status, out, err = cli(
+        "generate",
+        "a ball",
+        "--photo",
+        f"canny={maps}/photo.jpg",
+        "--init-image",
+        maps / "photo.jpg",
+        "--inpaint-mask",
+        maps / "mask.png",
+        "--steps",
+        3,
+        "--out",
+        "one.png",
+    )
     assert (status, out.strip()) == (0, "one.png"), err
 
 
@@ -84,7 +117,9 @@ def test_resizes_any_map(cli, maps: Path) -> None:
 
 
 def test_other_sizes(cli, maps: Path) -> None:
-    status, out, err = cli("generate", "a ball", "--control", f"seg={maps}/seg.png", "--width", 192, "--height", 96, "--steps", 1)
+    status, out, err = cli(
+        "generate", "a ball", "--control", f"seg={maps}/seg.png", "--width", 192, "--height", 96, "--steps", 1
+    )
     assert status == 0, err
     assert Image.open(out.strip()).size == (192, 96)
 
@@ -127,7 +162,10 @@ MISTAKES = [
     (("generate", "x", "--control", "smell=maps/seg.png"), "unknown control 'smell'"),
     (("generate", "x", "--control", "maps/seg.png"), "NAME=VALUE"),
     (("generate", "x", "--control", "seg=maps/seg.png", "--control", "seg=maps/pose.png"), "given twice"),
-    (("generate", "x", "--control", "canny=maps/seg.png", "--photo", "canny=maps/pose.png"), "as --control and as --photo"),
+    (
+        ("generate", "x", "--control", "canny=maps/seg.png", "--photo", "canny=maps/pose.png"),
+        "as --control and as --photo",
+    ),
     (("generate", "x", "--photo", "pose=maps/seg.png"), "no extractor for pose"),
     (("generate", "x", "--fusion", "best"), "unknown fusion 'best'"),
     (("generate", "x", "--model", "nowhere"), "no model 'nowhere'"),
@@ -142,7 +180,10 @@ MISTAKES = [
     (("generate", "x", "--control", "seg=maps/seg.png", "--window", "seg=0.6:0.2"), "window"),
     (("generate", "x", "--control", "seg=maps/seg.png", "--window", "seg=0.6"), "START:END"),
     (("generate", "x", "--control", "seg=maps/seg.png", "--controlnet", "seg=maps/bad.safetensors"), "damaged"),
-    (("generate", "x", "--control", "seg=maps/seg.png", "--controlnet", "seg=maps/wrong.safetensors"), "not a ControlNet"),
+    (
+        ("generate", "x", "--control", "seg=maps/seg.png", "--controlnet", "seg=maps/wrong.safetensors"),
+        "not a ControlNet",
+    ),
     (("generate", "x", "--control", "lineart=maps/seg.png"), "no control 'lineart'"),
     (("generate", "x", "--lora", "maps/wrong.safetensors"), "does not fit"),
     (("generate", "x", "--steps", "0"), "--steps"),
@@ -166,14 +207,32 @@ MISTAKES = [
     (("cite", "maps/text.png"), "not a PNG"),
     (("train", "big"), "unknown recipe"),
     (("train", "tiny-codec", "--set", "steps=1"), "unknown setting"),
-    (("train", "tiny-codec", "--resume", "--set", "output_dir=typo", "--set", "max_train_samples=2048", "--set", "cache_dir=maps", "--dry-run", "--set", "seed=x"), "seed"),
+    (
+        (
+            "train",
+            "tiny-codec",
+            "--resume",
+            "--set",
+            "output_dir=typo",
+            "--set",
+            "max_train_samples=2048",
+            "--set",
+            "cache_dir=maps",
+            "--dry-run",
+            "--set",
+            "seed=x",
+        ),
+        "seed",
+    ),
     (("models", "verify", "maps"), "model_index.json"),
     (("models", "show", "maps/model.ckpt"), "pickle"),
     (("dance",), "dance"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(arguments)[:70] for arguments, _ in MISTAKES])
+@pytest.mark.parametrize(
+    ("arguments", "message"), MISTAKES, ids=[" ".join(arguments)[:70] for arguments, _ in MISTAKES]
+)
 def test_mistakes(cli, maps: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     (maps / "bad.safetensors").write_bytes(b"\x00" * 20)
     save_file({"x": torch.zeros(2)}, maps / "wrong.safetensors")

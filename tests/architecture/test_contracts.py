@@ -21,7 +21,13 @@ SOURCES = sorted((ROOT / "src" / "counterpoint").rglob("*.py"))
 
 
 def test_arrows_point_one_way() -> None:
-    result = subprocess.run([str(Path(sys.executable).parent / "lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -45,8 +51,15 @@ def calls(tree: ast.AST) -> list[str]:
 def test_no_code_from_data(path: Path) -> None:
     """No pickle, ``eval``, ``exec`` or remote code; ``torch.load`` reads tensors only."""
     tree = ast.parse(path.read_text())
-    imported = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
-    imported |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    imported = {
+        alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    imported |= {
+        node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
+    }
     assert not imported & {"pickle", "marshal", "shelve", "dill", "cloudpickle", "torchvision"}
     assert not set(calls(tree)) & {"eval", "exec", "compile", "os.system", "__import__"}
     for node in ast.walk(tree):
@@ -76,12 +89,20 @@ def test_no_torchvision_and_no_cuda_on_a_cpu_machine() -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", "import sys; from counterpoint.apps.cli.main import main; main()", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from counterpoint.apps.cli.main import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_help_imports_no_heavy_library() -> None:
-    code = "import sys; from counterpoint.apps.cli.main import app; print([m for m in ('torch', 'numpy', 'diffusers', 'PIL', 'pydantic') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    heavy = ("torch", "numpy", "diffusers", "PIL", "pydantic")
+    code = f"import sys; from counterpoint.apps.cli.main import app; print([m for m in {heavy} if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 VERBS = ("demo", "generate", "extract", "train", "models", "cite")
@@ -104,5 +125,9 @@ def test_help_names_every_rule_and_the_defaults() -> None:
 def test_readme_does_not_leak_this_machine() -> None:
     places = re.compile(r"/root/|/work/|/tmp/|pypi\.org|pythonhosted|npmjs|debian\.org")
     for path in ROOT.rglob("*"):
-        if path.suffix in {".md", ".py", ".toml", ".yml", ".html", ".txt", ".cff"} and not {".venv", "runs", ".git"} & set(path.relative_to(ROOT).parts) and path != Path(__file__):
+        if (
+            path.suffix in {".md", ".py", ".toml", ".yml", ".html", ".txt", ".cff"}
+            and not {".venv", "runs", ".git"} & set(path.relative_to(ROOT).parts)
+            and path != Path(__file__)
+        ):
             assert not places.search(path.read_text()), path

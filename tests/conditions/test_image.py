@@ -31,7 +31,7 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
 def test_modes(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.jpg" if mode in {"CMYK", "YCbCr"} else "a.png")
     if mode == "I;16":
-        Image.fromarray((RAMP[..., 0].astype(np.uint16) * 257)).save(path)
+        Image.fromarray(RAMP[..., 0].astype(np.uint16) * 257).save(path)
     else:
         Image.fromarray(RAMP).convert(mode).save(path)
     result = read_image(path)

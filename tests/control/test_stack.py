@@ -46,7 +46,10 @@ def test_wrong_windows_are_refused(parts: dict, window: tuple[float, float]) -> 
 def test_silent_branches_are_not_run(parts: dict) -> None:
     networks = [parts["networks"][0], parts["networks"][1], parts["networks"][0]]
     settings = [{"weight": Weight.parse(1)}, {"window": (0.0, 0.3)}, {"weight": Weight.parse("0:0,0.5:0,0.6:1")}]
-    branches = [Branch(name, network, torch.rand(1, 3, 64, 64), **setting) for name, network, setting in zip("abc", networks, settings, strict=True)]
+    branches = [
+        Branch(name, network, torch.rand(1, 3, 64, 64), **setting)
+        for name, network, setting in zip("abc", networks, settings, strict=True)
+    ]
     seen = []
     handles = [network.register_forward_hook(lambda module, *_: seen.append(module)) for network in parts["networks"]]
     text = torch.zeros(2, 24, 32)
@@ -54,7 +57,7 @@ def test_silent_branches_are_not_run(parts: dict) -> None:
         run_stack(branches, FUSIONS["sum"], torch.zeros(2, 4, 8, 8), moment(index), text)
     for handle in handles:
         handle.remove()
-    # a runs in all ten steps, b in the first three, c from progress 0.5 on, where its weight leaves zero (0.5 itself is zero)
+    # a runs in all ten steps, b in the first three, c after progress 0.5, where its weight leaves zero
     assert seen.count(parts["networks"][0]) == 10 + 4
     assert seen.count(parts["networks"][1]) == 3
 

@@ -11,7 +11,7 @@ from counterpoint.data.scenes.vocabulary import KINDS, SEG_INDEX
 
 
 def test_conflicts_are_conflicts() -> None:
-    """The person covers a region that the other control assigns to something else, and mostly a thing, not just ground."""
+    """The person covers a region that the other control assigns to something else, mostly to a thing."""
     covered, on_things = [], []
     for number in range(50):
         case = conflicting(number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ def test_any_scene_is_reached_directly() -> None:
 
 def test_splits_are_disjoint() -> None:
     ranges = sorted(SPLITS.values(), key=lambda r: r.start)
-    assert all(a.stop <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a.stop <= b.start for a, b in itertools.pairwise(ranges))
 
 
 def test_everything_occurs() -> None:

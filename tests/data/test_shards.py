@@ -15,7 +15,9 @@ from counterpoint.data.scenes.render import scene
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> shards.SceneShards:
     monkeypatch.setattr(shards, "SHARD", 16)
-    made = shards.SceneShards(tmp_path, 16, 32, ("image", "caption", "control:pose", "control:depth", "control:canny", "control:seg"))
+    made = shards.SceneShards(
+        tmp_path, 16, 32, ("image", "caption", "control:pose", "control:depth", "control:canny", "control:seg")
+    )
     for start in (16, 32):
         shards._render_shard(made._folder(start), start)
     return made.prepare()

@@ -5,7 +5,12 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from diffusers import MultiControlNetModel, StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import (
+    MultiControlNetModel,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 
 from counterpoint.sampling.pipeline import Pipeline
@@ -21,16 +26,30 @@ def hints(count: int) -> list[Image.Image]:
 
 def ours(parts: dict, count: int, scheduler: str = "unipc") -> Pipeline:
     networks = dict(zip(NAMES, parts["networks"][:count], strict=False))
-    return Pipeline(parts["vae"], parts["text_encoder"], parts["tokenizer"], parts["unet"], make_scheduler(scheduler, parts["scheduler"].config), networks)
+    return Pipeline(
+        parts["vae"],
+        parts["text_encoder"],
+        parts["tokenizer"],
+        parts["unet"],
+        make_scheduler(scheduler, parts["scheduler"].config),
+        networks,
+    )
 
 
 def stock(parts: dict, count: int, scheduler: str = "unipc", kind: type = StableDiffusionControlNetPipeline):
     networks = parts["networks"][:count]
     network = {"controlnet": MultiControlNetModel(networks) if count > 1 else networks[0]} if count else {}
     pipe = kind(
-        vae=parts["vae"], text_encoder=parts["text_encoder"], tokenizer=parts["tokenizer"], unet=parts["unet"],
-        scheduler=make_scheduler(scheduler, parts["scheduler"].config), safety_checker=None, feature_extractor=None, requires_safety_checker=False, **network,
-    )  # fmt: skip
+        vae=parts["vae"],
+        text_encoder=parts["text_encoder"],
+        tokenizer=parts["tokenizer"],
+        unet=parts["unet"],
+        scheduler=make_scheduler(scheduler, parts["scheduler"].config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **network,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -45,10 +64,38 @@ def test_sum_is_stock(parts: dict, count: int, dtype: torch.dtype) -> None:
     for model in (parts["vae"], parts["text_encoder"], parts["unet"], *parts["networks"]):
         model.to(dtype)
     try:
-        got = ours(parts, count)(PROMPT, images, width=64, height=64, generator=torch.manual_seed(3), output_type="latent", num_images_per_prompt=2, controlnet_conditioning_scale=[0.7, 1.3][:count] or 1.0, control_guidance_end=[0.5, 1.0][:count] or 1.0, **SETTINGS).images
-        more = {} if not count else {"image": images if count > 1 else images[0], "controlnet_conditioning_scale": [0.7, 1.3] if count > 1 else 0.7, "control_guidance_end": [0.5, 1.0] if count > 1 else 0.5}
+        got = ours(parts, count)(
+            PROMPT,
+            images,
+            width=64,
+            height=64,
+            generator=torch.manual_seed(3),
+            output_type="latent",
+            num_images_per_prompt=2,
+            controlnet_conditioning_scale=[0.7, 1.3][:count] or 1.0,
+            control_guidance_end=[0.5, 1.0][:count] or 1.0,
+            **SETTINGS,
+        ).images
+        more = (
+            {}
+            if not count
+            else {
+                "image": images if count > 1 else images[0],
+                "controlnet_conditioning_scale": [0.7, 1.3] if count > 1 else 0.7,
+                "control_guidance_end": [0.5, 1.0] if count > 1 else 0.5,
+            }
+        )
         kind = StableDiffusionControlNetPipeline if count else StableDiffusionPipeline
-        wanted = stock(parts, count, kind=kind)(PROMPT, generator=torch.manual_seed(3), output_type="latent", num_images_per_prompt=2, width=64, height=64, **SETTINGS, **more).images
+        wanted = stock(parts, count, kind=kind)(
+            PROMPT,
+            generator=torch.manual_seed(3),
+            output_type="latent",
+            num_images_per_prompt=2,
+            width=64,
+            height=64,
+            **SETTINGS,
+            **more,
+        ).images
     finally:
         for model in (parts["vae"], parts["text_encoder"], parts["unet"], *parts["networks"]):
             model.to(torch.float32)
@@ -56,19 +103,48 @@ def test_sum_is_stock(parts: dict, count: int, dtype: torch.dtype) -> None:
 
 
 def available() -> list[str]:
-    return [name for name, kind in SCHEDULERS.items() if not getattr(diffusers, kind).__module__.startswith("diffusers.utils.dummy")]
+    return [
+        name
+        for name, kind in SCHEDULERS.items()
+        if not getattr(diffusers, kind).__module__.startswith("diffusers.utils.dummy")
+    ]
 
 
 @pytest.mark.parametrize("scheduler", available())
 def test_every_scheduler_is_stock(parts: dict, scheduler: str) -> None:
     images = hints(2)
-    got = ours(parts, 2, scheduler)(PROMPT, images, width=64, height=64, generator=torch.manual_seed(3), output_type="np", **SETTINGS).images
-    wanted = stock(parts, 2, scheduler)(PROMPT, images, width=64, height=64, generator=torch.manual_seed(3), output_type="np", **SETTINGS).images
+    got = ours(parts, 2, scheduler)(
+        PROMPT, images, width=64, height=64, generator=torch.manual_seed(3), output_type="np", **SETTINGS
+    ).images
+    wanted = stock(parts, 2, scheduler)(
+        PROMPT, images, width=64, height=64, generator=torch.manual_seed(3), output_type="np", **SETTINGS
+    ).images
     assert torch.equal(torch.from_numpy(got), torch.from_numpy(wanted))
 
 
 def test_image_to_image_is_stock(parts: dict) -> None:
     images, start = hints(2), Image.effect_noise((64, 64), 90).convert("RGB")
-    got = ours(parts, 2)(PROMPT, images, image=start, strength=0.6, width=64, height=64, generator=torch.manual_seed(3), output_type="latent", **SETTINGS).images
-    wanted = stock(parts, 2, kind=StableDiffusionControlNetImg2ImgPipeline)(PROMPT, image=start, control_image=images, strength=0.6, width=64, height=64, generator=torch.manual_seed(3), output_type="latent", controlnet_conditioning_scale=1.0, **SETTINGS).images
+    got = ours(parts, 2)(
+        PROMPT,
+        images,
+        image=start,
+        strength=0.6,
+        width=64,
+        height=64,
+        generator=torch.manual_seed(3),
+        output_type="latent",
+        **SETTINGS,
+    ).images
+    wanted = stock(parts, 2, kind=StableDiffusionControlNetImg2ImgPipeline)(
+        PROMPT,
+        image=start,
+        control_image=images,
+        strength=0.6,
+        width=64,
+        height=64,
+        generator=torch.manual_seed(3),
+        output_type="latent",
+        controlnet_conditioning_scale=1.0,
+        **SETTINGS,
+    ).images
     assert torch.equal(got, wanted)

@@ -18,7 +18,14 @@ from counterpoint.types import Fusion, UserError
 @pytest.fixture
 def pipe(parts: dict) -> Pipeline:
     networks = dict(zip(("pose", "seg"), parts["networks"], strict=True))
-    return Pipeline(parts["vae"], parts["text_encoder"], parts["tokenizer"], parts["unet"], make_scheduler("unipc", parts["scheduler"].config), networks)
+    return Pipeline(
+        parts["vae"],
+        parts["text_encoder"],
+        parts["tokenizer"],
+        parts["unet"],
+        make_scheduler("unipc", parts["scheduler"].config),
+        networks,
+    )
 
 
 HINTS = [Image.effect_noise((64, 64), sigma).convert("RGB") for sigma in (40, 90)]
@@ -51,7 +58,14 @@ def test_weight_schedule_and_custom_rule(pipe: Pipeline) -> None:
         seen.append(len(features))
         return features.amax(0)
 
-    pipe("a person", HINTS, fusion=Fusion("loudest", "", combine), controlnet_conditioning_scale=["0:1,0.4:0", 1.0], generator=seeded(1), **FAST)
+    pipe(
+        "a person",
+        HINTS,
+        fusion=Fusion("loudest", "", combine),
+        controlnet_conditioning_scale=["0:1,0.4:0", 1.0],
+        generator=seeded(1),
+        **FAST,
+    )
     assert set(seen) == {1, 2}
 
 
@@ -59,7 +73,9 @@ def test_inpainting_keeps_what_is_not_masked(pipe: Pipeline) -> None:
     start = Image.effect_noise((64, 64), 90).convert("RGB")
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (32, 0, 64, 64))
-    result = pipe("a person", HINTS, image=start, mask_image=mask, strength=1.0, generator=seeded(1), output_type="latent", **FAST).images
+    result = pipe(
+        "a person", HINTS, image=start, mask_image=mask, strength=1.0, generator=seeded(1), output_type="latent", **FAST
+    ).images
     clean = pipe.encode(pipe.pixels.preprocess(start, height=64, width=64))
     torch.testing.assert_close(result[..., :4], clean[..., :4])
     assert (result[..., 4:] - clean[..., 4:]).abs().max() > 0.1
@@ -68,11 +84,15 @@ def test_inpainting_keeps_what_is_not_masked(pipe: Pipeline) -> None:
 def test_callback_sees_and_replaces(pipe: Pipeline) -> None:
     seen = []
 
-    def callback(_: Pipeline, index: int, timestep: torch.Tensor, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def callback(
+        _: Pipeline, index: int, timestep: torch.Tensor, values: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         seen.append(index)
         return {"latents": torch.zeros_like(values["latents"])}
 
-    result = pipe("a person", HINTS, generator=seeded(1), callback_on_step_end=callback, output_type="latent", **FAST).images
+    result = pipe(
+        "a person", HINTS, generator=seeded(1), callback_on_step_end=callback, output_type="latent", **FAST
+    ).images
     assert seen == [0, 1, 2]
     assert not result.any()
 
@@ -80,7 +100,13 @@ def test_callback_sees_and_replaces(pipe: Pipeline) -> None:
 def test_weighted_and_long_prompts(pipe: Pipeline) -> None:
     plain = pipe("a red ball", HINTS, generator=seeded(1), output_type="latent", **FAST).images
     heavier = pipe("a red++ ball", HINTS, generator=seeded(1), output_type="latent", **FAST).images
-    longer = pipe('("a red ball on a meadow", "a person on a meadow").and()', HINTS, generator=seeded(1), output_type="latent", **FAST).images
+    longer = pipe(
+        '("a red ball on a meadow", "a person on a meadow").and()',
+        HINTS,
+        generator=seeded(1),
+        output_type="latent",
+        **FAST,
+    ).images
     assert not torch.equal(plain, heavier)
     assert not torch.equal(plain, longer)
     assert torch.isfinite(longer).all()

@@ -42,7 +42,7 @@ def test_full_disk_loses_nothing(tmp_path: Path) -> None:
 def test_killed_at_any_point(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill leaves the files as they are: simulate it by making cleaning up impossible too."""
     save(tmp_path, 10, writer("x"), keep=1)
-    monkeypatch.setattr("counterpoint.training.checkpoint.shutil.rmtree", lambda *a, **k: None)
+    monkeypatch.setattr("counterpoint.training.checkpoint.shutil.rmtree", lambda *_, **__: None)
     real = Path.rename
 
     def rename(self: Path, target: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,9 +28,12 @@ def test_resumed_order_is_the_rest() -> None:
 
 
 def test_world_size_does_not_change_what_a_step_sees() -> None:
-    one = [sorted(sum(list(Order(30, 1, 8, 1, s, s + 1)), [])) for s in range(5)]
-    two = [sorted(sum([b for rank in (0, 1) for b in Order(30, 1, 4, 1, s, s + 1, rank, 2)], [])) for s in range(5)]
-    split = [sorted(sum(list(Order(30, 1, 2, 4, s, s + 1)), [])) for s in range(5)]
+    one = [sorted(chain.from_iterable(list(Order(30, 1, 8, 1, s, s + 1)))) for s in range(5)]
+    two = [
+        sorted(chain.from_iterable([b for rank in (0, 1) for b in Order(30, 1, 4, 1, s, s + 1, rank, 2)]))
+        for s in range(5)
+    ]
+    split = [sorted(chain.from_iterable(list(Order(30, 1, 2, 4, s, s + 1)))) for s in range(5)]
     assert one == two == split
 
 

@@ -33,7 +33,9 @@ def test_targets_recover_the_clean_sample(kind: str) -> None:
 def test_snr_weights() -> None:
     a = torch.tensor([0.01, 0.5, 0.99])
     torch.testing.assert_close(snr_weight(a, 5.0, "epsilon"), torch.tensor([1.0, 1.0, 5 / 99]))
-    torch.testing.assert_close(snr_weight(a, 5.0, "v_prediction"), torch.tensor([0.01 / 0.99 / (1 + 0.01 / 0.99), 0.5, 5 / 100]))
+    torch.testing.assert_close(
+        snr_weight(a, 5.0, "v_prediction"), torch.tensor([0.01 / 0.99 / (1 + 0.01 / 0.99), 0.5, 5 / 100])
+    )
     with pytest.raises(ValueError, match="prediction_type"):
         target(a, a, a, "sample")
 
@@ -44,15 +46,27 @@ def test_loss_is_per_sample() -> None:
 
 
 def test_contrastive_loss_by_its_equation() -> None:
-    images, texts, scale = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64)
+    images, texts, scale = (
+        torch.randn(5, 7, dtype=torch.float64),
+        torch.randn(5, 7, dtype=torch.float64),
+        torch.tensor(3.0, dtype=torch.float64),
+    )
     cosines = torch.stack([torch.stack([i @ t / (i.norm() * t.norm()) for t in texts]) for i in images]) * scale
     rows = torch.stack([-torch.log(torch.exp(cosines[k, k]) / torch.exp(cosines[k]).sum()) for k in range(5)]).mean()
-    columns = torch.stack([-torch.log(torch.exp(cosines[k, k]) / torch.exp(cosines[:, k]).sum()) for k in range(5)]).mean()
+    columns = torch.stack(
+        [-torch.log(torch.exp(cosines[k, k]) / torch.exp(cosines[:, k]).sum()) for k in range(5)]
+    ).mean()
     torch.testing.assert_close(contrastive_loss(images, texts, scale), (rows + columns) / 2)
 
 
 def small_codec() -> AutoencoderTiny:
-    return AutoencoderTiny(latent_channels=4, encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, num_encoder_blocks=(0, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 0))
+    return AutoencoderTiny(
+        latent_channels=4,
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(0, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 0),
+    )
 
 
 def gradients(stage: torch.nn.Module, batch: dict, count: int) -> list[str]:
@@ -61,14 +75,21 @@ def gradients(stage: torch.nn.Module, batch: dict, count: int) -> list[str]:
     assert torch.isfinite(loss)
     assert all(torch.isfinite(value) for value in extra.values())
     loss.backward()
-    return [name for root, module in stage.trained_modules().items() for name, p in module.named_parameters(root) if p.grad is None or not p.grad.abs().sum() > 0]
+    return [
+        name
+        for root, module in stage.trained_modules().items()
+        for name, p in module.named_parameters(root)
+        if p.grad is None or not p.grad.abs().sum() > 0
+    ]
 
 
 def test_codec_stage(tmp_path: Path) -> None:
     stage = CodecStage(small_codec(), crop=32)
     batch = {"image": torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)}
     silent = gradients(stage, batch, 2)
-    assert all(".conv.0." in name or ".conv.2." in name for name in silent), "only what lies behind a silent residual branch may be without a gradient at the start"
+    assert all(".conv.0." in name or ".conv.2." in name for name in silent), (
+        "only what lies behind a silent residual branch may be without a gradient at the start"
+    )
     stage.export(tmp_path)
     assert AutoencoderTiny.from_pretrained(tmp_path).config.latent_channels == 4
 
@@ -76,11 +97,31 @@ def test_codec_stage(tmp_path: Path) -> None:
 def test_towers_stage(tmp_path: Path) -> None:
     tokenizer = word_tokenizer(["a", "red", "ball"], 8)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ends = {"bos_token_id": tokenizer.convert_tokens_to_ids(START), "eos_token_id": tokenizer.convert_tokens_to_ids(END)}
-    clip = CLIPModel(CLIPConfig(text_config={**shape, "vocab_size": len(tokenizer), "max_position_embeddings": 8, "pad_token_id": ends["eos_token_id"], **ends}, vision_config={**shape, "image_size": 128, "patch_size": 32}, projection_dim=8))
+    ends = {
+        "bos_token_id": tokenizer.convert_tokens_to_ids(START),
+        "eos_token_id": tokenizer.convert_tokens_to_ids(END),
+    }
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config={
+                **shape,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": 8,
+                "pad_token_id": ends["eos_token_id"],
+                **ends,
+            },
+            vision_config={**shape, "image_size": 128, "patch_size": 32},
+            projection_dim=8,
+        )
+    )
     stage = TowersStage(clip, tokenizer)
-    batch = {"image": torch.randint(0, 256, (3, 128, 128, 3), dtype=torch.uint8), "caption": ["a red ball", "a ball", "red"]}
-    assert not [name for name in gradients(stage, batch, 3) if "position_embedding" not in name and "k_proj.bias" not in name]
+    batch = {
+        "image": torch.randint(0, 256, (3, 128, 128, 3), dtype=torch.uint8),
+        "caption": ["a red ball", "a ball", "red"],
+    }
+    assert not [
+        name for name in gradients(stage, batch, 3) if "position_embedding" not in name and "k_proj.bias" not in name
+    ]
     stage.export(tmp_path)
     assert CLIPModel.from_pretrained(tmp_path).config.projection_dim == 8
 
@@ -90,7 +131,11 @@ def host(parts: dict) -> tuple:
     return parts["unet"], parts["text_encoder"], parts["tokenizer"], DDPMScheduler(num_train_timesteps=1000)
 
 
-BATCH = {"latents": torch.randn(3, 4, 8, 8), "caption": ["a person", "a red ball", ""], "control:pose": torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)}
+BATCH = {
+    "latents": torch.randn(3, 4, 8, 8),
+    "caption": ["a person", "a red ball", ""],
+    "control:pose": torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8),
+}
 
 
 def test_diffusion_stage(host: tuple, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ class Line(Stage):
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if step == self.stop_at:
+            self.stop_at = -1
             import os
             import signal
 
@@ -53,7 +54,16 @@ class Numbers:
 
 
 def config(folder: Path, **changes: object) -> TrainConfig:
-    base = TrainConfig(output_dir=folder, max_train_steps=25, train_batch_size=4, checkpointing_steps=10, logging_steps=5, mixed_precision="no", lr_scheduler="cosine", lr_warmup_steps=3)
+    base = TrainConfig(
+        output_dir=folder,
+        max_train_steps=25,
+        train_batch_size=4,
+        checkpointing_steps=10,
+        logging_steps=5,
+        mixed_precision="no",
+        lr_scheduler="cosine",
+        lr_warmup_steps=3,
+    )
     return replace(base, **changes)
 
 
@@ -65,7 +75,9 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_ema": False}, {"gradient_accumulation_steps": 2, "mixed_precision": "bf16"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_ema": False}, {"gradient_accumulation_steps": 2, "mixed_precision": "bf16"}]
+)
 def test_interrupted_equals_uninterrupted(tmp_path: Path, settings: dict) -> None:
     train(Job(Line(), Numbers()), config(tmp_path / "whole", **settings))
     with pytest.raises(Interrupted):
@@ -73,14 +85,21 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, settings: dict) -> Non
     assert not (tmp_path / "cut" / "net.pt").exists()
     train(Job(Line(), Numbers()), config(tmp_path / "cut", **settings), resume=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-    lines = [[json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in ("whole", "cut")]
+    lines = [
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "cut")
+    ]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
 
 
 def test_resume_from_an_older_checkpoint(tmp_path: Path) -> None:
     train(Job(Line(), Numbers()), config(tmp_path / "whole", checkpoints_total_limit=5))
     wanted = weights(tmp_path / "whole")
-    train(Job(Line(), Numbers()), config(tmp_path / "whole", checkpoints_total_limit=5), resume=tmp_path / "whole" / "checkpoint-10")
+    train(
+        Job(Line(), Numbers()),
+        config(tmp_path / "whole", checkpoints_total_limit=5),
+        resume=tmp_path / "whole" / "checkpoint-10",
+    )
     assert equal(wanted, weights(tmp_path / "whole"))
 
 
@@ -119,7 +138,13 @@ def test_nan_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("steps=3", "unknown setting"), ("seed", "key=value"), ("seed=x", "seed"), ("max_train_steps=0", "max_train_steps"), ("lr_scheduler=up", "lr_scheduler")],
+    [
+        ("steps=3", "unknown setting"),
+        ("seed", "key=value"),
+        ("seed=x", "seed"),
+        ("max_train_steps=0", "max_train_steps"),
+        ("lr_scheduler=up", "lr_scheduler"),
+    ],
 )
 def test_wrong_settings(tmp_path: Path, setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -128,4 +153,9 @@ def test_wrong_settings(tmp_path: Path, setting: str, message: str) -> None:
 
 def test_settings_are_typed(tmp_path: Path) -> None:
     changed = override(config(tmp_path), ["seed=5", "learning_rate=1e-3", "use_ema=false", f"output_dir={tmp_path}/x"])
-    assert (changed.seed, changed.learning_rate, changed.use_ema, changed.output_dir) == (5, 1e-3, False, tmp_path / "x")
+    assert (changed.seed, changed.learning_rate, changed.use_ema, changed.output_dir) == (
+        5,
+        1e-3,
+        False,
+        tmp_path / "x",
+    )

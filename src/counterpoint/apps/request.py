@@ -1,4 +1,4 @@
-"""A request for images: what the command line, batches, the studio and the service all turn into, and what replay reads."""
+"""A request for images: what every edge turns a user's wishes into, and what a picture's recipe holds."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ class GenerateRequest(Strict):
         labels = [control.label for control in self.controls]
         twice = {label for label in labels if labels.count(label) > 1}
         if twice:
-            raise ValueError(f"two controls are called {min(twice)!r}; name the second one {min(twice).partition(':')[0]}:SOMETHING")
+            raise ValueError(
+                f"two controls are called {min(twice)!r}; name the second one {min(twice).partition(':')[0]}:SOMETHING"
+            )
         if self.inpaint_mask is not None and self.init_image is None:
             raise ValueError("--inpaint-mask needs --init-image, the picture to repaint")
         return self

@@ -84,11 +84,17 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
     pipe = pipe or load_for(request)
     width, height = request.width or pipe.native_size, request.height or pipe.native_size
     controls = control_images(request, width, height)
-    start = None if request.init_image is None else resize(read_image(request.init_image), width, height, request.resize)
-    mask = None if request.inpaint_mask is None else resize(read_image(request.inpaint_mask), width, height, request.resize)
+    start = (
+        None if request.init_image is None else resize(read_image(request.init_image), width, height, request.resize)
+    )
+    mask = (
+        None
+        if request.inpaint_mask is None
+        else resize(read_image(request.inpaint_mask), width, height, request.resize)
+    )
     seeds = [request.seed + i for i in range(request.n)]
 
-    def heard(_: Pipeline, index: int, timestep: torch.Tensor, values: dict[str, Any]) -> None:
+    def heard(_: Pipeline, index: int, *__: Any) -> None:
         if listen is not None:
             listen(index + 1, pipe.scheduler.num_inference_steps)
 
@@ -117,7 +123,10 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
 
 def image_hashes(controls: dict[str, Image]) -> dict[str, str]:
     """Label -> SHA-256 of the pixels a network saw."""
-    return {label: hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest() for label, picture in controls.items()}
+    return {
+        label: hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
+        for label, picture in controls.items()
+    }
 
 
 def _control_image(control: ControlRequest, request: GenerateRequest, width: int, height: int) -> Image:
@@ -125,5 +134,7 @@ def _control_image(control: ControlRequest, request: GenerateRequest, width: int
     if not control.photo:
         return resize(picture, width, height, request.resize, control.kind)
     if control.kind not in EXTRACTORS:
-        raise UserError(f"--photo {control.label}: there is no extractor for {control.kind} here; there are {', '.join(EXTRACTORS)}")
+        raise UserError(
+            f"--photo {control.label}: there is no extractor for {control.kind} here; there are {', '.join(EXTRACTORS)}"
+        )
     return EXTRACTORS[control.kind](resize(picture, width, height, request.resize))

@@ -1,0 +1,1 @@
+"""From a photo to a condition image, one extractor a file."""

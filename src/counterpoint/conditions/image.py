@@ -34,7 +34,10 @@ def read_image(path: Path) -> Image:
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
             with PIL.Image.open(path) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
-                    raise UserError(f"{path} has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}: scale it down first")
+                    raise UserError(
+                        f"{path} has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}: "
+                        "scale it down first"
+                    )
                 return _rgb(PIL.ImageOps.exif_transpose(picture))
     except UserError:
         raise

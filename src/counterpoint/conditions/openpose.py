@@ -41,10 +41,17 @@ def draw_pose(people: Iterable[np.ndarray], height: int, width: int) -> Image:
                 colour = [int(0.6 * c) for c in JOINT_COLOURS[number]]
                 middle, half = (joints[a] + joints[b]) / 2, np.linalg.norm(joints[a] - joints[b]) / 2
                 angle = float(np.degrees(np.arctan2(*(joints[a] - joints[b])[::-1])))
-                limb = cv2.ellipse2Poly(tuple(int(round(v * 16)) for v in middle), (int(half * 16), int(radius * 16)), int(angle), 0, 360, 10)
+                limb = cv2.ellipse2Poly(
+                    tuple(round(v * 16) for v in middle),
+                    (int(half * 16), int(radius * 16)),
+                    int(angle),
+                    0,
+                    360,
+                    10,
+                )
                 cv2.fillPoly(picture, [limb], colour, cv2.LINE_AA, 4)
         for joint, colour in zip(joints, JOINT_COLOURS, strict=True):
             if not np.isnan(joint).any():
-                centre = tuple(int(round(v * 16)) for v in joint)
+                centre = tuple(round(v * 16) for v in joint)
                 cv2.circle(picture, centre, int(radius * 16), colour, cv2.FILLED, cv2.LINE_AA, 4)
     return picture

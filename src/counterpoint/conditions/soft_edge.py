@@ -9,7 +9,7 @@ from counterpoint.types import Image
 
 
 def soft_edge(photo: Image) -> Image:
-    """Soft edges, 0..255 in three equal channels: fine and coarse colour gradients, squashed so that 255 is never clipped to."""
+    """Soft edges, 0..255 in three equal channels: fine and coarse colour gradients, squashed smoothly below 255."""
     colour = photo.astype(np.float32)
     strength = np.zeros(photo.shape[:2], np.float32)
     for sigma, weight in ((1.0, 0.6), (2.0, 0.9)):

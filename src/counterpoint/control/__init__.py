@@ -1,0 +1,1 @@
+"""Where features live in diffusers' models: running branches, fusing per site, attaching to a host."""

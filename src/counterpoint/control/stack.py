@@ -45,14 +45,18 @@ class Weight:
         except UserError:
             raise
         except ValueError:
-            raise UserError(f"a weight is a number such as 0.8 or a schedule such as 0:1,0.5:0.4, got {text!r}") from None
+            raise UserError(
+                f"a weight is a number such as 0.8 or a schedule such as 0:1,0.5:0.4, got {text!r}"
+            ) from None
 
     def at(self, progress: float) -> float:
         """The weight at a share of the steps, 0..1."""
         (before, value), *rest = self.knots
         for place, weight in rest:
             if progress < place:
-                return value if progress <= before else value + (weight - value) * (progress - before) / (place - before)
+                return (
+                    value if progress <= before else value + (weight - value) * (progress - before) / (place - before)
+                )
             before, value = place, weight
         return value
 
@@ -83,14 +87,18 @@ class Branch:
     def __post_init__(self) -> None:
         start, end = self.window
         if not 0 <= start < end <= 1:
-            raise UserError(f"the window of {self.name} must be START:END with 0 <= START < END <= 1, got {start:g}:{end:g}")
+            raise UserError(
+                f"the window of {self.name} must be START:END with 0 <= START < END <= 1, got {start:g}:{end:g}"
+            )
 
     def scale(self, moment: Moment) -> float:
         """The conditioning scale at a step; 0 means the branch is not run."""
         return self.weight.at(moment.progress) if moment.inside(self.window) else 0.0
 
 
-def run_stack(branches: Sequence[Branch], fusion: Fusion, latents: Latents, moment: Moment, text: Float[Tensor, "b t d"]) -> Residuals | None:
+def run_stack(
+    branches: Sequence[Branch], fusion: Fusion, latents: Latents, moment: Moment, text: Float[Tensor, "b t d"]
+) -> Residuals | None:
     """Run the branches that are active at this step and fuse what they say.
 
     Args:
@@ -104,7 +112,9 @@ def run_stack(branches: Sequence[Branch], fusion: Fusion, latents: Latents, mome
         One residual a site, or ``None`` if no branch is active.
     """
     said = [
-        _run(branch, branch.scale(moment), latents, moment.timestep, text) for branch in branches if branch.scale(moment) != 0
+        _run(branch, branch.scale(moment), latents, moment.timestep, text)
+        for branch in branches
+        if branch.scale(moment) != 0
     ]
     if not said:
         return None
@@ -114,5 +124,7 @@ def run_stack(branches: Sequence[Branch], fusion: Fusion, latents: Latents, mome
 
 def _run(branch: Branch, scale: float, latents: Latents, timestep: Tensor, text: Tensor) -> Residuals:
     hint = branch.hint.repeat(len(latents) // len(branch.hint), 1, 1, 1)
-    down, mid = branch.network(latents, timestep, text, hint.to(branch.network.dtype), conditioning_scale=scale, return_dict=False)
+    down, mid = branch.network(
+        latents, timestep, text, hint.to(branch.network.dtype), conditioning_scale=scale, return_dict=False
+    )
     return Residuals(tuple(down), mid)

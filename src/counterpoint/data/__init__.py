@@ -1,0 +1,1 @@
+"""Samples: procedural scenes, folders, shards, benchmark pairs."""

@@ -55,11 +55,13 @@ def complementary(number: int, kinds: tuple[str, ...] = ("hed", "seg"), split: s
     return Case(caption(one.layout, "detailed"), images, dict.fromkeys(kinds, one), _everywhere(images))
 
 
-def silent(number: int, layout: Layout, kinds: tuple[str, str] = ("canny", "pose"), level: str = "brief", split: str = "test") -> Case:
+def silent(
+    number: int, layout: Layout, kinds: tuple[str, str] = ("canny", "pose"), level: str = "brief", split: str = "test"
+) -> Case:
     """Two controls that each speak in a part of the picture only; elsewhere they show their silent value.
 
-    ``"crops"``: the middle halves of both, side by side; ``"split"``: the left half of one, the right half of the other;
-    ``"centre"``: the middle square of one inside the other.
+    ``"crops"``: the middle halves of both, side by side; ``"split"``: the left half of one, the right half of the
+    other; ``"centre"``: the middle square of one inside the other.
 
     Args:
         number: of the case.
@@ -69,7 +71,10 @@ def silent(number: int, layout: Layout, kinds: tuple[str, str] = ("canny", "pose
         split: the scenes to take.
     """
     if any(CONTROL_KINDS[kind].silent is None for kind in kinds) or kinds[0] == kinds[1] or level not in LEVELS:
-        raise ValueError(f"silent cases want two different kinds with a silent value and a level in {LEVELS}, got {kinds} and {level!r}")
+        raise ValueError(
+            f"silent cases want two different kinds with a silent value and a level in {LEVELS}, got {kinds} and "
+            f"{level!r}"
+        )
     start = SPLITS[split].start + 2 * number
     scenes = {kind: scene(start + i, content="interaction", style="photo") for i, kind in enumerate(kinds)}
     full = [control_map(scenes[kind], kind) for kind in kinds]
@@ -84,7 +89,8 @@ def silent(number: int, layout: Layout, kinds: tuple[str, str] = ("canny", "pose
     if layout == "crops":
         full = [np.concatenate([one[:, quarter:-quarter]] * 2, 1) for one in full]
     images = {
-        kind: np.where(mask[..., None], one, np.uint8(CONTROL_KINDS[kind].silent or 0)) for kind, mask, one in zip(kinds, masks, full, strict=True)
+        kind: np.where(mask[..., None], one, np.uint8(CONTROL_KINDS[kind].silent or 0))
+        for kind, mask, one in zip(kinds, masks, full, strict=True)
     }
     prompt = caption(scenes[kinds[0]].layout, level)
     return Case(prompt, images, scenes, dict(zip(kinds, masks, strict=True)))

@@ -45,7 +45,9 @@ class SceneShards:
 
     def __init__(self, root: Path, first: int, count: int, fields: Sequence[str] = ("image",)) -> None:
         if count % SHARD or first % SHARD:
-            raise ValueError(f"scenes come in shards of {SHARD}: first and count must be multiples of it, got {first} and {count}")
+            raise ValueError(
+                f"scenes come in shards of {SHARD}: first and count must be multiples of it, got {first} and {count}"
+            )
         self.root, self.first, self.count = root, first, count
         self.fields = dict(zip(fields, fields, strict=True))
 
@@ -77,7 +79,7 @@ class SceneShards:
         return self
 
     def derive(self, field: str, make: Callable[[np.ndarray], np.ndarray]) -> SceneShards:
-        """Add a stored field computed from the pictures, ``make(images (n, 128, 128, 3)) -> (n, ...)``, shard by shard."""
+        """Add a stored field: ``make(images (n, 128, 128, 3)) -> (n, ...)``, shard by shard."""
         missing = [start for start in self._starts() if not (self._folder(start) / f"{field}.npy").exists()]
         for start in tqdm(missing, desc=f"computing {field}", unit="shard", disable=not missing):
             partial = self._folder(start) / f"{field}.partial.npy"

@@ -1,0 +1,1 @@
+"""Loading, converting and describing weights, and the networks that diffusers lacks."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -21,7 +21,12 @@ from counterpoint.types import UserError
 
 TINY = Path(__file__).parent / "tiny"
 """The tiny family, shipped inside the package."""
-_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny, "UNet2DConditionModel": UNet2DConditionModel, "ControlNetModel": ControlNetModel}
+_CLASSES = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderTiny": AutoencoderTiny,
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "ControlNetModel": ControlNetModel,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +66,10 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
         raise UserError(f"{path} is a {parts.get('_class_name')}; models of the SD1.5 layout are supported")
     unet = load_diffusers(path / "unet", dtype)
     if unet.config.in_channels != unet.config.out_channels:
-        raise UserError(f"{path} is an inpainting model with {unet.config.in_channels} input channels; use a plain one, it inpaints with --inpaint-mask")
+        raise UserError(
+            f"{path} is an inpainting model with {unet.config.in_channels} input channels; use a plain one, it "
+            "inpaints with --inpaint-mask"
+        )
     return Components(
         vae=load_diffusers(path / "vae", dtype),
         text_encoder=_text_encoder(path / "text_encoder", dtype),
@@ -72,14 +80,16 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
     )
 
 
-def load_controls(model: str, controls: Sequence[str] | Mapping[str, str], host: Components, dtype: torch.dtype = torch.float32) -> dict[str, ControlNetModel]:
+def load_controls(
+    model: str, controls: Sequence[str] | Mapping[str, str], host: Components, dtype: torch.dtype = torch.float32
+) -> dict[str, ControlNetModel]:
     """Load the ControlNets of a call.
 
     Args:
         model: the model they are for, as given to :func:`load_components`.
-        controls: labels (``"pose"``, or ``"canny:cup"`` for a second of a kind), or label -> folder, file or hub id. Labels
-            alone take the model's own ControlNets: ``controls/<kind>`` in its folder, else ``controlnet``, ``controlnet_1``, ...
-            in order.
+        controls: labels (``"pose"``, or ``"canny:cup"`` for a second of a kind), or label -> folder, file or hub id.
+            Labels alone take the model's own ControlNets: ``controls/<kind>`` in its folder, else ``controlnet``,
+            ``controlnet_1``, ... in order.
         host: what they must fit.
 
     Raises:
@@ -147,18 +157,24 @@ def load_diffusers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         found |= shapes(file)
     check_fit(on_meta(build, config), found, folder)
     variant = "fp16" if all(".fp16." in file.name for file in files) else None
-    return build.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True)
+    return build.from_pretrained(
+        folder, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True
+    )
 
 
 def _text_encoder(folder: Path, dtype: torch.dtype) -> CLIPTextModel:
     for file in weight_files(folder):
         shapes(file)
     try:
-        model, report = CLIPTextModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        model, report = CLIPTextModel.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} does not load: {str(error).splitlines()[0]}") from None
     if report["missing_keys"]:
-        raise UserError(f"the weights in {folder} do not fit their config.json: {sorted(report['missing_keys'])[0]} is missing")
+        raise UserError(
+            f"the weights in {folder} do not fit their config.json: {sorted(report['missing_keys'])[0]} is missing"
+        )
     return model.eval()
 
 
@@ -173,40 +189,57 @@ def _locate(source: str) -> Path:
     if path.exists():
         return path
     if path.suffix == ".safetensors" or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise UserError(f"there is no model {source!r}: give a name (tiny), a diffusers folder, a .safetensors file or a hub id such as owner/name")
+        raise UserError(
+            f"there is no model {source!r}: give a name (tiny), a diffusers folder, a .safetensors file or a hub "
+            "id such as owner/name"
+        )
     try:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
     except (OSError, ValueError, HFValidationError) as error:
-        raise UserError(f"there is no folder {source!r}, and it cannot be had from the hub: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"there is no folder {source!r}, and it cannot be had from the hub: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _own(folder: Path, labels: list[str], model: str) -> dict[str, str]:
     """A model folder's own ControlNets for labels: by kind, else in order."""
+    if not labels:
+        return {}
     own = {label: folder / "controls" / label.partition(":")[0] for label in labels}
     if (folder / "controls").is_dir():
         known = sorted(path.name for path in (folder / "controls").iterdir())
         for label, path in own.items():
             if not path.is_dir():
-                raise UserError(f"{model} has no control {label.partition(':')[0]!r}; it has {', '.join(known)}; give another with --controlnet {label}=PATH")
+                raise UserError(
+                    f"{model} has no control {label.partition(':')[0]!r}; it has {', '.join(known)}; give another "
+                    f"with --controlnet {label}=PATH"
+                )
         return {label: str(path) for label, path in own.items()}
-    saved = [path for path in (folder / "controlnet", *(folder / f"controlnet_{i}" for i in range(1, len(labels) + 1))) if path.is_dir()]
+    saved = [
+        path
+        for path in (folder / "controlnet", *(folder / f"controlnet_{i}" for i in range(1, len(labels) + 1)))
+        if path.is_dir()
+    ]
     if len(saved) != len(labels):
-        raise UserError(f"{model} holds {len(saved)} ControlNets for {len(labels)} controls ({', '.join(labels)}); name each one's with --controlnet NAME=PATH")
+        raise UserError(
+            f"{model} holds {len(saved)} ControlNets for {len(labels)} controls ({', '.join(labels)}); name each "
+            "one's with --controlnet NAME=PATH"
+        )
     return {label: str(path) for label, path in zip(labels, saved, strict=True)}
 
 
 def _controlnet(source: str, host: Components, dtype: torch.dtype) -> ControlNetModel:
     path = _locate(source)
-    if path.is_file():
-        network = controlnet_from_file(path, host.unet, dtype)
-    else:
-        network = load_diffusers(path, dtype)
+    network = controlnet_from_file(path, host.unet, dtype) if path.is_file() else load_diffusers(path, dtype)
     if not isinstance(network, ControlNetModel):
         raise UserError(f"{source} is a {type(network).__name__}, not a ControlNet")
     wanted, got = host.unet.config, network.config
     for name in ("in_channels", "cross_attention_dim", "block_out_channels"):
         if tuple(_listed(wanted[name])) != tuple(_listed(got[name])):
-            raise UserError(f"the ControlNet {source} does not fit the model: its {name} is {got[name]}, the UNet's is {wanted[name]}")
+            raise UserError(
+                f"the ControlNet {source} does not fit the model: its {name} is {got[name]}, the UNet's is "
+                f"{wanted[name]}"
+            )
     return network
 
 

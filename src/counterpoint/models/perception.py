@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 class Reading(NamedTuple):
     """What the network sees, at the picture's size.
 
-    ``seg`` class logits; ``depth`` and ``edge`` in 0..1; ``joints`` logits that a pixel is each of the eighteen keypoints.
+    ``seg`` class logits; ``depth`` and ``edge`` in 0..1; ``joints`` logits that a pixel is each of the eighteen
+    keypoints.
     """
 
     seg: Float[Tensor, "b k h w"]
@@ -38,8 +40,8 @@ class PerceptionModel(ModelMixin, ConfigMixin):
         super().__init__()
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1)
         self.down = nn.ModuleList([_level(width, depth) for width in widths])
-        self.shrink = nn.ModuleList([nn.Conv2d(a, b, 2, 2) for a, b in zip(widths, widths[1:], strict=False)])
-        self.grow = nn.ModuleList([nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False)])
+        self.shrink = nn.ModuleList([nn.Conv2d(a, b, 2, 2) for a, b in itertools.pairwise(widths)])
+        self.grow = nn.ModuleList([nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(widths)])
         self.up = nn.ModuleList([_level(width, depth) for width in widths[:-1]])
         self.head = nn.Conv2d(widths[0], 4 * (classes + 1 + 1 + 18), 3, padding=1)
 

@@ -25,7 +25,11 @@ def components_from_file(path: Path, config: str | None, dtype: torch.dtype) -> 
     shapes(path)
     try:
         pipe = StableDiffusionPipeline.from_single_file(
-            str(path), config=config or SD15, torch_dtype=dtype, safety_checker=None, local_files_only=config is not None
+            str(path),
+            config=config or SD15,
+            torch_dtype=dtype,
+            safety_checker=None,
+            local_files_only=config is not None,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if config is None:
@@ -52,7 +56,9 @@ def controlnet_from_file(path: Path, host: UNet2DConditionModel, dtype: torch.dt
     found = shapes(path)
     widths = _hint_widths(found)
     with torch.device("meta"):
-        blank = ControlNetModel.from_unet(host, conditioning_embedding_out_channels=widths, load_weights_from_unet=False)
+        blank = ControlNetModel.from_unet(
+            host, conditioning_embedding_out_channels=widths, load_weights_from_unet=False
+        )
     with tempfile.TemporaryDirectory() as folder:
         blank.save_config(folder)
         try:
@@ -64,7 +70,10 @@ def controlnet_from_file(path: Path, host: UNet2DConditionModel, dtype: torch.dt
 def _hint_widths(found: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Channels of the hint encoder's levels, read off the weights' shapes."""
     if "controlnet_cond_embedding.conv_in.weight" in found:
-        names = ["controlnet_cond_embedding.conv_in.weight", *(f"controlnet_cond_embedding.blocks.{i}.weight" for i in range(1, 64, 2))]
+        names = [
+            "controlnet_cond_embedding.conv_in.weight",
+            *(f"controlnet_cond_embedding.blocks.{i}.weight" for i in range(1, 64, 2)),
+        ]
     else:
         prefix = next((name.split("input_hint_block")[0] for name in found if "input_hint_block" in name), "")
         names = [f"{prefix}input_hint_block.{i}.weight" for i in range(0, 64, 4)][:-1]

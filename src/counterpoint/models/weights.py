@@ -43,7 +43,9 @@ def weight_files(folder: Path) -> list[Path]:
     if files:
         return plain or files
     if any(path.suffix in PICKLES for path in folder.glob("*")):
-        raise UserError(f"{folder} holds its weights as a pickle, which can run code when it is read: only safetensors are loaded")
+        raise UserError(
+            f"{folder} holds its weights as a pickle, which can run code when it is read: only safetensors are loaded"
+        )
     raise UserError(f"{folder} holds no weights: there is no .safetensors file in it")
 
 
@@ -54,7 +56,11 @@ def check_fit(module: nn.Module, found: dict[str, tuple[int, ...]], where: objec
         UserError: the first few tensors that are missing, foreign or of another shape.
     """
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    problems = [f"{name} is {found[name]}, wanted {shape}" for name, shape in wanted.items() if name in found and found[name] != shape]
+    problems = [
+        f"{name} is {found[name]}, wanted {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
     problems += [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is not part of {type(module).__name__}" for name in found if name not in wanted]
     if problems:

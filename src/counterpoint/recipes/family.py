@@ -54,7 +54,10 @@ def _tidy(path: Path) -> None:
 def _split_towers(run: Path, out: Path) -> None:
     """A text encoder and an image encoder, each with its projection, where diffusers looks for them."""
     clip = CLIPModel.from_pretrained(run, local_files_only=True)
-    text, image = CLIPTextModelWithProjection(clip.config.text_config), CLIPVisionModelWithProjection(clip.config.vision_config)
+    text, image = (
+        CLIPTextModelWithProjection(clip.config.text_config),
+        CLIPVisionModelWithProjection(clip.config.vision_config),
+    )
     text.text_model.load_state_dict(clip.text_model.state_dict())
     text.text_projection.load_state_dict(clip.text_projection.state_dict())
     image.vision_model.load_state_dict(clip.vision_model.state_dict())

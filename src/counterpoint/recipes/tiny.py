@@ -1,6 +1,7 @@
 """The recipes of the tiny family, in the order in which its members need each other.
 
-Each trains on procedural scenes and states its cost on two cores. ``docs/tiny-family.md`` has the log of what was tried.
+Each trains on procedural scenes and states its cost on two cores. ``docs/tiny-family.md`` has the log of what was
+tried.
 """
 
 from __future__ import annotations
@@ -70,11 +71,27 @@ def towers(config: TrainConfig) -> Job:
     """A CLIP of two four-layer transformers, 1.8 M parameters, with a tokenizer that knows the scenes' words."""
     torch.manual_seed(config.seed)
     tokenizer = word_tokenizer(words(), TOKENS)
-    shape = {"hidden_size": TEXT_WIDTH, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "hidden_act": "gelu"}
-    ends = {"bos_token_id": tokenizer.convert_tokens_to_ids(START), "eos_token_id": tokenizer.convert_tokens_to_ids(END)}
+    shape = {
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "hidden_act": "gelu",
+    }
+    ends = {
+        "bos_token_id": tokenizer.convert_tokens_to_ids(START),
+        "eos_token_id": tokenizer.convert_tokens_to_ids(END),
+    }
     model = CLIPModel(
         CLIPConfig(
-            text_config={**shape, "vocab_size": len(tokenizer), "max_position_embeddings": TOKENS, "projection_dim": 128, "pad_token_id": ends["eos_token_id"], **ends},
+            text_config={
+                **shape,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": TOKENS,
+                "projection_dim": 128,
+                "pad_token_id": ends["eos_token_id"],
+                **ends,
+            },
             vision_config={**shape, "image_size": SIZE, "patch_size": 16, "projection_dim": 128},
             projection_dim=128,
         )
@@ -103,8 +120,9 @@ def base(config: FamilyConfig) -> Job:
 def controlnet(config: ControlConfig) -> Job:
     """A ControlNet that starts from the frozen UNet's encoder.
 
-    Its zero convolutions start small instead of at zero, and its hint encoder speaks from the first step: on a model of this
-    size "sudden convergence" would otherwise take most of the run. Recipes of papers that need true zeros keep them.
+    Its zero convolutions start small instead of at zero, and its hint encoder speaks from the first step: on a model
+    of this size "sudden convergence" would otherwise take most of the run. Recipes of papers that need true zeros
+    keep them.
     """
     torch.manual_seed(config.seed)
     unet = UNet2DConditionModel.from_pretrained(config.pretrained_model_name_or_path / "unet", local_files_only=True)
@@ -113,7 +131,9 @@ def controlnet(config: ControlConfig) -> Job:
         for module in (*network.controlnet_down_blocks, network.controlnet_mid_block):
             torch.nn.init.normal_(module.weight, std=0.5 / module.in_channels**0.5)
         torch.nn.init.normal_(network.controlnet_cond_embedding.conv_out.weight, std=0.05)
-    stage = ControlNetStage(_fast(network), config.control_type, _fast(unet), *_text(config), _schedule(), **_losses(config))
+    stage = ControlNetStage(
+        _fast(network), config.control_type, _fast(unet), *_text(config), _schedule(), **_losses(config)
+    )
     return Job(stage, _latents(config, f"control:{config.control_type}"))
 
 
@@ -124,11 +144,79 @@ def judge(config: TrainConfig) -> Job:
     return Job(JudgeStage(_fast(model)), _scenes(config, "image", "seg", "depth", "keypoints", "control:hed"))
 
 
-CODEC = Recipe("tiny-codec", "the autoencoder of the tiny family", TrainConfig(max_train_steps=55000, train_batch_size=8, learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=200, adam_weight_decay=0, checkpointing_steps=2000, logging_steps=500), codec)  # fmt: skip
-TOWERS = Recipe("tiny-towers", "its text and image towers", TrainConfig(max_train_steps=6000, train_batch_size=128, learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=200, adam_beta2=0.98, adam_weight_decay=0.05, checkpointing_steps=500, max_train_samples=98304), towers)  # fmt: skip
-BASE = Recipe("tiny-base", "its UNet", FamilyConfig(max_train_steps=40000, train_batch_size=64, learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=500, checkpointing_steps=500, ema_decay=0.9995, max_train_samples=98304), base)  # fmt: skip
-CONTROLNET = Recipe("tiny-controlnet", "a ControlNet for it (--set control_type=pose)", ControlConfig(max_train_steps=5000, train_batch_size=48, learning_rate=5e-4, lr_scheduler="cosine", checkpointing_steps=500, max_train_samples=98304), controlnet)  # fmt: skip
-JUDGE = Recipe("tiny-judge", "judge A, which reads controls back from pictures", TrainConfig(max_train_steps=12000, train_batch_size=16, learning_rate=2e-3, lr_scheduler="cosine", lr_warmup_steps=200, checkpointing_steps=1000, max_train_samples=98304), judge)  # fmt: skip
+CODEC = Recipe(
+    "tiny-codec",
+    "the autoencoder of the tiny family",
+    TrainConfig(
+        max_train_steps=55000,
+        train_batch_size=8,
+        learning_rate=1e-3,
+        lr_scheduler="cosine",
+        lr_warmup_steps=200,
+        adam_weight_decay=0,
+        checkpointing_steps=2000,
+        logging_steps=500,
+    ),
+    codec,
+)
+TOWERS = Recipe(
+    "tiny-towers",
+    "its text and image towers",
+    TrainConfig(
+        max_train_steps=6000,
+        train_batch_size=128,
+        learning_rate=1e-3,
+        lr_scheduler="cosine",
+        lr_warmup_steps=200,
+        adam_beta2=0.98,
+        adam_weight_decay=0.05,
+        checkpointing_steps=500,
+        max_train_samples=98304,
+    ),
+    towers,
+)
+BASE = Recipe(
+    "tiny-base",
+    "its UNet",
+    FamilyConfig(
+        max_train_steps=40000,
+        train_batch_size=64,
+        learning_rate=1e-3,
+        lr_scheduler="cosine",
+        lr_warmup_steps=500,
+        checkpointing_steps=500,
+        ema_decay=0.9995,
+        max_train_samples=98304,
+    ),
+    base,
+)
+CONTROLNET = Recipe(
+    "tiny-controlnet",
+    "a ControlNet for it (--set control_type=pose)",
+    ControlConfig(
+        max_train_steps=5000,
+        train_batch_size=48,
+        learning_rate=5e-4,
+        lr_scheduler="cosine",
+        checkpointing_steps=500,
+        max_train_samples=98304,
+    ),
+    controlnet,
+)
+JUDGE = Recipe(
+    "tiny-judge",
+    "judge A, which reads controls back from pictures",
+    TrainConfig(
+        max_train_steps=12000,
+        train_batch_size=16,
+        learning_rate=2e-3,
+        lr_scheduler="cosine",
+        lr_warmup_steps=200,
+        checkpointing_steps=1000,
+        max_train_samples=98304,
+    ),
+    judge,
+)
 
 
 def _scenes(config: TrainConfig, *fields: str) -> SceneShards:
@@ -144,7 +232,9 @@ def _latents(config: FamilyConfig, *fields: str) -> SceneShards:
 
     @torch.no_grad()
     def encode(images: np.ndarray) -> np.ndarray:
-        parts = [vae.encode(pictures(torch.from_numpy(part))).latents for part in np.array_split(np.asarray(images), 64)]
+        parts = [
+            vae.encode(pictures(torch.from_numpy(part))).latents for part in np.array_split(np.asarray(images), 64)
+        ]
         return (torch.cat(parts) * vae.config.scaling_factor).half().numpy()
 
     name = f"latents-{mark}"
@@ -159,7 +249,14 @@ def _text(config: FamilyConfig) -> tuple[CLIPTextModel, CLIPTokenizer]:
 
 def _schedule() -> DDPMScheduler:
     """Stable Diffusion 1.5's noise schedule."""
-    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, clip_sample=False, steps_offset=1)
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        clip_sample=False,
+        steps_offset=1,
+    )
 
 
 def _losses(config: FamilyConfig) -> dict[str, float]:

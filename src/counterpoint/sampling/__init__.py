@@ -1,0 +1,1 @@
+"""Denoisers, guidance and the one sampling loop."""

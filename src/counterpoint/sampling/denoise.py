@@ -44,7 +44,7 @@ class ControlledDenoiser:
 
     def _predict(self, latents: Latents, moment: Moment, text: Tensor) -> Latents:
         residuals = run_stack(self.branches, self.fusion, latents, moment, text)
-        return self.unet(
+        prediction: Tensor = self.unet(
             latents,
             moment.timestep,
             encoder_hidden_states=text,
@@ -52,3 +52,4 @@ class ControlledDenoiser:
             mid_block_additional_residual=None if residuals is None else residuals.mid,
             return_dict=False,
         )[0]
+        return prediction

@@ -52,12 +52,14 @@ class Pipeline:
     def __post_init__(self) -> None:
         self.pixels = VaeImageProcessor(vae_scale_factor=self.factor)
         self.hints = VaeImageProcessor(vae_scale_factor=self.factor, do_convert_rgb=True, do_normalize=False)
-        self.masks = VaeImageProcessor(vae_scale_factor=self.factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+        self.masks = VaeImageProcessor(
+            vae_scale_factor=self.factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+        )
 
     @property
     def factor(self) -> int:
         """Pixels a latent, along each side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def native_size(self) -> int:
@@ -66,7 +68,8 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        """Where the models are."""
+        return self.unet.device  # type: ignore[no-any-return]
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Move every model."""
@@ -96,7 +99,8 @@ class Pipeline:
         control_guidance_start: float | Sequence[float] = 0.0,
         control_guidance_end: float | Sequence[float] = 1.0,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
-        callback_on_step_end: Callable[[Pipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end: Callable[[Pipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+        | None = None,
     ) -> Output:
         """Generate images. Arguments mean what they mean in diffusers' ControlNet pipelines.
 
@@ -129,13 +133,21 @@ class Pipeline:
         self._check(height, width, num_inference_steps, strength, guidance_scale)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else [n for n in negative_prompt for _ in range(num_images_per_prompt)]
+        negatives = (
+            [negative_prompt] * len(prompts)
+            if isinstance(negative_prompt, str)
+            else [n for n in negative_prompt for _ in range(num_images_per_prompt)]
+        )
         if len(negatives) != len(prompts):
             raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} images; give one, or one a prompt")
         if isinstance(generator, list) and len(generator) != len(prompts):
             raise UserError(f"{len(generator)} generators for {len(prompts)} images; give one, or one an image")
-        branches = self._branches(control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, height, width)
-        denoise = self._denoiser(prompts, negatives, guidance_scale, branches, get_fusion(fusion) if isinstance(fusion, str) else fusion)
+        branches = self._branches(
+            control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, height, width
+        )
+        denoise = self._denoiser(
+            prompts, negatives, guidance_scale, branches, get_fusion(fusion) if isinstance(fusion, str) else fusion
+        )
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         timesteps = self.scheduler.timesteps
         shape = (len(prompts), self.unet.config.in_channels, height // self.factor, width // self.factor)
@@ -160,8 +172,10 @@ class Pipeline:
     def encode(self, pixels: Tensor, generator: Generators = None) -> Latents:
         """Pictures ``(b, 3, h, w)`` in -1..1 -> latents."""
         encoded = self.vae.encode(pixels.to(self.device, self.vae.dtype))
-        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.sample(generator)
-        return latents * self.vae.config.scaling_factor
+        latents: Tensor = (
+            encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.sample(generator)
+        )
+        return latents * float(self.vae.config.scaling_factor)
 
     def _check(self, height: int, width: int, steps: int, strength: float, guidance_scale: float) -> None:
         for name, value in (("height", height), ("width", width)):
@@ -179,8 +193,12 @@ class Pipeline:
         if isinstance(images, (PIL.Image.Image, np.ndarray, Tensor)):
             images = [images]
         if len(images) != len(names):
-            raise UserError(f"{len(images)} control images for {len(names)} controls ({', '.join(names) or 'none'}); give one each")
-        settings = [_each(what, value, names) for what, value in (("weight", weights), ("start", starts), ("end", ends))]
+            raise UserError(
+                f"{len(images)} control images for {len(names)} controls ({', '.join(names) or 'none'}); give one each"
+            )
+        settings = [
+            _each(what, value, names) for what, value in (("weight", weights), ("start", starts), ("end", ends))
+        ]
         return [
             Branch(
                 name=name,
@@ -192,7 +210,9 @@ class Pipeline:
             for name, picture, weight, start, end in zip(names, images, *settings, strict=True)
         ]
 
-    def _denoiser(self, prompts: list[str], negatives: list[str], guidance_scale: float, branches: list[Branch], fusion: Fusion) -> ControlledDenoiser:
+    def _denoiser(
+        self, prompts: list[str], negatives: list[str], guidance_scale: float, branches: list[Branch], fusion: Fusion
+    ) -> ControlledDenoiser:
         text = encode_prompts(self.tokenizer, self.text_encoder, prompts)
         negative = encode_prompts(self.tokenizer, self.text_encoder, negatives) if guidance_scale > 1 else None
         if negative is not None:
@@ -201,7 +221,8 @@ class Pipeline:
         return ControlledDenoiser(self.unet, branches, fusion, text, negative, guidance_scale)
 
     def _noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
-        return randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
+        noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
+        return noise
 
     def _shorten(self, timesteps: Tensor, strength: float) -> Tensor:
         """The last ``strength`` share of the steps, at least one."""
@@ -212,7 +233,13 @@ class Pipeline:
         return timesteps[first:]
 
     def _from_image(
-        self, image: Any, mask: Any, shape: tuple[int, ...], timesteps: Tensor, generator: Generators, latents: Latents | None
+        self,
+        image: Any,
+        mask: Any,
+        shape: tuple[int, ...],
+        timesteps: Tensor,
+        generator: Generators,
+        latents: Latents | None,
     ) -> tuple[Latents, Settle | None]:
         height, width = shape[2] * self.factor, shape[3] * self.factor
         clean = self.encode(self.pixels.preprocess(image, height=height, width=width), generator)
@@ -221,7 +248,9 @@ class Pipeline:
         start = self.scheduler.add_noise(clean, noise, timesteps[:1])
         if mask is None:
             return start, None
-        repaint = torch.nn.functional.interpolate(self.masks.preprocess(mask, height=height, width=width), size=shape[2:]).to(clean)
+        repaint = torch.nn.functional.interpolate(
+            self.masks.preprocess(mask, height=height, width=width), size=shape[2:]
+        ).to(clean)
 
         def settle(current: Latents, moment: Moment) -> Latents:
             following = timesteps[moment.index + 1 : moment.index + 2]
@@ -245,5 +274,8 @@ def _each(what: str, value: Any, names: list[str]) -> list[Any]:
     if isinstance(value, (int, float, str, Weight)):
         return [value] * len(names)
     if len(value) != len(names):
-        raise UserError(f"{len(value)} values of {what} for {len(names)} controls ({', '.join(names)}); give one for all, or one each")
+        raise UserError(
+            f"{len(value)} values of {what} for {len(names)} controls ({', '.join(names)}); give one for all, or "
+            "one each"
+        )
     return list(value)

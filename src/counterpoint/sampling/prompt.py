@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -20,18 +21,23 @@ class PromptCut(UserWarning):
 
 
 @torch.no_grad()
-def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Float[Tensor, "b t d"]:
+def encode_prompts(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]
+) -> Float[Tensor, "b t d"]:
     """Embeddings of prompts, all equally long.
 
-    A plain prompt that is longer than the tokenizer takes is cut, with a :class:`PromptCut` warning that names what was lost.
-    Weights (``ball++``, ``(a red ball)1.3``) and long prompts (``("part one", "part two").and()``) are compel's.
+    A plain prompt that is longer than the tokenizer takes is cut, with a :class:`PromptCut` warning that names what
+    was lost. Weights (``ball++``, ``(a red ball)1.3``) and long prompts (``("part one", "part two").and()``) are
+    compel's.
     """
     if not any(_WEIGHTED.search(prompt) for prompt in prompts):
         return _plain(tokenizer, text_encoder, prompts)
     from compel import Compel
 
     compel = Compel(tokenizer=tokenizer, text_encoder=text_encoder, truncate_long_prompts=False)
-    rows = [compel(prompt) if _WEIGHTED.search(prompt) else _plain(tokenizer, text_encoder, [prompt]) for prompt in prompts]
+    rows = [
+        compel(prompt) if _WEIGHTED.search(prompt) else _plain(tokenizer, text_encoder, [prompt]) for prompt in prompts
+    ]
     return torch.cat(compel.pad_conditioning_tensors_to_same_length(rows))
 
 
@@ -57,5 +63,7 @@ def _plain(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
                 stacklevel=4,
             )
     mask = tokens.attention_mask if getattr(text_encoder.config, "use_attention_mask", False) else None
-    embeddings = text_encoder(tokens.input_ids.to(text_encoder.device), attention_mask=None if mask is None else mask.to(text_encoder.device))[0]
-    return embeddings.to(text_encoder.dtype)
+    embeddings = text_encoder(
+        tokens.input_ids.to(text_encoder.device), attention_mask=None if mask is None else mask.to(text_encoder.device)
+    )[0]
+    return cast(Tensor, embeddings.to(text_encoder.dtype))

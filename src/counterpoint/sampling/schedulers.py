@@ -31,9 +31,14 @@ def make_scheduler(name: str, config: dict[str, object]) -> SchedulerMixin:
         UserError: diffusers has none of that name, or this machine lacks what it needs.
     """
     kind = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
-    if kind is None or not (isinstance(kind, type) and name.lower() in SCHEDULERS or name.endswith("Scheduler")):
-        raise UserError(f"unknown scheduler {name!r}; there are {', '.join(SCHEDULERS)}, and every diffusers class such as UniPCMultistepScheduler")
+    if kind is None or not ((isinstance(kind, type) and name.lower() in SCHEDULERS) or name.endswith("Scheduler")):
+        raise UserError(
+            f"unknown scheduler {name!r}; there are {', '.join(SCHEDULERS)}, and every diffusers class such as "
+            "UniPCMultistepScheduler"
+        )
     try:
         return kind.from_config(config)
     except ImportError as error:
-        raise UserError(f"scheduler {name!r} needs a package that is not installed: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(
+            f"scheduler {name!r} needs a package that is not installed: {str(error).strip().splitlines()[0]}"
+        ) from None

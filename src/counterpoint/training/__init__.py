@@ -1,0 +1,1 @@
+"""One trainer; what varies is the stage it is given."""

@@ -73,7 +73,9 @@ def verify(folder: Path) -> int:
     try:
         marker = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
-        raise CheckpointError(f"{folder} is not a complete checkpoint: its marker {MARKER} is missing or unreadable") from None
+        raise CheckpointError(
+            f"{folder} is not a complete checkpoint: its marker {MARKER} is missing or unreadable"
+        ) from None
     for name, digest in marker["files"].items():
         path = folder / name
         if not path.is_file() or _digest(path) != digest:

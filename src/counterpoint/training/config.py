@@ -16,8 +16,8 @@ from counterpoint.types import UserError
 class TrainConfig:
     """Everything that decides the result of a run, and where it goes.
 
-    ``cache_dir`` holds rendered scenes and what is computed from them. ``train_batch_size`` is samples a process and a forward pass; one optimizer step sees that times
-    ``gradient_accumulation_steps`` times the number of processes.
+    ``cache_dir`` holds rendered scenes and what is computed from them. ``train_batch_size`` is samples a process and
+    a forward pass; one optimizer step sees that times ``gradient_accumulation_steps`` times the number of processes.
     """
 
     output_dir: Path = Path("counterpoint-train")
@@ -86,8 +86,11 @@ def override(config: TrainConfig, settings: list[str]) -> TrainConfig:
 def differences(old: dict[str, object], new: TrainConfig) -> list[str]:
     """Settings that would make a resumed run differ from the one it continues, as ``key: old -> new``."""
     current = TypeAdapter(type(new)).dump_python(new, mode="json")
-    return [f"{key}: {old.get(key)} -> {value}" for key, value in current.items() if key not in FREE and old.get(key) != value]
-
+    return [
+        f"{key}: {old.get(key)} -> {value}"
+        for key, value in current.items()
+        if key not in FREE and old.get(key) != value
+    ]
 
 
 def as_json(config: TrainConfig) -> str:

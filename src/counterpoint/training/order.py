@@ -1,7 +1,7 @@
 """Which sample comes when, and which random numbers it meets: pure functions of the seed and a sample's ordinal.
 
-Nothing here has state, so a resumed run, another number of processes or another split of the batch sees the same samples
-with the same noise.
+Nothing here has state, so a resumed run, another number of processes or another split of the batch sees the same
+samples with the same noise.
 """
 
 from __future__ import annotations
@@ -28,11 +28,21 @@ def sample_index(ordinal: int, length: int, seed: int) -> int:
 class Order:
     """Batch sampler over ``(ordinal, index)`` pairs of one process, from optimizer step ``start`` to ``stop``.
 
-    A step's samples have the ordinals ``step * total .. (step + 1) * total``; process ``rank`` of ``world`` takes its share
-    of them in ``accumulation`` batches.
+    A step's samples have the ordinals ``step * total .. (step + 1) * total``; process ``rank`` of ``world`` takes its
+    share of them in ``accumulation`` batches.
     """
 
-    def __init__(self, length: int, seed: int, batch_size: int, accumulation: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        batch_size: int,
+        accumulation: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.length, self.seed, self.batch_size, self.accumulation = length, seed, batch_size, accumulation
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
 
@@ -52,7 +62,9 @@ class Draws:
     """Random numbers for a batch, one generator a sample: sample ``k`` draws the same whoever sits beside it."""
 
     def __init__(self, seed: int, ordinals: Sequence[int], device: torch.device | str = "cpu") -> None:
-        states = [int(np.random.SeedSequence((seed, 1, ordinal)).generate_state(1, np.uint64)[0] >> 1) for ordinal in ordinals]
+        states = [
+            int(np.random.SeedSequence((seed, 1, ordinal)).generate_state(1, np.uint64)[0] >> 1) for ordinal in ordinals
+        ]
         self.generators = [torch.Generator().manual_seed(state) for state in states]
         self.device = device
 

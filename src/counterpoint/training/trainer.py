@@ -28,7 +28,7 @@ from counterpoint.training.stage import Batch, Job, Samples
 from counterpoint.types import UserError
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """The run was stopped by a signal after it had saved ``checkpoint``."""
 
     def __init__(self, checkpoint: Path) -> None:
@@ -93,7 +93,10 @@ class _Run:
             fused=True,
         )
         self.schedule = get_scheduler(
-            config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
         )
         self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
@@ -126,11 +129,27 @@ class _Run:
     def _loop(self) -> None:
         config, accelerator = self.config, self.accelerator
         order = Order(
-            len(self.samples), config.seed, config.train_batch_size, config.gradient_accumulation_steps,
-            self.step, config.max_train_steps, accelerator.process_index, accelerator.num_processes,
-        )  # fmt: skip
-        loader = DataLoader(_Fetch(self.samples), batch_sampler=order, num_workers=config.dataloader_num_workers, collate_fn=lambda batch: batch)
-        bar = tqdm(total=config.max_train_steps, initial=self.step, disable=not (self.is_main and sys.stderr.isatty()), unit="step")
+            len(self.samples),
+            config.seed,
+            config.train_batch_size,
+            config.gradient_accumulation_steps,
+            self.step,
+            config.max_train_steps,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        loader = DataLoader(
+            _Fetch(self.samples),
+            batch_sampler=order,
+            num_workers=config.dataloader_num_workers,
+            collate_fn=lambda batch: batch,
+        )
+        bar = tqdm(
+            total=config.max_train_steps,
+            initial=self.step,
+            disable=not (self.is_main and sys.stderr.isatty()),
+            unit="step",
+        )
         sums: dict[str, float] = {}
         micro, since, began = 0, self.step, time.perf_counter()
         for ordinals, batch in loader:
@@ -138,7 +157,10 @@ class _Run:
             with accelerator.accumulate(self.model):
                 loss, extra = self.model(_to(batch, accelerator.device), draws, self.step)
                 if not math.isfinite(loss.item()):
-                    raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}; the newest checkpoint in {config.output_dir} holds the last good state")
+                    raise FloatingPointError(
+                        f"the loss is {loss.item()} at step {self.step}; the newest checkpoint in "
+                        f"{config.output_dir} holds the last good state"
+                    )
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     extra["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -157,7 +179,10 @@ class _Run:
             if self.step % config.logging_steps == 0 or self.step == config.max_train_steps:
                 count = (self.step - since) * config.gradient_accumulation_steps
                 pace = (time.perf_counter() - began) / (self.step - since)
-                self._log({name: value / count for name, value in sums.items()} | {"lr": self.schedule.get_last_lr()[0], "seconds_per_step": pace})
+                self._log(
+                    {name: value / count for name, value in sums.items()}
+                    | {"lr": self.schedule.get_last_lr()[0], "seconds_per_step": pace}
+                )
                 sums, since, began = {}, self.step, time.perf_counter()
             if config.validation_steps and self.step % config.validation_steps == 0:
                 with self._averaged():
@@ -191,7 +216,9 @@ class _Run:
 
     def _write(self, folder: Path) -> None:
         for name, module in self.stage.trained_modules().items():
-            save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors")
+            save_file(
+                {key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors"
+            )
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
         if self.ema:
             state["ema"] = self.ema.state_dict()
@@ -204,7 +231,9 @@ class _Run:
         self.step = checkpoint.verify(folder)
         changed = differences(json.loads((folder / "train.json").read_text()), self.config)
         if changed:
-            raise checkpoint.CheckpointError(f"{folder} was made with other settings, the result would not be that of one run: {'; '.join(changed)}")
+            raise checkpoint.CheckpointError(
+                f"{folder} was made with other settings, the result would not be that of one run: {'; '.join(changed)}"
+            )
         for name, module in self.stage.trained_modules().items():
             module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         state = torch.load(folder / "state.pt", weights_only=True, map_location=self.accelerator.device)
@@ -227,7 +256,9 @@ class _Run:
         """Drop log lines of steps after the one that is resumed: they will be written again."""
         path = self.config.output_dir / "log.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step))
+        path.write_text(
+            "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
+        )
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
@@ -238,7 +269,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 def _signals(run: _Run) -> Iterator[None]:
     """Ctrl-C and SIGTERM finish the step, save and stop; a second Ctrl-C stops at once."""
 
-    def ask(number: int, frame: object) -> None:
+    def ask(*_: object) -> None:
         if run.stop:
             raise KeyboardInterrupt
         run.stop = True

@@ -9,7 +9,9 @@ import typer
 
 
 def cite(
-    image: Annotated[Path | None, typer.Argument(help="A picture made by counterpoint; without one, everything is listed.")] = None,
+    image: Annotated[
+        Path | None, typer.Argument(help="A picture made by counterpoint; without one, everything is listed.")
+    ] = None,
 ) -> None:
     """Print the BibTeX of the methods behind a picture."""
     from counterpoint.apps.citations import CITATIONS

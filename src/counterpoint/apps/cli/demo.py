@@ -32,9 +32,17 @@ def demo(
     output.quiet_libraries()
     began = time.perf_counter()
     cases = [
-        ("Conflict", "The pose is from one scene, the segmentation from another in which nobody stands there.", conflicting(2)),
+        (
+            "Conflict",
+            "The pose is from one scene, the segmentation from another in which nobody stands there.",
+            conflicting(2),
+        ),
         ("Agreement", "Edges and depth of one and the same scene.", complementary(9, ("canny", "depth"))),
-        ("Silence", "Edges speak on the left, a pose on the right. Elsewhere each is black: it has nothing to say.", silent(4, "split")),
+        (
+            "Silence",
+            "Edges speak on the left, a pose on the right. Elsewhere each is black: it has nothing to say.",
+            silent(4, "split"),
+        ),
     ]
     rows: list[dict[str, Any]] = []
     for title, about, case in cases:
@@ -58,11 +66,28 @@ def demo(
                 generator=torch.Generator().manual_seed(seed),
             ).images[0]
             seconds = time.perf_counter() - start
-            recipe = {"demo": prefix, "prompt": case.prompt, "controls": kinds, "fusion": rule and rule.name, "seed": seed, "steps": steps, "versions": record.versions()}
+            recipe = {
+                "demo": prefix,
+                "prompt": case.prompt,
+                "controls": kinds,
+                "fusion": rule and rule.name,
+                "seed": seed,
+                "steps": steps,
+                "versions": record.versions(),
+            }
             save_png(image, out / name, recipe)
-            shown.append({"file": name, "label": rule.name if rule else "prompt only", "note": rule.summary if rule else "no control", "seconds": seconds})
+            shown.append(
+                {
+                    "file": name,
+                    "label": rule.name if rule else "prompt only",
+                    "note": rule.summary if rule else "no control",
+                    "seconds": seconds,
+                }
+            )
             output.say(f"{title}: {rule.name if rule else 'prompt only'} in {seconds:.1f} s")
         rows.append({"title": title, "about": about, "prompt": case.prompt, "pictures": shown, "kinds": kinds})
-    page = render("demo.html", rows=rows, seed=seed, steps=steps, seconds=time.perf_counter() - began, versions=record.versions())
+    page = render(
+        "demo.html", rows=rows, seed=seed, steps=steps, seconds=time.perf_counter() - began, versions=record.versions()
+    )
     write_whole(out / "index.html", lambda file: file.write(page.encode()))
     print(out / "index.html")

@@ -12,31 +12,58 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows. ball++ and (a red ball)1.3 weigh words.")],
     control: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=IMAGE", help="A condition image; NAME is a kind (pose, depth, seg, canny, hed, ...) or kind:label for a second one. Repeatable."),
+        typer.Option(
+            metavar="NAME=IMAGE",
+            help="A condition image; NAME is a kind (pose, depth, seg, canny, hed, ...) or kind:label for a "
+            "second one. Repeatable.",
+        ),
     ] = None,
-    photo: Annotated[list[str] | None, typer.Option(metavar="NAME=PHOTO", help="A photo from which the condition image is extracted (canny, hed).")] = None,
-    weight: Annotated[list[str] | None, typer.Option(metavar="NAME=WEIGHT", help="Strength of a control, or a schedule such as 0:1,0.5:0.4. Default 1.")] = None,
-    window: Annotated[list[str] | None, typer.Option(metavar="NAME=START:END", help="Part of the steps, in 0..1, in which a control speaks.")] = None,
-    controlnet: Annotated[list[str] | None, typer.Option(metavar="NAME=MODEL", help="Another ControlNet for a control: folder, .safetensors or hub id.")] = None,
+    photo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PHOTO", help="A photo from which the condition image is extracted (canny, hed)."),
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT", help="Strength of a control, or a schedule such as 0:1,0.5:0.4. Default 1."
+        ),
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=START:END", help="Part of the steps, in 0..1, in which a control speaks."),
+    ] = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODEL", help="Another ControlNet for a control: folder, .safetensors or hub id."),
+    ] = None,
     fusion: Annotated[str, typer.Option(help="How the controls become one: sum or mean.")] = "sum",
     model: Annotated[str, typer.Option(help="tiny, a diffusers folder, a .safetensors file or a hub id.")] = "tiny",
-    config: Annotated[str | None, typer.Option(metavar="FOLDER", help="For a single-file model: the diffusers folder with its configurations.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="For a single-file model: the diffusers folder with its configurations."),
+    ] = None,
     lora: Annotated[list[str] | None, typer.Option(metavar="PATH[:SCALE]", help="A LoRA. Repeatable.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to guide away from.")] = "",
-    scheduler: Annotated[str, typer.Option(help="unipc, ddim, euler, euler-a, dpm++, ... or a diffusers class name.")] = "unipc",
+    scheduler: Annotated[
+        str, typer.Option(help="unipc, ddim, euler, euler-a, dpm++, ... or a diffusers class name.")
+    ] = "unipc",
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")] = 7.5,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the others count up from it.")] = 0,
     n: Annotated[int, typer.Option("--n", "-n", help="Images to make.")] = 1,
     width: Annotated[int | None, typer.Option(help="In pixels; default the model's own size.")] = None,
     height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
-    resize: Annotated[str, typer.Option(help="How images are brought to size: fill (crop), fit (pad) or stretch.")] = "fill",
+    resize: Annotated[
+        str, typer.Option(help="How images are brought to size: fill (crop), fit (pad) or stretch.")
+    ] = "fill",
     init_image: Annotated[Path | None, typer.Option(metavar="IMAGE", help="Start from this picture.")] = None,
     strength: Annotated[float, typer.Option(help="How far the start picture is noised, in (0, 1].")] = 0.8,
     inpaint_mask: Annotated[Path | None, typer.Option(metavar="IMAGE", help="Repaint only what is white here.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    out: Annotated[Path, typer.Option(help="Folder for the images, or one file name ending in .png.")] = Path("counterpoint-out"),
+    out: Annotated[Path, typer.Option(help="Folder for the images, or one file name ending in .png.")] = Path(
+        "counterpoint-out"
+    ),
     json: Annotated[bool, typer.Option("--json", help="Print one machine-readable record.")] = False,
 ) -> None:
     """Turn a prompt and any number of controls into images."""
@@ -49,12 +76,21 @@ def generate(
     photos = pairs("--photo", photo)
     both = sorted(set(images) & set(photos))
     if both:
-        raise UserError(f"{both[0]!r} is given as --control and as --photo; name the second one {both[0].partition(':')[0]}:SOMETHING")
-    details = {option: pairs(f"--{option}", given) for option, given in (("weight", weight), ("window", window), ("controlnet", controlnet))}
+        raise UserError(
+            f"{both[0]!r} is given as --control and as --photo; name the second one "
+            f"{both[0].partition(':')[0]}:SOMETHING"
+        )
+    details = {
+        option: pairs(f"--{option}", given)
+        for option, given in (("weight", weight), ("window", window), ("controlnet", controlnet))
+    }
     for option, values in details.items():
         for name in values:
             if name not in images and name not in photos:
-                raise UserError(f"--{option} {name}=...: there is no control {name!r}; there are {', '.join([*images, *photos]) or 'none'}")
+                raise UserError(
+                    f"--{option} {name}=...: there is no control {name!r}; there are "
+                    f"{', '.join([*images, *photos]) or 'none'}"
+                )
     request = build(
         GenerateRequest,
         prompt=prompt,
@@ -70,10 +106,25 @@ def generate(
             )
             for name, path in {**images, **photos}.items()
         ),
-        negative_prompt=negative_prompt, model=model, config=config, lora=tuple(lora or ()), fusion=fusion, scheduler=scheduler,
-        steps=steps, guidance_scale=guidance_scale, seed=seed, n=n, width=width, height=height, resize=resize,
-        init_image=init_image, strength=strength, inpaint_mask=inpaint_mask, device=device, dtype=dtype,
-    )  # fmt: skip
+        negative_prompt=negative_prompt,
+        model=model,
+        config=config,
+        lora=tuple(lora or ()),
+        fusion=fusion,
+        scheduler=scheduler,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        n=n,
+        width=width,
+        height=height,
+        resize=resize,
+        init_image=init_image,
+        strength=strength,
+        inpaint_mask=inpaint_mask,
+        device=device,
+        dtype=dtype,
+    )
     if out.suffix and out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: images are written as .png; give a folder or a name ending in .png")
     if out.suffix and n > 1:
@@ -89,7 +140,11 @@ def generate(
     with output.spoken_warnings(PromptCut), output.progress("sampling") as listen:
         result = run(request, listen=listen)
     paths = [out] if out.suffix else [_free(out, image_seed) for image_seed in result.seeds]
-    recipe = {"request": request.model_dump(mode="json"), "controls": image_hashes(result.controls), "versions": record.versions()}
+    recipe = {
+        "request": request.model_dump(mode="json"),
+        "controls": image_hashes(result.controls),
+        "versions": record.versions(),
+    }
     for path, image_seed, image in zip(paths, result.seeds, result.images, strict=True):
         record.save_png(image, path, {**recipe, "seed": image_seed})
     if json:
@@ -123,7 +178,9 @@ def pairs(option: str, given: list[str] | None) -> dict[str, str]:
         if not (name and equals and value):
             raise UserError(f"{option} wants NAME=VALUE, got {text!r}")
         if name in result:
-            raise UserError(f"{option} {name}=... is given twice; name the second one {name.partition(':')[0]}:SOMETHING")
+            raise UserError(
+                f"{option} {name}=... is given twice; name the second one {name.partition(':')[0]}:SOMETHING"
+            )
         result[name] = value
     return result
 

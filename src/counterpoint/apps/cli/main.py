@@ -41,12 +41,19 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     pass
 
 
 def main() -> None:
-    """Run a verb. Exit status: 0; 2 and one line for the user's mistake; 1 and a traceback for ours; 130 after Ctrl-C."""
+    """Run a verb.
+
+    Exit status: 0; 2 and one line for the user's mistake; 1 and a traceback for ours; 130 after Ctrl-C.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")

@@ -34,7 +34,8 @@ def show(model: Model = "tiny") -> None:
         for file in [folder] if folder.is_file() else weight_files(folder):
             tensors |= shapes(file)
         count = sum(_product(shape) for shape in tensors.values())
-        print(f"{folder if folder == path else folder.relative_to(path)}\t{len(tensors)} tensors\t{count / 1e6:.2f} M parameters")
+        name = folder if folder == path else folder.relative_to(path)
+        print(f"{name}\t{len(tensors)} tensors\t{count / 1e6:.2f} M parameters")
 
 
 @models.command()

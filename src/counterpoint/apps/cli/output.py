@@ -31,7 +31,11 @@ def quiet_libraries() -> None:
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A listener for ``(done, total)``."""
     if not sys.stderr.isatty():
-        yield lambda done, total: say(f"{label}: step {done} of {total}") if done == total or done % max(total // 4, 1) == 0 else None
+        yield (
+            lambda done, total: (
+                say(f"{label}: step {done} of {total}") if done == total or done % max(total // 4, 1) == 0 else None
+            )
+        )
         return
     from tqdm import tqdm
 

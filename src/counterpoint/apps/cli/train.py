@@ -10,9 +10,15 @@ import typer
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Which recipe; without one, they are listed.")] = "",
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting. Repeatable.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest complete checkpoint in output_dir.")] = False,
-    resume_from: Annotated[Path | None, typer.Option(metavar="CHECKPOINT", help="Continue from this checkpoint.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting. Repeatable.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest complete checkpoint in output_dir.")
+    ] = False,
+    resume_from: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Continue from this checkpoint.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
 ) -> None:
     """Train a model by a recipe."""
@@ -33,12 +39,13 @@ def train(
         print(as_json(config))
         return
 
-    from counterpoint.apps.cli.output import quiet_libraries
+    from counterpoint.apps.cli import output
     from counterpoint.training.trainer import Interrupted
     from counterpoint.training.trainer import train as run
 
-    quiet_libraries()
+    output.quiet_libraries()
     try:
         print(run(RECIPES[recipe].build(config), config, resume=resume_from or resume))
     except Interrupted as stop:
+        output.say(str(stop))
         raise KeyboardInterrupt from stop

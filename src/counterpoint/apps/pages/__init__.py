@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import jinja2
 
-_PAGES = jinja2.Environment(loader=jinja2.PackageLoader("counterpoint.apps.pages", ""), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader("counterpoint.apps.pages", ""),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def render(page: str, **values: object) -> str:

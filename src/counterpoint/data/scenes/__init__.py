@@ -1,0 +1,1 @@
+"""Procedural scenes with exact annotations: the data set of the tiny family."""

@@ -24,9 +24,19 @@ def paint_backdrop(canvas: Canvas, background: str, horizon: float, rng: Rng) ->
     return BACKDROPS[background](canvas, horizon, rng)
 
 
-def _gradient(canvas: Canvas, top: Array, bottom: Array, start: float, stop: float, seg: str, depth: float | None, grain: Array, rough: float) -> None:
-    """Fill the rows between ``start`` and ``stop`` with a vertical gradient and noise; ``depth=None`` is the ground plane from ``start`` on."""
-    first, last = int(round(start)), int(round(stop))
+def _gradient(
+    canvas: Canvas,
+    top: Array,
+    bottom: Array,
+    start: float,
+    stop: float,
+    seg: str,
+    depth: float | None,
+    grain: Array,
+    rough: float,
+) -> None:
+    """Fill the rows ``start`` to ``stop`` with a gradient and noise; ``depth=None`` is the ground from ``start`` on."""
+    first, last = round(start), round(stop)
     rows = _ROWS[first:last]
     t = ((rows - start) / max(stop - start, 1))[..., None]
     canvas.rgb[first:last] = np.float32(top) * (1 - t) + np.float32(bottom) * t + rough * grain[first:last, :, None]
@@ -38,17 +48,29 @@ def _sky(canvas: Canvas, horizon: float, rng: Rng, top: Array, bottom: Array, cl
     puff = noise(rng, 16) * 0.7 + noise(rng, 32) * 0.3
     _gradient(canvas, top, bottom, 0, horizon, "sky", 0.0, puff, 0)
     if clouds:
-        rows = int(round(horizon))
+        rows = round(horizon)
         cover = np.clip(puff[:rows] - 0.35, 0, 1)[..., None] * clouds
         canvas.rgb[:rows] += cover * (np.float32((250, 250, 252)) - canvas.rgb[:rows])
 
 
-def _ground(canvas: Canvas, horizon: float, rng: Rng, far: Array, near: Array, seg: str, coarse: float, fine: float) -> None:
+def _ground(
+    canvas: Canvas, horizon: float, rng: Rng, far: Array, near: Array, seg: str, coarse: float, fine: float
+) -> None:
     grain = coarse * noise(rng, 32) + fine * noise(rng, 128)
     _gradient(canvas, far, near, horizon, SIZE, seg, None, grain * (0.35 + 0.65 * ground_depth(_ROWS, horizon)), 1)
 
 
-def _ridge(canvas: Canvas, rng: Rng, base: float, height: float, near: Array, far: Array, seg: str, depth: float, lumps: int = 7) -> None:
+def _ridge(
+    canvas: Canvas,
+    rng: Rng,
+    base: float,
+    height: float,
+    near: Array,
+    far: Array,
+    seg: str,
+    depth: float,
+    lumps: int = 7,
+) -> None:
     """A row of hills or mountains that stand on row ``base``."""
     x = np.linspace(-6, SIZE + 6, lumps * 2 + 1)
     y = base - height * np.where(np.arange(len(x)) % 2, rng.uniform(0.55, 1, len(x)), rng.uniform(0.15, 0.5, len(x)))
@@ -73,17 +95,26 @@ def _meadow(canvas: Canvas, horizon: float, rng: Rng) -> float:
     _ground(canvas, horizon, rng, far, near, "grass", 7, 6)
     for x, y, lean in rng.uniform((0, horizon + 8, -2.5), (SIZE, SIZE, 2.5), (34, 3)):
         size = 2 + 6 * ground_depth(y, horizon)
-        cv2.line(canvas.rgb, (int(x), int(y)), (int(x + lean), int(y - size)), (near * rng.uniform(0.72, 1.35)).tolist(), 1, cv2.LINE_AA)
+        cv2.line(
+            canvas.rgb,
+            (int(x), int(y)),
+            (int(x + lean), int(y - size)),
+            (near * rng.uniform(0.72, 1.35)).tolist(),
+            1,
+            cv2.LINE_AA,
+        )
     return horizon + 10
 
 
 def _beach(canvas: Canvas, horizon: float, rng: Rng) -> float:
-    blue, haze, deep, shallow, wet, dry = _tones(rng, (92, 176, 236), (220, 236, 240), (24, 104, 168), (72, 176, 190), (206, 180, 132), (236, 214, 164))
+    blue, haze, deep, shallow, wet, dry = _tones(
+        rng, (92, 176, 236), (220, 236, 240), (24, 104, 168), (72, 176, 190), (206, 180, 132), (236, 214, 164)
+    )
     _sky(canvas, horizon, rng, blue, haze, 0.6)
     _ground(canvas, horizon, rng, wet, dry, "sand", 5, 5)
     shore = horizon + (SIZE - horizon) * rng.uniform(0.20, 0.34)
     waves = 9 * np.sin(_ROWS * 1.35 + 2.2 * noise(rng, 32))
-    first, last = int(round(horizon)), int(round(shore))
+    first, last = round(horizon), round(shore)
     t = ((_ROWS[first:last] - horizon) / (shore - horizon))[..., None]
     canvas.rgb[first:last] = deep * (1 - t) + shallow * t + waves[first:last, :, None]
     canvas.seg[first:last] = SEG_INDEX["sea"]
@@ -94,7 +125,9 @@ def _beach(canvas: Canvas, horizon: float, rng: Rng) -> float:
 
 
 def _snow(canvas: Canvas, horizon: float, rng: Rng) -> float:
-    top, haze, far, near, rock = _tones(rng, (150, 178, 206), (222, 230, 238), (224, 232, 242), (240, 244, 250), (122, 138, 164))
+    top, haze, far, near, rock = _tones(
+        rng, (150, 178, 206), (222, 230, 238), (224, 232, 242), (240, 244, 250), (122, 138, 164)
+    )
     _sky(canvas, horizon, rng, top, haze, 0.5)
     _ridge(canvas, rng, horizon, rng.uniform(22, 36), rock, np.float32((238, 242, 248)), "mountain", 0.02, 4)
     _ground(canvas, horizon, rng, far, near, "snow", 5, 3)
@@ -102,21 +135,29 @@ def _snow(canvas: Canvas, horizon: float, rng: Rng) -> float:
         base = horizon + rng.uniform(1, 9)
         size = 12 + 2.2 * (base - horizon)
         for level in (0.0, 0.3, 0.6):
-            points = np.array([[x - size * 0.3 * (1 - level), base - size * level], [x + size * 0.3 * (1 - level), base - size * level], [x, base - size * (level + 0.45)]])
+            points = np.array(
+                [
+                    [x - size * 0.3 * (1 - level), base - size * level],
+                    [x + size * 0.3 * (1 - level), base - size * level],
+                    [x, base - size * (level + 0.45)],
+                ]
+            )
             canvas.polygon(points, np.float32((62, 92, 84)), SEG_INDEX["tree"], float(ground_depth(base, horizon)))
     return horizon + 14
 
 
 def _desert(canvas: Canvas, horizon: float, rng: Rng) -> float:
-    top, haze, lit, dark, near = _tones(rng, (240, 178, 112), (250, 222, 172), (226, 160, 92), (186, 116, 66), (222, 168, 106))
+    top, haze, lit, dark, near = _tones(
+        rng, (240, 178, 112), (250, 222, 172), (226, 160, 92), (186, 116, 66), (222, 168, 106)
+    )
     _sky(canvas, horizon, rng, top, haze, 0)
     sun = rng.uniform((12, 10), (SIZE - 12, max(horizon - 14, 12)))
     canvas.ellipse(*sun, 8, 8, np.float32((255, 246, 214)), SEG_INDEX["sky"], 0.0)
     _ridge(canvas, rng, horizon, rng.uniform(10, 20), dark, lit, "mountain", 0.02, 3)
     _ground(canvas, horizon, rng, dark * 0.4 + lit * 0.6, near, "sand", 4, 3)
-    first = int(round(horizon))
+    first = round(horizon)
     ripple = np.sin(26 * np.sqrt(ground_depth(_ROWS, horizon)) + 1.6 * noise(rng, 16))
-    canvas.rgb[first:] += (8 * ripple * (_ROWS > horizon))[first:, :, None]
+    canvas.rgb[first:] += (8 * ripple * (horizon < _ROWS))[first:, :, None]
     return horizon + 10
 
 
@@ -128,7 +169,9 @@ def _street(canvas: Canvas, horizon: float, rng: Rng) -> float:
     x = -4.0
     while x < SIZE:
         wide, tall = rng.uniform(22, 40), rng.uniform(0.55, 1.05) * horizon
-        wall = np.float32(rng.choice(((184, 104, 82), (206, 186, 150), (140, 146, 158), (170, 130, 104), (196, 196, 190)))) + rng.normal(0, 6)
+        wall = np.float32(
+            rng.choice(((184, 104, 82), (206, 186, 150), (140, 146, 158), (170, 130, 104), (196, 196, 190)))
+        ) + rng.normal(0, 6)
         corners = np.array([[x, kerb], [x, kerb - tall], [x + wide, kerb - tall], [x + wide, kerb]])
         canvas.polygon(corners, wall, SEG_INDEX["building"], 0.14)
         glass = np.float32((74, 92, 116)) if rng.random() < 0.7 else np.float32((240, 220, 150))
@@ -148,7 +191,9 @@ def _street(canvas: Canvas, horizon: float, rng: Rng) -> float:
 
 def _room(canvas: Canvas, horizon: float, rng: Rng) -> float:
     edge = horizon + (SIZE - horizon) * rng.uniform(0.16, 0.30)
-    paper = np.float32(rng.choice(((214, 196, 170), (182, 204, 198), (206, 186, 196), (196, 200, 222), (226, 214, 160)))) + rng.normal(0, 6)
+    paper = np.float32(
+        rng.choice(((214, 196, 170), (182, 204, 198), (206, 186, 196), (196, 200, 222), (226, 214, 160)))
+    ) + rng.normal(0, 6)
     wood, dark = _tones(rng, (178, 128, 84), (150, 102, 64))
     depth = float(ground_depth(edge, horizon))
     _ground(canvas, horizon, rng, dark, wood, "floor", 3, 3)

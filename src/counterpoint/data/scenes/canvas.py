@@ -59,11 +59,15 @@ class Canvas:
         self.depth[roi][hard] = depth
         self.instance[roi][hard] = instance
 
-    def ellipse(self, x: float, y: float, rx: float, ry: float, paint: Paint, seg: int, depth: float, instance: int = 0) -> None:
+    def ellipse(
+        self, x: float, y: float, rx: float, ry: float, paint: Paint, seg: int, depth: float, instance: int = 0
+    ) -> None:
         """Fill an ellipse with centre ``(x, y)`` and radii ``rx, ry`` in pixels."""
         self.polygon(_CIRCLE * (rx, ry) + (x, y), paint, seg, depth, instance)
 
-    def capsule(self, a: Array, b: Array, r0: float, r1: float, paint: Paint, seg: int, depth: float, instance: int = 0) -> None:
+    def capsule(
+        self, a: Array, b: Array, r0: float, r1: float, paint: Paint, seg: int, depth: float, instance: int = 0
+    ) -> None:
         """Fill the limb between points ``a`` and ``b`` with radii ``r0`` and ``r1`` in pixels."""
         axis = np.subtract(b, a)
         angle = np.arctan2(axis[1], axis[0])
@@ -95,7 +99,9 @@ def noise_bank(cells: int) -> Array:
     rng = np.random.Generator(np.random.PCG64(cells))
     lumps = np.pad(rng.standard_normal((cells, cells)).astype(np.float32), 2, mode="wrap")
     cell = 512 // cells
-    smooth = cv2.resize(lumps, None, fx=cell, fy=cell, interpolation=cv2.INTER_CUBIC)[2 * cell : 2 * cell + 512, 2 * cell : 2 * cell + 512]
+    smooth = cv2.resize(lumps, None, fx=cell, fy=cell, interpolation=cv2.INTER_CUBIC)[
+        2 * cell : 2 * cell + 512, 2 * cell : 2 * cell + 512
+    ]
     return (smooth - smooth.mean()) / smooth.std()
 
 

@@ -24,7 +24,11 @@ def phrase(member: Figure | Thing, *, texture: bool = True, colour: bool = True,
     """How a caption names a person or a thing, article first: ``a red striped ball``."""
     if isinstance(member, Figure):
         return f"a person {_DOING.get(member.pose, member.pose)}" if doing else "a person"
-    words = [member.colour if colour else "", member.texture if texture and member.texture != "plain" else "", member.kind]
+    words = [
+        member.colour if colour else "",
+        member.texture if texture and member.texture != "plain" else "",
+        member.kind,
+    ]
     text = " ".join(word for word in words if word)
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
@@ -32,7 +36,10 @@ def phrase(member: Figure | Thing, *, texture: bool = True, colour: bool = True,
 def content(layout: Layout, *, detailed: bool) -> str:
     """Who and what is in the picture, without the place. A line drawing has no colours to speak of."""
     colour = layout.style != "line drawing"
-    said = [phrase(member, texture=detailed, colour=colour, doing=detailed and not layout.triplets) for member in layout.members]
+    said = [
+        phrase(member, texture=detailed, colour=colour, doing=detailed and not layout.triplets)
+        for member in layout.members
+    ]
     if layout.triplets:
         (subject, action, target) = layout.triplets[0]
         return f"{said[subject]} {action} {said[target]}"
@@ -48,7 +55,11 @@ def caption(layout: Layout, level: str) -> str:
 
 def draw_caption(layout: Layout, rng: np.random.Generator) -> str:
     """A caption in a random form, as a training set would have it."""
-    what, where, style = content(layout, detailed=bool(rng.random() < 0.6)), BACKGROUNDS[layout.background], layout.style
+    what, where, style = (
+        content(layout, detailed=bool(rng.random() < 0.6)),
+        BACKGROUNDS[layout.background],
+        layout.style,
+    )
     form = rng.integers(6)
     if form <= 1:
         return f"{STYLES[style]} {what} {where}"
@@ -63,5 +74,18 @@ def draw_caption(layout: Layout, rng: np.random.Generator) -> str:
 
 def words() -> list[str]:
     """Every word that a caption can contain."""
-    text = [*STYLES, *STYLES.values(), *BACKGROUNDS, *BACKGROUNDS.values(), *KINDS, *COLOURS, *TEXTURES, *ACTIONS, *POSES, *_DOING.values()]
-    return sorted({word for phrase in text for word in phrase.split()} | {"a", "an", "and", "person", "people", "photo", ","})
+    text = [
+        *STYLES,
+        *STYLES.values(),
+        *BACKGROUNDS,
+        *BACKGROUNDS.values(),
+        *KINDS,
+        *COLOURS,
+        *TEXTURES,
+        *ACTIONS,
+        *POSES,
+        *_DOING.values(),
+    ]
+    return sorted(
+        {word for phrase in text for word in phrase.split()} | {"a", "an", "and", "person", "people", "photo", ","}
+    )

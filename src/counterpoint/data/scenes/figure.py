@@ -111,7 +111,9 @@ def paint_figure(canvas: Canvas, figure: Figure, instance: int, light: float) ->
 
     def shaded(colour: tuple[float, ...]) -> Shader:
         base = np.asarray(colour, np.float32)
-        return lambda x, y: base * (1 + 0.16 * light * np.clip((x - figure.x) / (0.16 * unit), -1, 1) + 0 * y)[..., None]
+        return lambda x, y: (
+            base * (1 + 0.16 * light * np.clip((x - figure.x) / (0.16 * unit), -1, 1) + 0 * y)[..., None]
+        )
 
     def limb(a: int, b: int, r0: float, r1: float, paint: Shader) -> None:
         canvas.capsule(points[a], points[b], r0 * unit, r1 * unit, paint, PERSON, figure.depth, instance)
@@ -120,7 +122,9 @@ def paint_figure(canvas: Canvas, figure: Figure, instance: int, light: float) ->
         canvas.ellipse(*centre, rx * unit, ry * unit, paint, PERSON, figure.depth, instance)
 
     skin, hair, shirt, trousers = (shaded(c) for c in (figure.skin, figure.hair, figure.shirt, figure.trousers))
-    shirt_far, trousers_far, shoe = (shaded(tuple(0.8 * c for c in colour)) for colour in (figure.shirt, figure.trousers, (70, 60, 58)))
+    shirt_far, trousers_far, shoe = (
+        shaded(tuple(0.8 * c for c in colour)) for colour in (figure.shirt, figure.trousers, (70, 60, 58))
+    )
     side = figure.pose in PROFILE
     facing = (-1 if figure.mirror else 1) * unit
 
@@ -141,7 +145,11 @@ def paint_figure(canvas: Canvas, figure: Figure, instance: int, light: float) ->
         arm(far, shirt_far if side else shirt)
     leg(near + 6, trousers)
     across = np.array([0.02 * unit, 0])
-    hips = [points[11] + across, points[8] - across] if points[11][0] > points[8][0] else [points[11] - across, points[8] + across]
+    hips = (
+        [points[11] + across, points[8] - across]
+        if points[11][0] > points[8][0]
+        else [points[11] - across, points[8] + across]
+    )
     swell = 0.035 * unit * np.sign(points[5][0] - points[2][0]) if side else 0.0
     torso = np.array([points[2] - (swell, 0), points[5] + (swell, 0), *hips])
     centre = torso.mean(0)
@@ -158,4 +166,3 @@ def paint_figure(canvas: Canvas, figure: Figure, instance: int, light: float) ->
         arm(far, shirt)
     arm(near, shirt)
     return points
-

@@ -14,7 +14,7 @@ from counterpoint.data.scenes.vocabulary import BACKGROUNDS, COLOURS, KINDS, SIZ
 
 Rng = np.random.Generator
 CONTENTS = {"thing": 0.26, "person": 0.12, "interaction": 0.36, "things": 0.14, "mixed": 0.12}
-"""What a scene is about -> how often: one thing, one person, a person doing something with a thing, several things, people and things."""
+"""What a scene is about -> how often. An interaction is a person doing something with a thing."""
 
 _PARTNERS = {
     "holding": ("umbrella", "balloon", "bag", "ball", "box"),
@@ -117,19 +117,25 @@ def _inside(member: Thing) -> Thing:
     return replace(member, x=float(np.clip(member.x, half + 1, SIZE - half - 1)))
 
 
-def _lift(frame: Layout, rng: Rng, thing: Thing) -> Thing:
+def _lift(rng: Rng, thing: Thing) -> Thing:
     """Let what floats float."""
-    return replace(thing, y=rng.uniform(thing.height + 4, max(thing.height + 5, thing.y - 8))) if KINDS[thing.kind].floats else thing
+    return (
+        replace(thing, y=rng.uniform(thing.height + 4, max(thing.height + 5, thing.y - 8)))
+        if KINDS[thing.kind].floats
+        else thing
+    )
 
 
 def _draw_thing(frame: Layout, rng: Rng) -> Layout:
     kind = str(rng.choice(list(KINDS)))
     thing = _thing(frame, rng, kind, rng.uniform(24, SIZE - 24), _row(frame, rng), rng.uniform(1.0, 1.7))
-    return replace(frame, members=(_inside(_lift(frame, rng, thing)),))
+    return replace(frame, members=(_inside(_lift(rng, thing)),))
 
 
 def _draw_person(frame: Layout, rng: Rng) -> Layout:
-    return replace(frame, members=(_figure(frame, rng, str(rng.choice(_WALKS)), rng.uniform(34, SIZE - 34), _row(frame, rng)),))
+    return replace(
+        frame, members=(_figure(frame, rng, str(rng.choice(_WALKS)), rng.uniform(34, SIZE - 34), _row(frame, rng)),)
+    )
 
 
 def _draw_interaction(frame: Layout, rng: Rng) -> Layout:
@@ -165,7 +171,13 @@ def _draw_interaction(frame: Layout, rng: Rng) -> Layout:
         height = (hip - 0.045 * figure.height) / {"chair": 0.50, "box": 1.0}[kind]
         thing = replace(thing, height=height, width=height * (0.62 if kind == "chair" else 1.15), mirror=figure.mirror)
         return _fit(frame, figure, thing, action, thing_first=True)
-    figure = _figure(frame, rng, str(rng.choice(("standing", "waving", "arms up", "arms wide", "hands on hips"))), x, y - rng.uniform(8, 14))
+    figure = _figure(
+        frame,
+        rng,
+        str(rng.choice(("standing", "waving", "arms up", "arms wide", "hands on hips"))),
+        x,
+        y - rng.uniform(8, 14),
+    )
     figure = replace(figure, depth=float(ground_depth(figure.y, frame.horizon)))
     thing = _inside(_thing(frame, rng, kind, x + rng.uniform(-12, 12), y))
     return replace(frame, members=(figure, thing), triplets=((0, action, 1),))
@@ -191,19 +203,27 @@ def _draw_things(frame: Layout, rng: Rng) -> Layout:
     for x, kind in zip(rng.permutation(places), kinds, strict=True):
         thing = _thing(frame, rng, str(kind), x, _row(frame, rng, 88))
         shrink = min(1.0, 1.05 * SIZE / count / thing.width)
-        things.append(_inside(_lift(frame, rng, replace(thing, width=thing.width * shrink, height=thing.height * shrink))))
+        things.append(_inside(_lift(rng, replace(thing, width=thing.width * shrink, height=thing.height * shrink))))
     return replace(frame, members=tuple(sorted(things, key=lambda thing: thing.depth)))
 
 
 def _draw_mixed(frame: Layout, rng: Rng) -> Layout:
     people = int(rng.integers(1, 3))
     places = list(rng.permutation([24.0, 64.0, 104.0]) + rng.uniform(-7, 7, 3))
-    members: list[Figure | Thing] = [_figure(frame, rng, str(rng.choice(_WALKS[:7])), places.pop(), _row(frame, rng, 92)) for _ in range(people)]
+    members: list[Figure | Thing] = [
+        _figure(frame, rng, str(rng.choice(_WALKS[:7])), places.pop(), _row(frame, rng, 92)) for _ in range(people)
+    ]
     for x in places[: int(rng.integers(1, 4 - people))]:
         thing = _thing(frame, rng, str(rng.choice(list(KINDS))), x, _row(frame, rng, 92))
         shrink = min(1.0, 52 / thing.width)
-        members.append(_inside(_lift(frame, rng, replace(thing, width=thing.width * shrink, height=thing.height * shrink))))
+        members.append(_inside(_lift(rng, replace(thing, width=thing.width * shrink, height=thing.height * shrink))))
     return replace(frame, members=tuple(sorted(members, key=lambda member: member.depth)))
 
 
-_DRAW = {"thing": _draw_thing, "person": _draw_person, "interaction": _draw_interaction, "things": _draw_things, "mixed": _draw_mixed}
+_DRAW = {
+    "thing": _draw_thing,
+    "person": _draw_person,
+    "interaction": _draw_interaction,
+    "things": _draw_things,
+    "mixed": _draw_mixed,
+}

@@ -15,13 +15,17 @@ from counterpoint.data.scenes.shapes import paint_thing
 from counterpoint.data.scenes.style import apply_style
 from counterpoint.data.scenes.vocabulary import SEG_INDEX, SIZE
 
-SPLITS = {"train": range(0, 10_000_000), "validation": range(10_000_000, 11_000_000), "test": range(11_000_000, 12_000_000)}
+SPLITS = {
+    "train": range(0, 10_000_000),
+    "validation": range(10_000_000, 11_000_000),
+    "test": range(11_000_000, 12_000_000),
+}
 """Split -> its scene numbers. They never meet."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One person or thing as an annotation: name, phrase, attributes (empty for people) and visible box xyxy in 0..1."""
+    """A person or thing as an annotation: name, phrase, attributes (empty for people), visible box xyxy in 0..1."""
 
     name: str
     phrase: str
@@ -61,7 +65,7 @@ def scene(number: int, *, content: str | None = None, style: str | None = None) 
 
     Args:
         number: 0..11,999,999; :data:`SPLITS` says which are for what.
-        content: fixes what the scene is about (``"thing"``, ``"person"``, ``"interaction"``, ``"things"``, ``"mixed"``).
+        content: fixes what the scene is about: a key of :data:`~counterpoint.data.scenes.layout.CONTENTS`.
         style: fixes the style.
     """
     rng = np.random.Generator(np.random.PCG64(number))
@@ -85,7 +89,9 @@ def scene(number: int, *, content: str | None = None, style: str | None = None) 
         seg=canvas.seg,
         depth=canvas.depth,
         instance=canvas.instance,
-        instances=tuple(_annotate(canvas.instance, place, member) for place, member in enumerate(layout.members, start=1)),
+        instances=tuple(
+            _annotate(canvas.instance, place, member) for place, member in enumerate(layout.members, start=1)
+        ),
         keypoints=tuple(poses),
         triplets=layout.triplets,
     )
@@ -93,16 +99,28 @@ def scene(number: int, *, content: str | None = None, style: str | None = None) 
 
 def _cast_shadow(canvas: Canvas, layout: Layout, member: object) -> None:
     if isinstance(member, Figure):
-        canvas.shadow(member.x - 0.05 * layout.light * member.height, member.y - 0.5, 0.20 * member.height, 0.035 * member.height, 0.35)
+        canvas.shadow(
+            member.x - 0.05 * layout.light * member.height,
+            member.y - 0.5,
+            0.20 * member.height,
+            0.035 * member.height,
+            0.35,
+        )
     elif not layout.triplets or layout.triplets[0][1] != "holding":
         ground = layout.horizon + member.depth * (SIZE - layout.horizon)
-        canvas.shadow(member.x - 0.1 * layout.light * member.width, ground - 0.5, 0.52 * member.width, 0.09 * member.width, 0.35)
+        canvas.shadow(
+            member.x - 0.1 * layout.light * member.width, ground - 0.5, 0.52 * member.width, 0.09 * member.width, 0.35
+        )
 
 
 def _annotate(instance: Array, place: int, member: object) -> Instance:
     mask = instance == place
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = (columns[0] / SIZE, rows[0] / SIZE, (columns[-1] + 1) / SIZE, (rows[-1] + 1) / SIZE) if len(rows) else (0.0, 0.0, 0.0, 0.0)
+    box = (
+        (columns[0] / SIZE, rows[0] / SIZE, (columns[-1] + 1) / SIZE, (rows[-1] + 1) / SIZE)
+        if len(rows)
+        else (0.0, 0.0, 0.0, 0.0)
+    )
     if isinstance(member, Figure):
         return Instance("person", phrase(member), "", "", box)
     return Instance(member.kind, phrase(member), member.colour, member.texture, box)

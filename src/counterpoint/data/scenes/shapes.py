@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ from counterpoint.data.scenes.vocabulary import COLOURS, SEG_INDEX
 class Thing:
     """One object: where it stands, how large it is and what it looks like.
 
-    ``(x, y)`` is the middle of its lower edge and ``width, height`` its extent, in pixels; ``hsv`` is the colour at full
-    light (OpenCV units) and ``dark`` the value in shadow; ``phase`` shifts and turns the texture; ``mirror`` swaps left and right.
+    ``(x, y)`` is the middle of its lower edge and ``width, height`` its extent, in pixels; ``hsv`` is the colour at
+    full light (OpenCV units) and ``dark`` the value in shadow; ``phase`` shifts and turns the texture; ``mirror``
+    swaps left and right.
     """
 
     kind: str
@@ -47,7 +49,9 @@ def surface(thing: Thing, light: float, shade: float = 0.0) -> Shader:
     """
     hue, saturation, value = thing.hsv
     pure = cv2.cvtColor(np.uint8([[[hue, saturation, 255]]]), cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32) / 255
-    other = np.float32({"white": (96, 96, 104), "black": (214, 210, 204), "yellow": (92, 60, 40)}.get(thing.colour, (244, 240, 232)))
+    other = np.float32(
+        {"white": (96, 96, 104), "black": (214, 210, 204), "yellow": (92, 60, 40)}.get(thing.colour, (244, 240, 232))
+    )
     period = max(7.0, 0.28 * min(thing.width, thing.height))
 
     def paint(x: Array, y: Array) -> Array:
@@ -81,19 +85,32 @@ class _Brush:
     instance: int
     light: float
 
-    def shape(self, u: list[float], v: list[float], shade: float = 0.0, plain: tuple[int, int, int] | None = None) -> None:
+    def shape(
+        self, u: list[float], v: list[float], shade: float = 0.0, plain: tuple[int, int, int] | None = None
+    ) -> None:
         """Polygon in the thing's own coordinates; ``plain`` paints a fixed tone instead of the surface."""
         self._paint(self.thing.at(np.array(u), np.array(v)), shade, plain)
 
-    def round(self, u: float, v: float, ru: float, rv: float, shade: float = 0.0, plain: tuple[int, int, int] | None = None) -> None:
+    def round(
+        self, u: float, v: float, ru: float, rv: float, shade: float = 0.0, plain: tuple[int, int, int] | None = None
+    ) -> None:
         angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
         self._paint(self.thing.at(u + ru * np.cos(angle), v + rv * np.sin(angle)), shade, plain)
 
-    def stroke(self, a: tuple[float, float], b: tuple[float, float], radius: float, shade: float = 0.0, plain: tuple[int, int, int] | None = None) -> None:
+    def stroke(
+        self,
+        a: tuple[float, float],
+        b: tuple[float, float],
+        radius: float,
+        shade: float = 0.0,
+        plain: tuple[int, int, int] | None = None,
+    ) -> None:
         thing = self.thing
         paint = surface(thing, self.light, shade) if plain is None else np.float32(plain)
         radius = max(radius * thing.height, 0.7)
-        self.canvas.capsule(thing.at(*a), thing.at(*b), radius, radius, paint, SEG_INDEX[thing.kind], thing.depth, self.instance)
+        self.canvas.capsule(
+            thing.at(*a), thing.at(*b), radius, radius, paint, SEG_INDEX[thing.kind], thing.depth, self.instance
+        )
 
     def _paint(self, points: Array, shade: float, plain: tuple[int, int, int] | None) -> None:
         paint = surface(self.thing, self.light, shade) if plain is None else np.float32(plain)
@@ -129,7 +146,10 @@ def _table(b: _Brush) -> None:
 
 
 def _car(b: _Brush) -> None:
-    b.shape([-1, -1, -0.9, -0.55, -0.32, 0.34, 0.62, 0.94, 1, 1], [0.16, 0.46, 0.56, 0.60, 0.98, 0.98, 0.60, 0.52, 0.42, 0.16])
+    b.shape(
+        [-1, -1, -0.9, -0.55, -0.32, 0.34, 0.62, 0.94, 1, 1],
+        [0.16, 0.46, 0.56, 0.60, 0.98, 0.98, 0.60, 0.52, 0.42, 0.16],
+    )
     b.shape([-0.42, -0.26, -0.02, -0.02], [0.60, 0.90, 0.90, 0.60], plain=(170, 206, 222))
     b.shape([0.06, 0.06, 0.29, 0.49], [0.60, 0.90, 0.90, 0.60], plain=(170, 206, 222))
     for u in (-0.56, 0.56):
@@ -155,7 +175,7 @@ def _balloon(b: _Brush) -> None:
 def _bag(b: _Brush) -> None:
     angle = np.linspace(0, np.pi, 9)
     ends = list(zip(0.42 * np.cos(angle), 0.62 + 0.34 * np.sin(angle), strict=True))
-    for start, stop in zip(ends, ends[1:], strict=False):
+    for start, stop in itertools.pairwise(ends):
         b.stroke(start, stop, 0.035, shade=0.25)
     b.shape([-0.9, 0.9, 1, 0.8, -0.8, -1], [0, 0, 0.2, 0.66, 0.66, 0.2])
     b.shape([-0.8, 0.8, 0.72, -0.72], [0.58, 0.58, 0.70, 0.70], shade=0.3)

@@ -40,4 +40,8 @@ def _line_drawing(rgb: Array, rng: Rng) -> Array:
     return np.repeat(_bytes(ink)[..., None], 3, -1)
 
 
-STYLED: dict[str, Callable[[Array, Rng], Array]] = {"photo": _photo, "watercolour": _watercolour, "line drawing": _line_drawing}
+STYLED: dict[str, Callable[[Array, Rng], Array]] = {
+    "photo": _photo,
+    "watercolour": _watercolour,
+    "line drawing": _line_drawing,
+}

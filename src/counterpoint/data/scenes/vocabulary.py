@@ -102,8 +102,8 @@ SEG_CLASSES = {
     "cone": (0, 92, 61),
     "lamp": (224, 255, 8),
 }
-"""Segmentation class -> RGB. ADE20K's palette where ADE20K has the class, free colours elsewhere and for boxes, which ADE20K
-paints like grass."""
+"""Segmentation class -> RGB. ADE20K's palette where ADE20K has the class, free colours elsewhere and for boxes, which
+ADE20K paints like grass."""
 
 SEG_INDEX = {name: index for index, name in enumerate(SEG_CLASSES)}
 PERSON = SEG_INDEX["person"]

@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def contrastive_loss(images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def contrastive_loss(
+    images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], scale: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
     """Cross-entropy of finding each picture's text and each text's picture; embeddings are normalised here.
 
     ``scale`` multiplies the cosines (CLIP's ``exp(logit_scale)``).

@@ -1,7 +1,7 @@
 """The denoising loss: noise prediction and velocity, weighted by signal-to-noise ratio.
 
-Ho et al. 2020 (arXiv:2006.11239, Eq. 14), v-prediction by Salimans and Ho 2022 (arXiv:2202.00512), the Min-SNR weight by
-Hang et al. 2023 (arXiv:2303.09556, section 3.4).
+Ho et al. 2020 (arXiv:2006.11239, Eq. 14), v-prediction by Salimans and Ho 2022 (arXiv:2202.00512), the Min-SNR weight
+by Hang et al. 2023 (arXiv:2303.09556, section 3.4).
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def add_noise(x0: Float[Tensor, "b *d"], noise: Float[Tensor, "b *d"], alpha_bar: Float[Tensor, " b"]) -> Float[Tensor, "b *d"]:
+def add_noise(
+    x0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, " b"]
+) -> Float[Tensor, "b ..."]:
     """``x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise``; ``alpha_bar`` in (0, 1)."""
     a = _like(alpha_bar, x0)
     return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
 
-def target(x0: Float[Tensor, "b *d"], noise: Float[Tensor, "b *d"], alpha_bar: Float[Tensor, " b"], prediction_type: str) -> Float[Tensor, "b *d"]:
+def target(
+    x0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, " b"], prediction_type: str
+) -> Float[Tensor, "b ..."]:
     """What the network should say: the noise, or ``v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0``."""
     if prediction_type == "epsilon":
         return noise
@@ -32,7 +36,7 @@ def snr_weight(alpha_bar: Float[Tensor, " b"], gamma: float, prediction_type: st
     return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
 
 
-def diffusion_loss(prediction: Float[Tensor, "b *d"], wanted: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+def diffusion_loss(prediction: Float[Tensor, "b ..."], wanted: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     """Mean squared error of each sample."""
     return (prediction - wanted).square().flatten(1).mean(1)
 

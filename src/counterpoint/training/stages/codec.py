@@ -17,9 +17,9 @@ from counterpoint.training.stage import Batch, Stage
 class CodecStage(Stage):
     """Reconstruction through latents that a diffusion model can learn.
 
-    Two terms beside the squared error, with noise on the latents so that the decoder forgives what a denoiser leaves: a cap on
-    their mean square keeps them from outgrowing that noise, and decoding them at half size against the picture at
-    half size keeps them as smooth as pictures are (equivariance to scale, arXiv:2502.09509).
+    Two terms beside the squared error, with noise on the latents so that the decoder forgives what a denoiser leaves:
+    a cap on their mean square keeps them from outgrowing that noise, and decoding them at half size against the
+    picture at half size keeps them as smooth as pictures are (equivariance to scale, arXiv:2502.09509).
 
     Args:
         codec: the autoencoder to train; it is initialised here.
@@ -41,23 +41,30 @@ class CodecStage(Stage):
         whole = F.mse_loss(self.codec.decoder(noisy).float(), picture)
         half = F.mse_loss(self.codec.decoder(F.avg_pool2d(noisy, 2)).float(), F.avg_pool2d(picture, 2))
         power = latents.square().mean()
-        return 10 * whole + 2.5 * half + 0.1 * F.relu(power - 1).square(), {"whole": whole, "half": half, "power": power}
+        return 10 * whole + 2.5 * half + 0.1 * F.relu(power - 1).square(), {
+            "whole": whole,
+            "half": half,
+            "power": power,
+        }
 
     def _cut(self, images: Tensor, draws: Draws) -> Tensor:
         """A random square of each picture, on the grid of the latents."""
         places = (images.shape[1] - self.crop) // 8 + 1
         tops, lefts = (8 * draws.integers(places)).tolist(), (8 * draws.integers(places)).tolist()
-        return torch.stack([image[y : y + self.crop, x : x + self.crop] for image, y, x in zip(images, tops, lefts, strict=True)])
+        return torch.stack(
+            [image[y : y + self.crop, x : x + self.crop] for image, y, x in zip(images, tops, lefts, strict=True)]
+        )
 
     def export(self, folder: Path) -> None:
         self.codec.save_pretrained(folder)
 
 
 def initialise(codec: AutoencoderTiny) -> None:
-    """He initialisation with every residual branch silent and a quiet output: there is no normalisation to repair a bad start.
+    """He initialisation with every residual branch silent and a quiet output: there is no normalisation to repair a
+    bad start.
 
-    PyTorch's default leaves the signal thousands of times too small after twenty convolutions; this start is worth 1.3 dB
-    after 300 steps.
+    PyTorch's default leaves the signal thousands of times too small after twenty convolutions; this start is worth
+    1.3 dB after 300 steps.
     """
     for module in codec.modules():
         if isinstance(module, nn.Conv2d):

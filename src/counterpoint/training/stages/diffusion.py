@@ -52,7 +52,10 @@ class DiffusionStage(Stage):
         kind = self.scheduler.config.prediction_type
         losses = diffusion_loss(prediction, target(x0, noise, alpha_bar, kind))
         late = (t < 300).float()
-        extra = {"late": (losses * late).sum() / late.sum().clamp(min=1), "early": (losses * (1 - late)).sum() / (1 - late).sum().clamp(min=1)}
+        extra = {
+            "late": (losses * late).sum() / late.sum().clamp(min=1),
+            "early": (losses * (1 - late)).sum() / (1 - late).sum().clamp(min=1),
+        }
         return (losses * snr_weight(alpha_bar, self.snr_gamma, kind)).mean(), extra
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:

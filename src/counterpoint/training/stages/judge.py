@@ -15,7 +15,7 @@ from counterpoint.training.stages.codec import pictures
 
 
 class JudgeStage(Stage):
-    """Supervised reading of scenes, hardened against what a generator does to pictures: blur, noise, tint and contrast."""
+    """Supervised reading of scenes, hardened against a generator's faults: blur, noise, tint and contrast."""
 
     trained = ("judge",)
 
@@ -29,9 +29,17 @@ class JudgeStage(Stage):
         seg = F.cross_entropy(reading.seg.float(), classes)
         depth = (reading.depth.float()[:, 0] - batch["depth"].float() / 255).abs().mean()
         edge = F.mse_loss(reading.edge.float()[:, 0], batch["control:hed"][..., 0].float() / 255)
-        joints = F.binary_cross_entropy_with_logits(reading.joints.float(), _heat(batch["keypoints"], classes.shape[-1]))
+        joints = F.binary_cross_entropy_with_logits(
+            reading.joints.float(), _heat(batch["keypoints"], classes.shape[-1])
+        )
         right = (reading.seg.argmax(1) == classes).float().mean()
-        return seg + 4 * depth + 4 * edge + 4 * joints, {"seg": seg, "depth": depth, "edge": edge, "joints": joints, "accuracy": right}
+        return seg + 4 * depth + 4 * edge + 4 * joints, {
+            "seg": seg,
+            "depth": depth,
+            "edge": edge,
+            "joints": joints,
+            "accuracy": right,
+        }
 
     def export(self, folder: Path) -> None:
         self.judge.save_pretrained(folder)
@@ -48,7 +56,7 @@ def _spoil(picture: Tensor, draws: Draws) -> Tensor:
 
 
 def _heat(keypoints: Tensor, size: int, sigma: float = 2.0) -> Tensor:
-    """Keypoints ``(b, people, 18, 2)`` in pixels, ``nan`` where hidden -> ``(b, 18, size, size)``, 1 at a joint, falling off around it."""
+    """Keypoints ``(b, people, 18, 2)`` in pixels, ``nan`` where hidden -> Gaussians ``(b, 18, size, size)``."""
     grid = torch.arange(size, device=keypoints.device, dtype=torch.float32) + 0.5
     x = torch.exp(-((keypoints[..., 0, None] - grid) ** 2) / (2 * sigma**2)).nan_to_num()
     y = torch.exp(-((keypoints[..., 1, None] - grid) ** 2) / (2 * sigma**2)).nan_to_num()

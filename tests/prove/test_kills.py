@@ -1,0 +1,111 @@
+"""``kill -9`` at random moments: the resumed run ends with the same bits as one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from counterpoint.training import checkpoint
+
+pytestmark = pytest.mark.prove
+STEPS, EVERY, KILLS = 120, 8, 8
+
+
+def command(out: Path, cache: Path, *more: str) -> list[str]:
+    settings = {
+        "output_dir": out,
+        "cache_dir": cache,
+        "max_train_steps": STEPS,
+        "max_train_samples": 2048,
+        "train_batch_size": 2,
+        "checkpointing_steps": EVERY,
+        "logging_steps": 10,
+        "lr_warmup_steps": 5,
+    }
+    code = "from counterpoint.apps.cli.main import main; main()"
+    return [
+        sys.executable,
+        "-c",
+        code,
+        "train",
+        "tiny-codec",
+        *(f"--set={key}={value}" for key, value in settings.items()),
+        *more,
+    ]
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(a) for a in arguments], capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2"}
+
+
+def test_random_kills(tmp_path: Path) -> None:
+    whole = run(*command(tmp_path / "whole", tmp_path / "cache"))
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    rng = random.Random(0)
+    out, kills, tries = tmp_path / "cut", 0, 0
+    while True:
+        tries += 1
+        assert tries < 60, "the run makes no progress between kills"
+        resume = ["--resume"] if checkpoint.found(out) else []
+        if not resume and out.exists():  # killed before the first checkpoint: nothing to resume, nothing to lose
+            subprocess.run(["rm", "-rf", str(out)], check=True)
+        done = len(checkpoint.found(out)) and checkpoint.found(out)[-1][0]
+        process = subprocess.Popen(
+            command(out, tmp_path / "cache", *resume), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
+        if kills < KILLS:
+            # wait until this process has written at least one checkpoint, then kill it at a random moment
+            while process.poll() is None and (not checkpoint.found(out) or checkpoint.found(out)[-1][0] == done):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                process.wait()
+                continue
+        _, error = process.communicate()
+        assert process.returncode == 0, error[-2000:]
+        break
+    assert kills >= KILLS // 2
+    wanted, got = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("whole", "cut"))
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    for name in ("whole", "cut"):  # the averaged weights, the optimizer and the log agree too
+        assert [step for step, _ in checkpoint.found(tmp_path / name)][-1] == STEPS
+    logs = [
+        [line.split('"seconds_per_step"')[0] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    assert [line.split(",")[0] for line in logs[0]] == [line.split(",")[0] for line in logs[1]]
+
+
+def test_ctrl_c_saves_and_stops(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(out, tmp_path / "cache"), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while process.poll() is None and not checkpoint.found(out):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130, error[-2000:]
+    assert "--resume" in error
+    assert "Traceback" not in error
+    step = checkpoint.verify(checkpoint.newest(out, print))
+    assert step > EVERY or step == EVERY
+
+
+def test_wrong_resume_is_loud(tmp_path: Path) -> None:
+    result = run(*command(tmp_path / "typo", tmp_path / "cache", "--resume"))
+    assert result.returncode == 2
+    assert "nothing to resume" in result.stderr.splitlines()[-1]
