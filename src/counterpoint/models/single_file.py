@@ -54,7 +54,7 @@ def controlnet_from_file(path: Path, host: UNet2DConditionModel, dtype: torch.dt
         UserError: the file is damaged, or its tensors do not fit the host.
     """
     found = shapes(path)
-    widths = _hint_widths(found)
+    widths = hint_widths(found)
     with torch.device("meta"):
         blank = ControlNetModel.from_unet(
             host, conditioning_embedding_out_channels=widths, load_weights_from_unet=False
@@ -67,17 +67,17 @@ def controlnet_from_file(path: Path, host: UNet2DConditionModel, dtype: torch.dt
             raise UserError(f"the ControlNet {path} does not fit the model: {str(error).splitlines()[0]}") from None
 
 
-def _hint_widths(found: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Channels of the hint encoder's levels, read off the weights' shapes."""
-    if "controlnet_cond_embedding.conv_in.weight" in found:
-        names = [
-            "controlnet_cond_embedding.conv_in.weight",
-            *(f"controlnet_cond_embedding.blocks.{i}.weight" for i in range(1, 64, 2)),
-        ]
-    else:
-        prefix = next((name.split("input_hint_block")[0] for name in found if "input_hint_block" in name), "")
-        names = [f"{prefix}input_hint_block.{i}.weight" for i in range(0, 64, 4)][:-1]
-    widths = tuple(found[name][0] for name in names if name in found)
+def hint_widths(found: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Channels of a ControlNet's hint encoder, one a level, read off its tensors' shapes.
+
+    Raises:
+        UserError: there is no hint encoder.
+    """
+    levels = ("conv_in", *(f"blocks.{i}" for i in range(1, 32, 2)))
+    diffusers = [f"controlnet_cond_embedding.{name}.weight" for name in levels]
+    prefix = next((name.partition("input_hint_block")[0] for name in found if "input_hint_block" in name), "")
+    ldm = [f"{prefix}input_hint_block.{i}.weight" for i in range(0, 64, 4)]
+    widths = tuple(found[name][0] for name in (*diffusers, *ldm) if name in found)
     if not widths:
         raise UserError("the file is not a ControlNet: it has no hint encoder")
-    return widths if "controlnet_cond_embedding.conv_in.weight" in found else widths[:4]
+    return widths

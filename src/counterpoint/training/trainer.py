@@ -62,8 +62,31 @@ def train(job: Job, config: TrainConfig, *, resume: Path | bool = False) -> Path
         Interrupted: a signal arrived; everything up to the current step is saved.
         FloatingPointError: the loss is not finite; the newest checkpoint holds the last good state.
     """
+    folder = resumable(config, resume)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    return _Run(job, config).start(resume)
+    return _Run(job, config).start(folder)
+
+
+def resumable(config: TrainConfig, resume: Path | bool) -> Path | None:
+    """The checkpoint that a run would continue from, or ``None`` for a new run.
+
+    Raises:
+        CheckpointError: nothing to resume, a damaged checkpoint, or settings that would change the result.
+        UserError: the output folder holds another run and ``resume`` is not set.
+    """
+    output = config.output_dir
+    if not resume:
+        if checkpoint.found(output) or (output / "log.jsonl").exists():
+            raise UserError(f"{output} already holds a run: continue it with --resume, or choose another output_dir")
+        return None
+    folder = checkpoint.newest(output, lambda message: print(message, file=sys.stderr)) if resume is True else resume
+    checkpoint.verify(folder)
+    changed = differences(json.loads((folder / "train.json").read_text()), config)
+    if changed:
+        raise checkpoint.CheckpointError(
+            f"{folder} was made with other settings, the result would not be that of one run: {'; '.join(changed)}"
+        )
+    return folder
 
 
 class _Run:
@@ -106,12 +129,10 @@ class _Run:
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
-    def start(self, resume: Path | bool) -> Path:
+    def start(self, folder: Path | None) -> Path:
         output = self.config.output_dir
-        if resume:
-            self._load(output if resume is True else Path(resume), newest=resume is True)
-        elif checkpoint.found(output) or (output / "log.jsonl").exists():
-            raise UserError(f"{output} already holds a run: continue it with --resume, or choose another output_dir")
+        if folder is not None:
+            self._load(folder)
         output.mkdir(parents=True, exist_ok=True)
         if self.is_main:
             (output / "train.json").write_text(as_json(self.config))
@@ -225,15 +246,8 @@ class _Run:
         torch.save(state, folder / "state.pt")
         (folder / "train.json").write_text(as_json(self.config))
 
-    def _load(self, folder: Path, *, newest: bool) -> None:
-        if newest:
-            folder = checkpoint.newest(folder, lambda message: print(message, file=sys.stderr))
+    def _load(self, folder: Path) -> None:
         self.step = checkpoint.verify(folder)
-        changed = differences(json.loads((folder / "train.json").read_text()), self.config)
-        if changed:
-            raise checkpoint.CheckpointError(
-                f"{folder} was made with other settings, the result would not be that of one run: {'; '.join(changed)}"
-            )
         for name, module in self.stage.trained_modules().items():
             module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         state = torch.load(folder / "state.pt", weights_only=True, map_location=self.accelerator.device)

@@ -40,10 +40,11 @@ def train(
         return
 
     from counterpoint.apps.cli import output
-    from counterpoint.training.trainer import Interrupted
+    from counterpoint.training.trainer import Interrupted, resumable
     from counterpoint.training.trainer import train as run
 
     output.quiet_libraries()
+    resumable(config, resume_from or resume)  # before the data is prepared: a wrong path should not cost a minute
     try:
         print(run(RECIPES[recipe].build(config), config, resume=resume_from or resume))
     except Interrupted as stop:
