@@ -32,7 +32,7 @@ from counterpoint.training.stages.judge import JudgeStage
 from counterpoint.training.stages.towers import TowersStage
 
 TOKENS = 40
-"""Tokens of a prompt: the longest caption of a scene takes 33."""
+"""Tokens of a prompt, start and end included; no caption of a scene takes more than 31."""
 LATENT_CHANNELS = 16
 TEXT_WIDTH = 128
 KINDS = Literal["canny", "hed", "depth", "pose", "seg"]
