@@ -51,6 +51,12 @@ def test_one_prompt_an_image(pipe: Pipeline) -> None:
     torch.testing.assert_close(both[1:], second, atol=1e-4, rtol=0)
 
 
+def test_diffusers_spelling_of_control_images(pipe: Pipeline) -> None:
+    ours = pipe("a person", HINTS, generator=seeded(1), output_type="latent", **FAST).images
+    theirs = pipe("a person", image=HINTS, generator=seeded(1), output_type="latent", **FAST).images
+    assert torch.equal(ours, theirs)
+
+
 def test_weight_schedule_and_custom_rule(pipe: Pipeline) -> None:
     seen = []
 

@@ -107,7 +107,8 @@ class Pipeline:
         Args:
             prompt: one, or one an image. ``ball++`` and ``(a red ball)1.3`` weigh words.
             control_image: one condition image for each control, in the order of :attr:`controls`.
-            image: starting picture for image-to-image and inpainting.
+            image: starting picture for image-to-image and inpainting; alone, the condition images, as in diffusers'
+                text-to-image pipeline.
             mask_image: what to repaint of ``image``: white.
             strength: how far ``image`` is noised, in (0, 1].
             height: in pixels, a multiple of :attr:`factor`; default :attr:`native_size`.
@@ -129,6 +130,9 @@ class Pipeline:
         Raises:
             UserError: arguments that do not fit each other.
         """
+        hints = _listed(control_image)
+        if self.controls and image is not None and not hints:
+            image, hints = None, _listed(image)
         height, width = height or self.native_size, width or self.native_size
         self._check(height, width, num_inference_steps, strength, guidance_scale)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -190,8 +194,6 @@ class Pipeline:
 
     def _branches(self, images: Any, weights: Any, starts: Any, ends: Any, height: int, width: int) -> list[Branch]:
         names = list(self.controls)
-        if isinstance(images, (PIL.Image.Image, np.ndarray, Tensor)):
-            images = [images]
         if len(images) != len(names):
             raise UserError(
                 f"{len(images)} control images for {len(names)} controls ({', '.join(names) or 'none'}); give one each"
@@ -267,6 +269,11 @@ class Pipeline:
             return (callback(self, moment.index, moment.timestep, {"latents": latents}) or {}).get("latents", latents)
 
         return settled
+
+
+def _listed(images: Any) -> list[Any]:
+    """One picture a control, from one picture or several."""
+    return [images] if isinstance(images, (PIL.Image.Image, np.ndarray, Tensor)) else list(images)
 
 
 def _each(what: str, value: Any, names: list[str]) -> list[Any]:

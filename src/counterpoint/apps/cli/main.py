@@ -15,7 +15,7 @@ from counterpoint.apps.cli.demo import demo
 from counterpoint.apps.cli.extract import extract
 from counterpoint.apps.cli.generate import generate
 from counterpoint.apps.cli.models import models
-from counterpoint.apps.cli.train import train
+from counterpoint.apps.cli.train import LATEST, train
 
 app = typer.Typer(
     name="counterpoint",
@@ -59,7 +59,7 @@ def main() -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.simplefilter("ignore")
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(_complete(sys.argv[1:]), standalone_mode=False))
     except typer.TyperException as error:
         _fail(error.format_message())
     except typer.Abort:
@@ -76,6 +76,14 @@ def main() -> None:
         if not isinstance(error, UserError):
             raise
         _fail(str(error))
+
+
+def _complete(arguments: list[str]) -> list[str]:
+    """Give ``--resume`` its value where it stands alone: the parser knows no optional ones."""
+    done: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        done += [argument, LATEST] if argument == "--resume" and following.startswith("-") else [argument]
+    return done
 
 
 def _fail(message: str) -> None:

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+LATEST = "latest"
+"""What ``--resume`` without a value means."""
+
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Which recipe; without one, they are listed.")] = "",
@@ -14,11 +17,11 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting. Repeatable.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest complete checkpoint in output_dir.")
-    ] = False,
-    resume_from: Annotated[
-        Path | None, typer.Option(metavar="CHECKPOINT", help="Continue from this checkpoint.")
-    ] = None,
+        str,
+        typer.Option(
+            metavar="[CHECKPOINT]", help="Continue from this checkpoint, or from output_dir's newest whole one."
+        ),
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
 ) -> None:
     """Train a model by a recipe."""
@@ -43,10 +46,11 @@ def train(
     from counterpoint.training.trainer import Interrupted, resumable
     from counterpoint.training.trainer import train as run
 
+    start = resume == LATEST or (Path(resume) if resume else False)
     output.quiet_libraries()
-    resumable(config, resume_from or resume)  # before the data is prepared: a wrong path should not cost a minute
+    resumable(config, start)  # before the data is prepared: a wrong path should not cost a minute
     try:
-        print(run(RECIPES[recipe].build(config), config, resume=resume_from or resume))
+        print(run(RECIPES[recipe].build(config), config, resume=start))
     except Interrupted as stop:
         output.say(str(stop))
         raise KeyboardInterrupt from stop
