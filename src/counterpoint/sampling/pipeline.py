@@ -147,7 +147,7 @@ class Pipeline:
         if isinstance(generator, list) and len(generator) != len(prompts):
             raise UserError(f"{len(generator)} generators for {len(prompts)} images; give one, or one an image")
         branches = self._branches(
-            control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, height, width
+            hints, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, height, width
         )
         denoise = self._denoiser(
             prompts, negatives, guidance_scale, branches, get_fusion(fusion) if isinstance(fusion, str) else fusion
@@ -192,7 +192,9 @@ class Pipeline:
         if not np.isfinite(guidance_scale):
             raise UserError(f"guidance scale must be a finite number, got {guidance_scale}")
 
-    def _branches(self, images: Any, weights: Any, starts: Any, ends: Any, height: int, width: int) -> list[Branch]:
+    def _branches(
+        self, images: list[Any], weights: Any, starts: Any, ends: Any, height: int, width: int
+    ) -> list[Branch]:
         names = list(self.controls)
         if len(images) != len(names):
             raise UserError(
