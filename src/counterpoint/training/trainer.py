@@ -45,6 +45,10 @@ class _Fetch(Dataset):
         return [ordinal for ordinal, _ in pairs], self.samples.batch([index for _, index in pairs])
 
 
+class Diverged(UserError):
+    """The loss is not finite any more."""
+
+
 def train(job: Job, config: TrainConfig, *, resume: Path | bool = False) -> Path:
     """Run a job to its last step and export the result to ``config.output_dir``.
 
@@ -60,7 +64,7 @@ def train(job: Job, config: TrainConfig, *, resume: Path | bool = False) -> Path
         CheckpointError: nothing to resume, a damaged checkpoint, or settings that would change the result.
         UserError: the output folder holds another run and ``resume`` is not set.
         Interrupted: a signal arrived; everything up to the current step is saved.
-        FloatingPointError: the loss is not finite; the newest checkpoint holds the last good state.
+        Diverged: the loss is not finite; the newest checkpoint holds the last good state.
     """
     folder = resumable(config, resume)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
@@ -76,7 +80,7 @@ def resumable(config: TrainConfig, resume: Path | bool) -> Path | None:
     """
     output = config.output_dir
     if not resume:
-        if checkpoint.found(output) or (output / "log.jsonl").exists():
+        if checkpoint.found(output):
             raise UserError(f"{output} already holds a run: continue it with --resume, or choose another output_dir")
         return None
     folder = checkpoint.newest(output, lambda message: print(message, file=sys.stderr)) if resume is True else resume
@@ -171,16 +175,16 @@ class _Run:
             disable=not (self.is_main and sys.stderr.isatty()),
             unit="step",
         )
-        sums: dict[str, float] = {}
+        seen: dict[str, list[float]] = {}
         micro, since, began = 0, self.step, time.perf_counter()
         for ordinals, batch in loader:
             draws = Draws(config.seed, ordinals, accelerator.device)
             with accelerator.accumulate(self.model):
                 loss, extra = self.model(_to(batch, accelerator.device), draws, self.step)
                 if not math.isfinite(loss.item()):
-                    raise FloatingPointError(
-                        f"the loss is {loss.item()} at step {self.step}; the newest checkpoint in "
-                        f"{config.output_dir} holds the last good state"
+                    raise Diverged(
+                        f"the loss is {loss.item()} at step {self.step}; the newest checkpoint in {config.output_dir} "
+                        "holds the last good state; start again with a smaller learning_rate"
                     )
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
@@ -188,7 +192,7 @@ class _Run:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in {"loss": loss, **extra}.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
+                seen.setdefault(name, []).append(float(value.detach()))
             micro += 1
             if micro % config.gradient_accumulation_steps:
                 continue
@@ -198,13 +202,12 @@ class _Run:
             self.step += 1
             bar.update()
             if self.step % config.logging_steps == 0 or self.step == config.max_train_steps:
-                count = (self.step - since) * config.gradient_accumulation_steps
                 pace = (time.perf_counter() - began) / (self.step - since)
                 self._log(
-                    {name: value / count for name, value in sums.items()}
+                    {name: sum(values) / len(values) for name, values in seen.items()}
                     | {"lr": self.schedule.get_last_lr()[0], "seconds_per_step": pace}
                 )
-                sums, since, began = {}, self.step, time.perf_counter()
+                seen, since, began = {}, self.step, time.perf_counter()
             if config.validation_steps and self.step % config.validation_steps == 0:
                 with self._averaged():
                     self._log({f"validation/{name}": value for name, value in self.stage.validate().items()})
