@@ -14,7 +14,7 @@ from counterpoint.training.checkpoint import CheckpointError
 from counterpoint.training.config import TrainConfig, override
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Job, Stage
-from counterpoint.training.trainer import Diverged, Interrupted, train
+from counterpoint.training.trainer import DivergenceError, Interrupted, train
 from counterpoint.types import UserError
 
 
@@ -130,7 +130,7 @@ def test_wrong_resumes_are_refused(tmp_path: Path) -> None:
 
 
 def test_nan_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match="step 13"):
+    with pytest.raises(DivergenceError, match="step 13"):
         train(Job(Line(nan_at=13), Numbers()), config(tmp_path / "a"))
     train(Job(Line(), Numbers()), config(tmp_path / "a"), resume=True)
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "a").values())

@@ -45,7 +45,7 @@ class _Fetch(Dataset):
         return [ordinal for ordinal, _ in pairs], self.samples.batch([index for _, index in pairs])
 
 
-class Diverged(UserError):
+class DivergenceError(UserError):
     """The loss is not finite any more."""
 
 
@@ -64,7 +64,7 @@ def train(job: Job, config: TrainConfig, *, resume: Path | bool = False) -> Path
         CheckpointError: nothing to resume, a damaged checkpoint, or settings that would change the result.
         UserError: the output folder holds another run and ``resume`` is not set.
         Interrupted: a signal arrived; everything up to the current step is saved.
-        Diverged: the loss is not finite; the newest checkpoint holds the last good state.
+        DivergenceError: the loss is not finite; the newest checkpoint holds the last good state.
     """
     folder = resumable(config, resume)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
@@ -182,7 +182,7 @@ class _Run:
             with accelerator.accumulate(self.model):
                 loss, extra = self.model(_to(batch, accelerator.device), draws, self.step)
                 if not math.isfinite(loss.item()):
-                    raise Diverged(
+                    raise DivergenceError(
                         f"the loss is {loss.item()} at step {self.step}; the newest checkpoint in {config.output_dir} "
                         "holds the last good state; start again with a smaller learning_rate"
                     )
