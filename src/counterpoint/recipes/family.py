@@ -34,9 +34,10 @@ def assemble(runs: Path, out: Path) -> Path:
     for place, (run, kind) in MEMBERS.items():
         if (runs / run / "config.json").is_file():
             kind.from_pretrained(runs / run, local_files_only=True).half().save_pretrained(out / place)
-    _tidy(out / "vae" / "config.json")
     if (runs / "towers" / "config.json").is_file():
         _split_towers(runs / "towers", out)
+    for path in out.rglob("*"):
+        _tidy(path)
     _write(out / "scheduler" / "scheduler_config.json", _SCHEDULER)
     _write(out / "model_index.json", _INDEX)
     _write(out / "hashes.json", list_hashes(out))
@@ -44,10 +45,14 @@ def assemble(runs: Path, out: Path) -> Path:
 
 
 def _tidy(path: Path) -> None:
-    """Leave out the one setting that AutoencoderTiny derives itself and warns about when it is given."""
+    """Readable by everyone, and no setting that names this machine or that AutoencoderTiny derives and warns about."""
     if path.is_file():
+        path.chmod(0o644)
+    if path.name == "config.json":
         config = json.loads(path.read_text())
-        config.pop("block_out_channels", None)
+        config.pop("_name_or_path", None)
+        if config.get("_class_name") == "AutoencoderTiny":
+            config.pop("block_out_channels", None)
         _write(path, config)
 
 
