@@ -6,7 +6,8 @@ CITATIONS = {
     "diffusers": """@misc{vonplaten2022diffusers,
   title  = {Diffusers: State-of-the-art diffusion models},
   author = {von Platen, Patrick and Patil, Suraj and Lozhkov, Anton and Cuenca, Pedro and Lambert, Nathan and Rasul,
-  Kashif and Davaadorj, Mishig and Wolf, Thomas}, year   = {2022},
+            Kashif and Davaadorj, Mishig and Wolf, Thomas},
+  year   = {2022},
   note   = {https://github.com/huggingface/diffusers}
 }""",
     "stable-diffusion": """@inproceedings{rombach2022ldm,

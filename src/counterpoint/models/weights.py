@@ -86,6 +86,8 @@ def verify_folder(folder: Path, listing: str = "hashes.json") -> int:
     Raises:
         UserError: a file is missing or changed.
     """
+    if not (folder / listing).is_file():
+        raise UserError(f"{folder / listing} is missing: this copy of counterpoint comes without these models")
     hashes = json.loads((folder / listing).read_text())
     for name, wanted in hashes.items():
         path = folder / name

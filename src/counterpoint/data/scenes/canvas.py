@@ -37,13 +37,7 @@ class Canvas:
             depth: disparity of those pixels.
             instance: instance number of those pixels.
         """
-        low = np.maximum(np.floor(points.min(0)).astype(int) - 1, 0)
-        high = np.minimum(np.ceil(points.max(0)).astype(int) + 2, SIZE)
-        (x0, y0), (x1, y1) = low, high
-        if x1 <= x0 or y1 <= y0:
-            return
-        mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-        cv2.fillPoly(mask, [np.round((points - low) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+        mask, x0, y0 = _cover(points)
         self._blend(mask, x0, y0, paint, seg, depth, instance)
 
     def _blend(self, mask: Array, x0: int, y0: int, paint: Paint, seg: int, depth: float, instance: int) -> None:
@@ -78,14 +72,19 @@ class Canvas:
     def shadow(self, x: float, y: float, rx: float, ry: float, strength: float) -> None:
         """Darken the ground under a thing: RGB only."""
         points = _CIRCLE * (rx, ry) + (x, y)
-        low = np.maximum(np.floor(points.min(0)).astype(int) - 1, 0)
-        high = np.minimum(np.ceil(points.max(0)).astype(int) + 2, SIZE)
-        (x0, y0), (x1, y1) = low, high
-        if x1 <= x0 or y1 <= y0:
-            return
-        mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
+        mask, x0, y0 = _cover(points)
+        height, width = mask.shape
+        self.rgb[y0 : y0 + height, x0 : x0 + width] *= 1 - strength * (mask.astype(np.float32) * (1 / 255))[..., None]
+
+
+def _cover(points: Array) -> tuple[Array, int, int]:
+    """How much of each pixel a polygon covers, 0..255, inside its box; and the box's left and upper edge."""
+    low = np.clip(np.floor(points.min(0)).astype(int) - 1, 0, SIZE)
+    width, height = np.maximum(np.minimum(np.ceil(points.max(0)).astype(int) + 2, SIZE) - low, 0)
+    mask = np.zeros((height, width), np.uint8)
+    if mask.size:
         cv2.fillPoly(mask, [np.round((points - low) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-        self.rgb[y0:y1, x0:x1] *= 1 - strength * (mask.astype(np.float32) * (1 / 255))[..., None]
+    return mask, *low
 
 
 _ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
