@@ -136,6 +136,29 @@ def test_nan_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "a").values())
 
 
+def test_reports_to_a_tracker(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(Job(Line(), Numbers()), config(tmp_path / "a", report_to="tensorboard"))
+    (events,) = (
+        path.parent
+        for path in (tmp_path / "a").rglob("events.*")
+        if "loss" in EventAccumulator(str(path)).Reload().Tags()["scalars"]
+    )
+    reported = EventAccumulator(str(events)).Reload().Scalars("loss")
+    logged = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [(event.step, round(event.value, 4)) for event in reported] == [
+        (line["step"], round(line["loss"], 4)) for line in logged
+    ]
+
+
+def test_an_absent_tracker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoint.training.trainer.get_available_trackers", list)
+    with pytest.raises(UserError, match="wandb is not installed"):
+        train(Job(Line(), Numbers()), config(tmp_path / "a", report_to="wandb"))
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,23 +53,6 @@ def load_for(request: GenerateRequest) -> Pipeline:
     )
 
 
-def check_images(request: GenerateRequest) -> None:
-    """Read every image before a model is loaded: a wrong path should not cost a minute.
-
-    Raises:
-        UserError: one is missing, damaged or no image.
-    """
-    paths: Iterable[Any] = (*(control.image for control in request.controls), request.init_image, request.inpaint_mask)
-    for path in paths:
-        if path is not None:
-            read_image(path)
-
-
-def control_images(request: GenerateRequest, width: int, height: int) -> dict[str, Image]:
-    """The request's control images at their final size, extracted from photos where it says so."""
-    return {control.label: _control_image(control, request, width, height) for control in request.controls}
-
-
 def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Listener | None = None) -> Result:
     """Carry out a request.
 
@@ -81,17 +64,16 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
     Raises:
         UserError: an image, model or setting is wrong.
     """
+    # Images before models: a wrong path should not cost a minute.
+    pictures = [_picture(control) for control in request.controls]
+    start = None if request.init_image is None else read_image(request.init_image)
+    mask = None if request.inpaint_mask is None else read_image(request.inpaint_mask)
     pipe = pipe or load_for(request)
     width, height = request.width or pipe.native_size, request.height or pipe.native_size
-    controls = control_images(request, width, height)
-    start = (
-        None if request.init_image is None else resize(read_image(request.init_image), width, height, request.resize)
-    )
-    mask = (
-        None
-        if request.inpaint_mask is None
-        else resize(read_image(request.inpaint_mask), width, height, request.resize)
-    )
+    controls = {
+        control.label: _prepared(control, picture, width, height, request.resize)
+        for control, picture in zip(request.controls, pictures, strict=True)
+    }
     seeds = [request.seed + i for i in range(request.n)]
 
     def heard(_: Pipeline, index: int, *__: Any) -> None:
@@ -102,8 +84,8 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
     output = pipe(
         request.prompt,
         [PIL.Image.fromarray(picture) for picture in controls.values()],
-        image=None if start is None else PIL.Image.fromarray(start),
-        mask_image=None if mask is None else PIL.Image.fromarray(mask),
+        image=None if start is None else PIL.Image.fromarray(resize(start, width, height, request.resize)),
+        mask_image=None if mask is None else PIL.Image.fromarray(resize(mask, width, height, request.resize)),
         strength=request.strength,
         width=width,
         height=height,
@@ -129,12 +111,15 @@ def image_hashes(controls: dict[str, Image]) -> dict[str, str]:
     }
 
 
-def _control_image(control: ControlRequest, request: GenerateRequest, width: int, height: int) -> Image:
-    picture = read_image(control.image)
-    if not control.photo:
-        return resize(picture, width, height, request.resize, control.kind)
-    if control.kind not in EXTRACTORS:
+def _picture(control: ControlRequest) -> Image:
+    if control.photo and control.kind not in EXTRACTORS:
         raise UserError(
             f"--photo {control.label}: there is no extractor for {control.kind} here; there are {', '.join(EXTRACTORS)}"
         )
-    return EXTRACTORS[control.kind](resize(picture, width, height, request.resize))
+    return read_image(control.image)
+
+
+def _prepared(control: ControlRequest, picture: Image, width: int, height: int, rule: str) -> Image:
+    if not control.photo:
+        return resize(picture, width, height, rule, control.kind)
+    return EXTRACTORS[control.kind](resize(picture, width, height, rule))

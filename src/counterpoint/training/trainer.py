@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
@@ -99,6 +100,10 @@ class _Run:
         self.config, self.stage = config, job.stage
         self.samples = job.samples
         tracker = None if config.report_to == "none" else config.report_to
+        if tracker and tracker not in map(str, get_available_trackers()):
+            raise UserError(
+                f"report_to={tracker}: the package {tracker} is not installed; install it, or report nowhere"
+            )
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,

@@ -130,10 +130,9 @@ def generate(
     if out.suffix and n > 1:
         raise UserError(f"--out {out} is one file for {n} images; give a folder")
 
-    from counterpoint.apps.run import check_images, image_hashes, run
+    from counterpoint.apps.run import image_hashes, run
     from counterpoint.sampling.prompt import PromptCut
 
-    check_images(request)
     record.check_writable(out.parent if out.suffix else out)
     output.quiet_libraries()
 
