@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.exc import InvalidCxxCompiler
 
 from counterpoint.training.checkpoint import CheckpointError
 from counterpoint.training.config import TrainConfig, override
@@ -90,6 +92,30 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, settings: dict) -> Non
         for run in ("whole", "cut")
     ]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+
+
+@pytest.mark.prove
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on the way to its compiler
+def test_a_compiled_run_resumes_exactly(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler here")
+    train(Job(Line(), Numbers()), config(tmp_path / "whole", torch_compile=True))
+    with pytest.raises(Interrupted):
+        train(Job(Line(stop_at=13), Numbers()), config(tmp_path / "cut", torch_compile=True))
+    torch.compiler.reset()
+    train(Job(Line(), Numbers()), config(tmp_path / "cut", torch_compile=True), resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert all(name.split(".")[0].isdigit() for name in weights(tmp_path / "whole")), "names of a wrapper leaked"
+
+
+def test_no_compiler_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", absent)
+    with pytest.raises(UserError, match="install g"):
+        train(Job(Line(), Numbers()), config(tmp_path / "a", torch_compile=True))
+    assert not (tmp_path / "a").exists()
 
 
 def test_resume_from_an_older_checkpoint(tmp_path: Path) -> None:

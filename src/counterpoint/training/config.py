@@ -35,6 +35,7 @@ class TrainConfig:
     adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    torch_compile: bool = False
     use_ema: bool = True
     ema_decay: float = Field(0.999, gt=0, lt=1)
     seed: int = Field(0, ge=0)

@@ -1,0 +1,36 @@
+"""How far a control read back from a picture is from the one that was asked for."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def depth_rmse(depth: Float[Tensor, "b h w"], wanted: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
+    """Root mean squared error of each depth map on the 0..255 scale; maps in 0..1 (ControlNet++, arXiv:2404.07987)."""
+    return 255 * (depth.double() - wanted.double()).square().flatten(1).mean(1).sqrt()
+
+
+def mask_iou(mask: Bool[Tensor, "b h w"], wanted: Bool[Tensor, "b h w"]) -> Float[Tensor, " b"]:
+    """Intersection over union of each pair of masks; 1 where both are empty."""
+    both = (mask & wanted).flatten(1).sum(1).double()
+    either = (mask | wanted).flatten(1).sum(1).double()
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+
+
+def overlap(classes: Int[Tensor, "b h w"], wanted: Int[Tensor, "b h w"], count: int) -> Float[Tensor, "b k 2"]:
+    """Intersection and union in pixels of each of ``count`` classes: the rows from which :func:`miou` is made."""
+    rows = []
+    for seen, true in zip(classes, wanted, strict=True):
+        pairs = torch.bincount((true.long() * count + seen.long()).flatten(), minlength=count**2)
+        pairs = pairs.reshape(count, count).double()
+        both = pairs.diagonal()
+        rows.append(torch.stack([both, pairs.sum(0) + pairs.sum(1) - both], -1))
+    return torch.stack(rows)
+
+
+def miou(rows: Float[Tensor, "n k 2"]) -> float:
+    """Mean over classes of the set's intersection over union; classes that appear nowhere are left out."""
+    both, either = rows.sum(0).unbind(-1)
+    return float((both / either)[either > 0].mean())

@@ -1,0 +1,52 @@
+"""What every measure has in common: each sample contributes a row, and rows become one number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Rows = Float[Tensor, "n ..."]
+Reduce = Callable[[Rows], float]
+"""``(n, ...) -> number``: how the rows of n samples become the measure of their set."""
+
+
+def mean(rows: Rows) -> float:
+    """The average of all samples."""
+    return float(rows.mean())
+
+
+class Metric:
+    """A measure over a set of samples.
+
+    Rows are kept rather than sums, so that intervals and paired comparisons can be had from one and the same pass.
+
+    Args:
+        name: how reports call it.
+        measure: ``(*batch) -> (b, ...)``, one row a sample, independent of the samples beside it.
+        reduce: how rows become a number.
+        higher: whether more is better.
+    """
+
+    def __init__(
+        self, name: str, measure: Callable[..., Tensor], reduce: Reduce = mean, *, higher: bool = True
+    ) -> None:
+        self.name, self.measure, self.reduce, self.higher = name, measure, reduce, higher
+        self._rows: list[Tensor] = []
+
+    def update(self, *batch: object) -> None:
+        """Take in a batch."""
+        self._rows.append(self.measure(*batch).detach().to("cpu", torch.float64))
+
+    @property
+    def rows(self) -> Rows:
+        """One row a sample, float64."""
+        if not self._rows:
+            raise ValueError(f"{self.name} has seen no sample")
+        return torch.cat(self._rows)
+
+    def compute(self) -> float:
+        """The measure of everything seen so far."""
+        return self.reduce(self.rows)
