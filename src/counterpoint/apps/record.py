@@ -58,6 +58,15 @@ def write_whole(path: Path, write: Any) -> None:
             partial.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a record, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    write_whole(path, lambda file: file.write((json.dumps(content, indent=1, default=str) + "\n").encode()))
+
+
 def check_writable(folder: Path) -> None:
     """Fail before the work, not after it; a folder that is not there yet is made and taken away again.
 

@@ -12,6 +12,7 @@ import typer
 from counterpoint import __version__
 from counterpoint.apps.cli.cite import cite
 from counterpoint.apps.cli.demo import demo
+from counterpoint.apps.cli.evaluate import evaluate
 from counterpoint.apps.cli.extract import extract
 from counterpoint.apps.cli.generate import generate
 from counterpoint.apps.cli.models import models
@@ -30,6 +31,7 @@ app.command()(demo)
 app.command()(generate)
 app.command()(extract)
 app.command()(train)
+app.command()(evaluate)
 app.add_typer(models, name="models")
 app.command()(cite)
 

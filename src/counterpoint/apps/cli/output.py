@@ -28,18 +28,18 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
     """A listener for ``(done, total)``."""
     if not sys.stderr.isatty():
         yield (
             lambda done, total: (
-                say(f"{label}: step {done} of {total}") if done == total or done % max(total // 4, 1) == 0 else None
+                say(f"{label}: {unit} {done} of {total}") if done == total or done % max(total // 4, 1) == 0 else None
             )
         )
         return
     from tqdm import tqdm
 
-    with tqdm(desc=label, unit="step", leave=False) as bar:
+    with tqdm(desc=label, unit=unit, leave=False) as bar:
 
         def heard(done: int, total: int) -> None:
             bar.total = total

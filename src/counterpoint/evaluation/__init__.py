@@ -1,0 +1,1 @@
+"""Suites, the making of their pictures, and statistics."""

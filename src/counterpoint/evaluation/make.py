@@ -1,0 +1,65 @@
+"""Making a suite's pictures: in batches, on disk, so that a killed run continues where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from counterpoint.evaluation.suite import Maker, Pictures, Task
+from counterpoint.types import Image
+
+
+def make(
+    tasks: Sequence[Task],
+    make_batch: Maker,
+    folder: Path,
+    batch: int = 16,
+    listen: Callable[[int, int], None] | None = None,
+) -> None:
+    """Make every picture that is not there yet as ``folder/<key>.png``; each appears whole or not at all.
+
+    Args:
+        tasks: what to make; keys are unique.
+        make_batch: makes pictures.
+        folder: where they go.
+        batch: pictures at a time.
+        listen: hears ``(pictures done, pictures in all)``.
+    """
+    missing = [task for task in tasks if not _path(folder, task.key).exists()]
+    done = len(tasks) - len(missing)
+    for chunk in _chunks(missing, batch):
+        for task, picture in zip(chunk, make_batch(chunk), strict=True):
+            path = _path(folder, task.key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            PIL.Image.fromarray(picture).save(partial, "PNG")
+            partial.replace(path)
+        done += len(chunk)
+        if listen is not None:
+            listen(done, len(tasks))
+
+
+def reader(folder: Path) -> Pictures:
+    """What reads finished pictures back."""
+
+    def read(key: str) -> Image:
+        with PIL.Image.open(_path(folder, key)) as picture:
+            return np.asarray(picture)
+
+    return read
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{key}.png"
+
+
+def _chunks(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
+    """Tasks that can share a batch, in order."""
+    for _, group in groupby(tasks, key=lambda task: (task.fusion, tuple(task.images))):
+        same = list(group)
+        for start in range(0, len(same), size):
+            yield same[start : start + size]

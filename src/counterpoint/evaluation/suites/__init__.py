@@ -1,0 +1,1 @@
+"""One suite a file: what to make, and how it is scored."""

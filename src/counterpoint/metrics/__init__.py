@@ -1,0 +1,1 @@
+"""Pure measures of images and maps: ``update(batch)``, ``compute()``; networks are handed in."""
