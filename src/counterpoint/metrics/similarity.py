@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
 Pictures = Float[Tensor, "b c h w"]
 
 
+def mse(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
+    """Mean squared error of each picture."""
+    return (pictures.double() - references.double()).square().flatten(1).mean(1)
+
+
 def psnr(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
     """Peak signal-to-noise ratio in dB of each picture; values in 0..1. Identical pictures give infinity."""
-    return -10 * (pictures.double() - references.double()).square().flatten(1).mean(1).log10()
+    return -10 * mse(pictures, references).log10()
 
 
 def ssim(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
@@ -24,3 +32,17 @@ def ssim(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
         pictures.double(), references.double(), sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
     )
     return everywhere[..., 5:-5, 5:-5].flatten(1).mean(1)
+
+
+def ms_ssim(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
+    """Structural similarity over five scales of each picture, 0..1; values in 0..1 (Wang et al. 2003).
+
+    Raises:
+        ValueError: a side is shorter than 176 pixels: the window does not fit the coarsest scale.
+    """
+    if min(pictures.shape[2:]) < 176:
+        raise ValueError(f"MS-SSIM wants sides of at least 176 pixels, got {tuple(pictures.shape[2:])}; use ssim")
+    score = multiscale_structural_similarity_index_measure(
+        pictures.double(), references.double(), sigma=1.5, kernel_size=11, data_range=1.0, reduction="none"
+    )
+    return score.reshape(len(pictures))

@@ -19,11 +19,12 @@ from counterpoint.conditions.canny import canny
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data.scenes.caption import caption
 from counterpoint.data.scenes.maps import control_map
-from counterpoint.data.scenes.reading import background, has_colour, main_thing
+from counterpoint.data.scenes.reading import background, main_thing
 from counterpoint.data.scenes.render import SPLITS, Scene, scene
 from counterpoint.data.scenes.vocabulary import PERSON, SEG_CLASSES
 from counterpoint.evaluation.statistics import Interval, bootstrap
 from counterpoint.evaluation.suite import Pictures, Row, Task
+from counterpoint.metrics.coco_mig import COLOURS, has_colour
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Reduce, mean
 from counterpoint.metrics.similarity import psnr, ssim
@@ -32,6 +33,8 @@ from counterpoint.types import Image
 
 Codec = Callable[[Tensor], Tensor]
 """``(b, 3, h, w)`` in 0..1 -> the same after encoding and decoding."""
+_RANGES = {**COLOURS, "purple": (((129, 50, 70), (158, 255, 255)),)}
+"""COCO-MIG's colours, and purple between its blue and its red."""
 CONTROLS = ("canny", "hed", "depth", "pose", "seg")
 
 
@@ -143,7 +146,7 @@ def _prompt_metrics(pictures: Pictures, n: int, judge: PerceptionModel) -> dict[
         mask = seg == list(SEG_CLASSES).index(thing.name)
         found["background"].append(background(seg) == one.layout.background)
         found["object"].append(main_thing(seg) == thing.name)
-        found["colour"].append(has_colour(image, mask, thing.colour))
+        found["colour"].append(has_colour(image, mask, _RANGES[thing.colour]))
     return {name: bootstrap(torch.tensor(hits, dtype=torch.float64)) for name, hits in found.items()}
 
 
