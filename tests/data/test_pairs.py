@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data.pairs import complementary, conflicting, silent
-from counterpoint.data.scenes.maps import control_map
-from counterpoint.data.scenes.vocabulary import KINDS, SEG_INDEX
+from counterpoint.data.scenes.vocabulary import KINDS, SEG_CLASSES
 
 
 def test_conflicts_are_conflicts() -> None:
@@ -15,10 +15,10 @@ def test_conflicts_are_conflicts() -> None:
     covered, on_things = [], []
     for number in range(50):
         case = conflicting(number)
-        person, other = case.scenes["pose"], case.scenes["seg"]
-        mask = person.person_mask
-        covered.append(float((other.seg[mask] != SEG_INDEX["person"]).mean()) > 0.5)
-        on_things.append(bool(np.isin(other.seg[mask], [SEG_INDEX[kind] for kind in KINDS]).mean() > 0.1))
+        colours = case.images["seg"][case.person]
+        covered.append(float((colours != SEG_CLASSES["person"]).any(-1).mean()) > 0.5)
+        things = np.array([SEG_CLASSES[kind] for kind in KINDS])
+        on_things.append(float((colours[:, None] == things).all(-1).any(-1).mean()) > 0.1)
     assert np.mean(covered) >= 0.8
     assert np.mean(on_things) >= 0.8
 
@@ -30,8 +30,8 @@ def test_conflicting_depth() -> None:
 
 def test_complementary_is_one_scene() -> None:
     case = complementary(3, ("hed", "seg"))
-    assert case.scenes["hed"] is case.scenes["seg"]
-    np.testing.assert_array_equal(case.images["seg"], control_map(case.scenes["seg"], "seg"))
+    assert case.photos["hed"] is case.photos["seg"]
+    np.testing.assert_array_equal(case.images["hed"], soft_edge(case.photos["seg"]))
 
 
 @pytest.mark.parametrize("layout", ["crops", "split", "centre"])

@@ -9,12 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
+from counterpoint.apps.suites import load_pristine
 from counterpoint.metrics.niqe import Pristine, luma, niqe
 
 
 @pytest.fixture
 def pristine(test_data: Path) -> Pristine:
-    return Pristine.read(test_data / "niqe" / "niqe_pris_params.npz")
+    with np.load(test_data / "niqe" / "niqe_pris_params.npz", allow_pickle=False) as file:
+        return Pristine(file["mu_pris_param"].ravel(), file["cov_pris_param"], file["gaussian_window"])
+
+
+def test_shipped_parameters_are_the_published_ones(pristine: Pristine) -> None:
+    shipped = load_pristine()
+    for name in ("mean", "covariance", "window"):
+        np.testing.assert_array_equal(getattr(shipped, name), getattr(pristine, name))
 
 
 def test_published_value(test_data: Path, pristine: Pristine) -> None:

@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file
 from torch import Tensor
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
+from counterpoint import models
 from counterpoint.api import load
 from counterpoint.apps.record import write_json
-from counterpoint.evaluation.suite import Pictures, Row, Task
-from counterpoint.evaluation.suites import tiny_quality
+from counterpoint.conditions.canny import canny
+from counterpoint.conditions.openpose import draw_pose
+from counterpoint.conditions.soft_edge import soft_edge
+from counterpoint.data.scenes.maps import SEG_PALETTE
+from counterpoint.data.scenes.vocabulary import PERSON
+from counterpoint.evaluation.suite import Readers, Suite, Task, stack, unstack
+from counterpoint.evaluation.suites import fusion
+from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
+from counterpoint.metrics.maps import nearest_colour
+from counterpoint.metrics.niqe import Pristine
 from counterpoint.models.load import TINY, load_diffusers
+from counterpoint.models.perception import PerceptionModel
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
+
+SUITES: dict[str, Callable[[Pipeline], Suite]] = {
+    "conflicting": lambda _: fusion.CONFLICTING,
+    "complementary": lambda _: fusion.COMPLEMENTARY,
+    "silent": lambda _: fusion.SILENT,
+    "single": lambda _: fusion.SINGLE,
+    "tiny-quality": lambda pipe: TinyQuality(_round_trip(pipe)),
+}
+"""Name -> suite, for a loaded model."""
 
 
 class PipelineMaker:
@@ -29,14 +51,14 @@ class PipelineMaker:
         self.pipe, self.steps, self.guidance_scale = pipe, steps, guidance_scale
 
     def __call__(self, tasks: Sequence[Task]) -> list[Image]:
-        """One picture a task; all have the same controls and fusion."""
-        labels = list(tasks[0].images)
+        """One picture a task; all have the same controls and method."""
+        method, labels = tasks[0].method, list(tasks[0].images)
         pipe = replace(self.pipe, controls={label: self.pipe.controls[label] for label in labels})
-        hints = [_tensor([task.images[label] for task in tasks]) for label in labels]
         output = pipe(
             [task.prompt for task in tasks],
-            hints,
-            fusion=tasks[0].fusion,
+            [stack([task.images[label] for task in tasks]) for label in labels],
+            fusion=method.fusion,
+            controlnet_conditioning_scale=[method.weights.get(label, 1.0) for label in labels],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
             generator=[torch.Generator().manual_seed(task.seed) for task in tasks],
@@ -45,29 +67,53 @@ class PipelineMaker:
         return list(np.rint(output.images * 255).astype(np.uint8))
 
 
-class TinyQuality:
-    """:mod:`counterpoint.evaluation.suites.tiny_quality` on a family's folder."""
+def load_family(model: str) -> tuple[Pipeline, Readers, str]:
+    """A family with its judge and towers, and one hash of all its weights.
 
-    def __init__(self, model: str, steps: int, guidance_scale: float) -> None:
-        folder = TINY if model == "tiny" else Path(model)
-        pipe = load(model, tiny_quality.CONTROLS)
-        self.make = PipelineMaker(pipe, steps, guidance_scale)
-        self.judge = load_diffusers(folder / "judges" / "a").eval()
-        self.vae, self.factor = pipe.vae, pipe.vae.config.scaling_factor
-        self.model_hash = _hash(folder)
-        self.tasks = tiny_quality.tasks
-
-    def score(self, pictures: Pictures, n: int) -> list[Row]:
-        """The table."""
-        return tiny_quality.score(pictures, n, self._round_trip, self.judge)
-
-    def _round_trip(self, pictures: Tensor) -> Tensor:
-        decoded: Tensor = self.vae.decode(self.vae.encode(pictures * 2 - 1).latents).sample
-        return (decoded / 2 + 0.5).clamp(0, 1)
+    Raises:
+        UserError: the folder lacks a part.
+    """
+    folder = TINY if model == "tiny" else Path(model)
+    pipe = load(model, CONTROLS)
+    judge = load_diffusers(folder / "judges" / "a").eval()
+    vision = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=torch.float32)
+    text = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    return pipe, family_readers(judge, vision.eval(), text.eval(), pipe.tokenizer), _hash(folder)
 
 
-SUITES = {"tiny-quality": TinyQuality}
-"""Name -> what runs it."""
+def family_readers(judge: PerceptionModel, vision: Any, text: Any, tokenizer: Any) -> Readers:
+    """The family's own networks as readers of its pictures."""
+
+    def classes(pictures: Tensor) -> Tensor:
+        return judge(pictures * 2 - 1).seg.argmax(1)
+
+    def embed_pictures(pictures: Tensor) -> Tensor:
+        size = (vision.config.image_size,) * 2
+        return vision(pixel_values=F.interpolate(pictures, size=size, mode="bilinear") * 2 - 1).image_embeds
+
+    def embed_texts(texts: Sequence[str]) -> Tensor:
+        return text(**tokenizer(list(texts), padding="longest", truncation=True, return_tensors="pt")).text_embeds
+
+    return Readers(
+        maps={
+            "canny": lambda pictures: stack([canny(image) for image in unstack(pictures)]),
+            "hed": lambda pictures: stack([soft_edge(image) for image in unstack(pictures)]),
+            "depth": lambda pictures: judge(pictures * 2 - 1).depth.expand(-1, 3, -1, -1),
+            "seg": lambda pictures: stack(list(SEG_PALETTE[classes(pictures).numpy()])),
+            "pose": lambda pictures: stack([_drawn(joints) for joints in judge(pictures * 2 - 1).joints]),
+        },
+        person=lambda pictures: classes(pictures) == PERSON,
+        classes=classes,
+        classes_of=lambda images: nearest_colour(torch.from_numpy(np.stack(images)), torch.from_numpy(SEG_PALETTE)),
+        embed_pictures=embed_pictures,
+        embed_texts=embed_texts,
+        pristine=load_pristine(),
+    )
+
+
+def load_pristine() -> Pristine:
+    """NIQE's published model of pristine pictures, which is shipped."""
+    return Pristine(**load_file(Path(models.__file__).parent / "niqe" / "pristine.safetensors"))
 
 
 def settle(folder: Path, settings: dict[str, Any]) -> None:
@@ -88,23 +134,24 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned text: one line a measure, ``mean [low, high]``."""
-    lines = [
-        (row.name, row.case, name, f"{value.mean:.3f}", f"[{value.low:.3f}, {value.high:.3f}]")
-        for row in rows
-        for name, value in row.metrics.items()
-    ]
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+def _drawn(joints: Tensor) -> Image:
+    """One person from joint heat maps ``(18, h, w)``: the likeliest place of each joint that is likely at all."""
+    likely, places = joints.flatten(1).sigmoid().max(1)
+    height, width = joints.shape[1:]
+    points = torch.stack([places % width, places // width], -1).double() + 0.5
+    points[likely < 0.3] = torch.nan
+    return draw_pose([points.numpy()], height, width)
 
 
-def _tensor(images: Sequence[Image]) -> Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
+def _round_trip(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
+    @torch.no_grad()
+    def after(pictures: Tensor) -> Tensor:
+        return pipe.decode(pipe.encode(pictures * 2 - 1), "pt")
+
+    return after
 
 
 def _hash(folder: Path) -> str:
-    """One hash of a model's weights."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         total.update(hashlib.sha256(path.read_bytes()).digest())

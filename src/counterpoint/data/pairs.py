@@ -13,7 +13,7 @@ import numpy as np
 
 from counterpoint.data.scenes.caption import LEVELS, caption
 from counterpoint.data.scenes.maps import control_map
-from counterpoint.data.scenes.render import SPLITS, Scene, scene
+from counterpoint.data.scenes.render import SPLITS, scene
 from counterpoint.data.scenes.vocabulary import BACKGROUNDS, KINDS, SEG_INDEX, SIZE
 from counterpoint.types import CONTROL_KINDS, Image
 
@@ -21,17 +21,23 @@ Layout = Literal["crops", "split", "centre"]
 _THINGS = np.array([SEG_INDEX[kind] for kind in KINDS])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """One generation task: a prompt, a condition image for each control, and the scenes they come from.
+    """One generation task with what is needed to score it.
 
-    ``active`` says where each control has a voice: ``(128, 128)`` bool, all true unless the case is about silence.
+    Attributes:
+        prompt: what the picture shows.
+        images: label -> condition image.
+        active: label -> where the control has a voice, ``(h, w)`` bool; all true unless the case is about silence.
+        photos: label -> the picture that the control was read from.
+        person: where the person of the pose stands, ``(h, w)`` bool, if the case has one.
     """
 
     prompt: str
     images: dict[str, Image]
-    scenes: dict[str, Scene]
     active: dict[str, np.ndarray]
+    photos: dict[str, Image]
+    person: np.ndarray | None = None
 
 
 def conflicting(number: int, background: str = "seg", split: str = "test") -> Case:
@@ -45,14 +51,22 @@ def conflicting(number: int, background: str = "seg", split: str = "test") -> Ca
     other = max(others, key=lambda one: int((np.isin(one.seg, _THINGS) & person.person_mask).sum()))
     images = {"pose": control_map(person, "pose"), background: control_map(other, background)}
     prompt = f"a photo of a person {BACKGROUNDS[other.layout.background]}"
-    return Case(prompt, images, {"pose": person, background: other}, _everywhere(images))
+    photos = {"pose": person.image, background: other.image}
+    return Case(prompt, images, _everywhere(images), photos, person.person_mask)
 
 
 def complementary(number: int, kinds: tuple[str, ...] = ("hed", "seg"), split: str = "test") -> Case:
     """Several controls of one and the same scene."""
     one = scene(SPLITS[split].start + number, style="photo")
     images = {kind: control_map(one, kind) for kind in kinds}
-    return Case(caption(one.layout, "detailed"), images, dict.fromkeys(kinds, one), _everywhere(images))
+    return Case(caption(one.layout, "detailed"), images, _everywhere(images), dict.fromkeys(kinds, one.image))
+
+
+def alone(number: int, kind: str, split: str = "test") -> Case:
+    """One control of one scene; poses come from scenes with a person."""
+    one = scene(SPLITS[split].start + number, content="interaction" if kind == "pose" else None, style="photo")
+    images = {kind: control_map(one, kind)}
+    return Case(caption(one.layout, "detailed"), images, _everywhere(images), {kind: one.image}, one.person_mask)
 
 
 def silent(
@@ -77,7 +91,7 @@ def silent(
         )
     start = SPLITS[split].start + 2 * number
     scenes = {kind: scene(start + i, content="interaction", style="photo") for i, kind in enumerate(kinds)}
-    full = [control_map(scenes[kind], kind) for kind in kinds]
+    full = [(control_map(scenes[kind], kind), scenes[kind].image) for kind in kinds]
     half, quarter = SIZE // 2, SIZE // 4
     masks = np.zeros((2, SIZE, SIZE), bool)
     if layout == "centre":
@@ -87,13 +101,14 @@ def silent(
         masks[0, :, :half] = True
         masks[1, :, half:] = True
     if layout == "crops":
-        full = [np.concatenate([one[:, quarter:-quarter]] * 2, 1) for one in full]
+        full = [tuple(np.concatenate([one[:, quarter:-quarter]] * 2, 1) for one in pair) for pair in full]
     images = {
-        kind: np.where(mask[..., None], one, np.uint8(CONTROL_KINDS[kind].silent or 0))
-        for kind, mask, one in zip(kinds, masks, full, strict=True)
+        kind: np.where(mask[..., None], image, np.uint8(CONTROL_KINDS[kind].silent or 0))
+        for kind, mask, (image, _) in zip(kinds, masks, full, strict=True)
     }
+    photos = {kind: photo for kind, (_, photo) in zip(kinds, full, strict=True)}
     prompt = caption(scenes[kinds[0]].layout, level)
-    return Case(prompt, images, scenes, dict(zip(kinds, masks, strict=True)))
+    return Case(prompt, images, dict(zip(kinds, masks, strict=True)), photos)
 
 
 def _everywhere(images: dict[str, Image]) -> dict[str, np.ndarray]:

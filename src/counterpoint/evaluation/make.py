@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from counterpoint.evaluation.suite import Maker, Pictures, Task
+from counterpoint.evaluation.suite import Finished, Maker, Task
 from counterpoint.types import Image
 
 
 def make(
     tasks: Sequence[Task],
-    make_batch: Maker,
+    maker: Maker,
     folder: Path,
     batch: int = 16,
     listen: Callable[[int, int], None] | None = None,
@@ -24,7 +24,7 @@ def make(
 
     Args:
         tasks: what to make; keys are unique.
-        make_batch: makes pictures.
+        maker: makes pictures.
         folder: where they go.
         batch: pictures at a time.
         listen: hears ``(pictures done, pictures in all)``.
@@ -32,7 +32,7 @@ def make(
     missing = [task for task in tasks if not _path(folder, task.key).exists()]
     done = len(tasks) - len(missing)
     for chunk in _chunks(missing, batch):
-        for task, picture in zip(chunk, make_batch(chunk), strict=True):
+        for task, picture in zip(chunk, maker(chunk), strict=True):
             path = _path(folder, task.key)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
@@ -43,12 +43,12 @@ def make(
             listen(done, len(tasks))
 
 
-def reader(folder: Path) -> Pictures:
+def reader(folder: Path) -> Finished:
     """What reads finished pictures back."""
 
     def read(key: str) -> Image:
         with PIL.Image.open(_path(folder, key)) as picture:
-            return np.asarray(picture)
+            return np.array(picture)
 
     return read
 
@@ -59,7 +59,7 @@ def _path(folder: Path, key: str) -> Path:
 
 def _chunks(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
     """Tasks that can share a batch, in order."""
-    for _, group in groupby(tasks, key=lambda task: (task.fusion, tuple(task.images))):
+    for _, group in groupby(tasks, key=lambda task: (task.method.name, tuple(task.images))):
         same = list(group)
         for start in range(0, len(same), size):
             yield same[start : start + size]

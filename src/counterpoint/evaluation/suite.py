@@ -1,13 +1,35 @@
-"""What a suite is: pictures to make, and how they are scored."""
+"""What a suite is: pictures to make with several methods, and how they are scored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from counterpoint.evaluation.statistics import Interval
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.metrics.metric import Metric
+from counterpoint.metrics.niqe import Pristine
 from counterpoint.types import Image
+
+Pictures = Float[Tensor, "b 3 h w"]
+"""Values in 0..1."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to join controls: a rule by name, and weights by label where they are not 1."""
+
+    fusion: str = "sum"
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The rule, then the weights: ``sum``, or ``sum pose=0.5``."""
+        return " ".join([self.fusion, *(f"{label}={weight:g}" for label, weight in self.weights.items())])
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,37 +41,77 @@ class Task:
         prompt: what it shows.
         seed: of its noise.
         images: label -> condition image.
-        fusion: the rule, by name.
+        method: how the controls are joined.
     """
 
     key: str
     prompt: str
     seed: int
     images: Mapping[str, Image] = field(default_factory=dict)
-    fusion: str = "sum"
+    method: Method = Method()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
-    """One line of a table: a fusion, control or file (``name``) on a pair, level or split (``case``)."""
+    """One line of a table: a method, control or part (``name``) on a pair, level or split (``case``)."""
 
-    model: str
     name: str
     case: str
-    metrics: dict[str, Interval]
+    metrics: tuple[Metric, ...]
 
-    def record(self) -> dict[str, object]:
-        """As ``--json`` has it."""
-        return asdict(self)
+
+@dataclass(frozen=True, eq=False)
+class Readers:
+    """The networks that look at finished pictures; suites know none of them by name.
+
+    Attributes:
+        maps: kind -> what reads a control back: pictures to condition images, both ``(b, 3, h, w)`` in 0..1.
+        person: pictures -> where people are, ``(b, h, w)`` bool.
+        classes: pictures -> class indices ``(b, h, w)``.
+        classes_of: segmentation images -> class indices ``(b, h, w)``.
+        embed_pictures: pictures -> CLIP embeddings ``(b, d)``.
+        embed_texts: texts -> CLIP embeddings ``(b, d)``.
+        pristine: NIQE's model, if there is one.
+    """
+
+    maps: Mapping[str, Callable[[Tensor], Tensor]]
+    person: Callable[[Tensor], Tensor]
+    classes: Callable[[Tensor], Tensor]
+    classes_of: Callable[[Sequence[Image]], Tensor]
+    embed_pictures: Callable[[Tensor], Tensor]
+    embed_texts: Callable[[Sequence[str]], Tensor]
+    pristine: Pristine | None = None
 
 
 class Maker(Protocol):
-    """Makes the pictures of tasks that have the same controls, fusion and size; knows the model."""
+    """Makes the pictures of tasks that have the same controls and method; knows the model."""
 
     def __call__(self, tasks: Sequence[Task]) -> list[Image]:
         """One picture a task, independent of the tasks beside it."""
         ...
 
 
-Pictures = Callable[[str], Image]
+Finished = Callable[[str], Image]
 """``key -> (h, w, 3)`` uint8: the finished picture of a task."""
+
+
+class Suite(Protocol):
+    """A benchmark."""
+
+    def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
+        """Every picture it wants."""
+        ...
+
+    def score(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
+        """Its table."""
+        ...
+
+
+def stack(images: Sequence[Image]) -> Pictures:
+    """Pictures as a batch in 0..1."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
+
+
+def unstack(pictures: Pictures) -> list[Image]:
+    """The way back."""
+    return list(pictures.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
@@ -34,3 +34,11 @@ def miou(rows: Float[Tensor, "n k 2"]) -> float:
     """Mean over classes of the set's intersection over union; classes that appear nowhere are left out."""
     both, either = rows.sum(0).unbind(-1)
     return float((both / either)[either > 0].mean())
+
+
+def nearest_colour(images: UInt8[Tensor, "b h w 3"], palette: UInt8[Tensor, "k 3"]) -> Int[Tensor, "b h w"]:
+    """The index of the palette's colour nearest to each pixel: a segmentation image's classes."""
+    codes = images.to(torch.int32) @ torch.tensor([1 << 16, 1 << 8, 1], dtype=torch.int32)
+    colours, places = codes.unique(return_inverse=True)
+    rgb = torch.stack([colours >> 16, (colours >> 8) & 255, colours & 255], -1)
+    return torch.cdist(rgb.float(), palette.float()).argmin(1)[places]

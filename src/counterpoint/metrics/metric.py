@@ -28,12 +28,19 @@ class Metric:
         measure: ``(*batch) -> (b, ...)``, one row a sample, independent of the samples beside it.
         reduce: how rows become a number.
         higher: whether more is better.
+        distinct: whether a sample that counts twice would spoil the number, as in a distance between sets.
     """
 
     def __init__(
-        self, name: str, measure: Callable[..., Tensor], reduce: Reduce = mean, *, higher: bool = True
+        self,
+        name: str,
+        measure: Callable[..., Tensor],
+        reduce: Reduce = mean,
+        *,
+        higher: bool = True,
+        distinct: bool = False,
     ) -> None:
-        self.name, self.measure, self.reduce, self.higher = name, measure, reduce, higher
+        self.name, self.measure, self.reduce, self.higher, self.distinct = name, measure, reduce, higher, distinct
         self._rows: list[Tensor] = []
 
     def update(self, *batch: object) -> None:

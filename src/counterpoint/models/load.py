@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.single_file import components_from_file, controlnet_from_file
 from counterpoint.models.weights import PICKLES, check_fit, on_meta, shapes, verify_folder, weight_files
 from counterpoint.types import UserError
@@ -26,6 +27,7 @@ _CLASSES = {
     "AutoencoderTiny": AutoencoderTiny,
     "UNet2DConditionModel": UNet2DConditionModel,
     "ControlNetModel": ControlNetModel,
+    "PerceptionModel": PerceptionModel,
 }
 
 

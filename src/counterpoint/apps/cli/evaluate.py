@@ -9,8 +9,11 @@ import typer
 
 
 def evaluate(
-    suite: Annotated[str, typer.Argument(help="tiny-quality.")],
-    n: Annotated[int, typer.Option(help="Test scenes a row.", min=2, max=100_000)] = 256,
+    suite: Annotated[str, typer.Argument(help="conflicting, complementary, silent, single or tiny-quality.")],
+    fusion: Annotated[
+        list[str] | None, typer.Option(help="A rule to compare. Repeatable; default all.", show_default=False)
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=2, max=100_000)] = 64,
     model: Annotated[str, typer.Option(help="tiny, or another folder of the same layout with judges.")] = "tiny",
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1, max=1000)] = 20,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.", min=0, max=100)] = 7.5,
@@ -25,34 +28,48 @@ def evaluate(
 
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
-    from counterpoint.apps.suites import SUITES, settle, table
-    from counterpoint.evaluation.make import make, reader
+    from counterpoint.fusion import FUSIONS, get_fusion
     from counterpoint.types import UserError
 
-    if suite not in SUITES:
-        raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}")
+    methods = [get_fusion(name).name for name in fusion or FUSIONS]
     folder = out or Path("counterpoint-evaluation") / suite
     record.check_writable(folder)
     output.quiet_libraries()
+
+    import torch
+
+    from counterpoint.apps.suites import SUITES, PipelineMaker, load_family, settle
+    from counterpoint.evaluation.make import make, reader
+    from counterpoint.evaluation.report import plain, records, sentences
+    from counterpoint.evaluation.suite import Method
+
+    if suite not in SUITES:
+        raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}")
     began = time.perf_counter()
-    chosen = SUITES[suite](model, steps, guidance_scale)
-    settle(folder, {"suite": suite, "model": chosen.model_hash, "steps": steps, "guidance_scale": guidance_scale})
+    pipe, readers, weights = load_family(model)
+    settings = {"suite": suite, "weights": weights, "steps": steps, "guidance_scale": guidance_scale}
+    settle(folder, settings)
+    chosen, ways = SUITES[suite](pipe), [Method(name) for name in methods]
     with output.progress("making pictures", unit="picture") as listen:
-        make(chosen.tasks(n), chosen.make, folder / "pictures", batch_size, listen)
+        make(chosen.tasks(n, ways), PipelineMaker(pipe, steps, guidance_scale), folder / "pictures", batch_size, listen)
     output.say("scoring")
-    rows = chosen.score(reader(folder / "pictures"), n)
+    with torch.no_grad():
+        rows = chosen.score(reader(folder / "pictures"), n, ways, readers)
     results = {
         "schema": record.SCHEMA,
         "suite": suite,
         "n": n,
-        "rows": [row.record() for row in rows],
+        "rows": records(rows, model),
+        "differences": sentences(rows),
         "seconds": round(time.perf_counter() - began, 1),
-        "settings": {"steps": steps, "guidance_scale": guidance_scale, "model": chosen.model_hash},
+        "settings": settings,
         "versions": record.versions(),
     }
     record.write_json(folder / "results.json", results)
     if json:
         output.record(results)
-    else:
-        print(table(rows))
-        print(folder / "results.json")
+        return
+    print(plain(results["rows"]))
+    for sentence in results["differences"]:
+        print(sentence)
+    print(folder / "results.json")

@@ -1,4 +1,4 @@
-"""How good the tiny family is: its codec, its obedience to prompts and to each control, and its judge.
+"""How good the tiny family is: its codec, its judge, its obedience to prompts and to each control.
 
 A control's *adherence* is where its reading lies between a floor (the picture made from the prompt alone) and a
 ceiling (the real scene after the codec's round trip): 0 is ignored, 1 is as good as the codec allows.
@@ -8,146 +8,147 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import count, islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoint.conditions.canny import canny
-from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data.scenes.caption import caption
 from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.reading import background, main_thing
 from counterpoint.data.scenes.render import SPLITS, Scene, scene
-from counterpoint.data.scenes.vocabulary import PERSON, SEG_CLASSES
-from counterpoint.evaluation.statistics import Interval, bootstrap
-from counterpoint.evaluation.suite import Pictures, Row, Task
+from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SEG_INDEX
+from counterpoint.evaluation.suite import Finished, Method, Readers, Row, Task, stack
 from counterpoint.metrics.coco_mig import COLOURS, has_colour
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
-from counterpoint.metrics.metric import Reduce, mean
+from counterpoint.metrics.metric import Metric, Reduce, mean
 from counterpoint.metrics.similarity import psnr, ssim
-from counterpoint.models.perception import PerceptionModel, Reading
-from counterpoint.types import Image
 
-Codec = Callable[[Tensor], Tensor]
-"""``(b, 3, h, w)`` in 0..1 -> the same after encoding and decoding."""
+CONTROLS = ("canny", "hed", "depth", "pose", "seg")
+CHUNK = 32
+_CASE = "test scenes"
 _RANGES = {**COLOURS, "purple": (((129, 50, 70), (158, 255, 255)),)}
 """COCO-MIG's colours, and purple between its blue and its red."""
-CONTROLS = ("canny", "hed", "depth", "pose", "seg")
-
-
-def tasks(n: int) -> list[Task]:
-    """For each control, ``n`` test scenes' captions and maps; the captions alone; and ``n`` prompts for one thing."""
-    made = [_prompt_task(number) for number in range(n)]
-    alone: dict[int, Task] = {}
-    for kind in CONTROLS:
-        for one in _scenes(kind, n):
-            alone.setdefault(one.number, Task(f"floor/{one.number}", one.caption, one.number))
-            images = {kind: control_map(one, kind)}
-            made.append(Task(f"{kind}/{one.number}", one.caption, one.number, images))
-    return [*made, *alone.values()]
-
-
-def score(pictures: Pictures, n: int, codec: Codec, judge: PerceptionModel) -> list[Row]:
-    """The table: rows ``codec``, ``judge``, ``prompt`` and one a control."""
-    row = partial(Row, "tiny", case="test scenes")
-    real = list(_scenes("seg", n))
-    truth = _stack([one.image for one in real])
-    after = _batched(codec, truth)
-    rows = [row("codec", metrics={"psnr": bootstrap(psnr(after, truth))}), row("judge", metrics=_trust(judge, n))]
-    rows.append(row("prompt", metrics=_prompt_metrics(pictures, n, judge)))
-    for kind in CONTROLS:
-        scenes = list(_scenes(kind, n))
-        sets = (
-            _stack([pictures(f"{kind}/{one.number}") for one in scenes]),
-            _stack([pictures(f"floor/{one.number}") for one in scenes]),
-            _batched(codec, _stack([one.image for one in scenes])),
-        )
-        measure = _MEASURES[kind]
-        seen = torch.stack([measure.of(judge, pictures, scenes) for pictures in sets], 1)
-        rows.append(row(kind, metrics=_adherence(seen, measure.reduce)))
-    return rows
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """``of(judge, pictures, scenes) -> (n, ...)`` and how its rows become a number."""
+class TinyQuality:
+    """The suite; ``round_trip`` encodes and decodes pictures ``(b, 3, h, w)`` in 0..1 with the family's codec."""
 
-    of: Callable[[PerceptionModel, Tensor, Sequence[Scene]], Tensor]
-    reduce: Reduce = mean
+    round_trip: Callable[[Tensor], Tensor]
+
+    def tasks(self, n: int, _: Sequence[Method] = ()) -> list[Task]:
+        """``n`` prompts for one thing; for each control ``n`` scenes' captions and maps; the captions alone."""
+        made = [Task(f"prompt/{number}", caption(_one_thing(number).layout, "brief"), number) for number in range(n)]
+        alone: dict[int, Task] = {}
+        for kind in CONTROLS:
+            for one in _scenes(kind, n):
+                alone.setdefault(one.number, Task(f"floor/{one.number}", one.caption, one.number))
+                images = {kind: control_map(one, kind)}
+                made.append(Task(f"{kind}/{one.number}", one.caption, one.number, images))
+        return [*made, *alone.values()]
+
+    def score(self, finished: Finished, n: int, _: Sequence[Method], readers: Readers) -> list[Row]:
+        """Rows ``codec``, ``judge``, ``prompt`` and one a control."""
+        quality = Metric("psnr", lambda after, before: psnr(after, before))
+        trust = [Metric(name, rows, reduce, higher=higher) for name, rows, reduce, higher in _TRUST]
+        for scenes in _chunks(_scenes("seg", n)):
+            real = stack([one.image for one in scenes])
+            quality.update(self.round_trip(real), real)
+            for metric in trust[:2]:
+                metric.update(real, scenes, readers)
+        for scenes in _chunks(_scenes("pose", n)):
+            trust[2].update(stack([one.image for one in scenes]), scenes, readers)
+        return [
+            Row("codec", _CASE, (quality,)),
+            Row("judge", _CASE, tuple(trust)),
+            Row("prompt", _CASE, _prompt(finished, n, readers)),
+            *(Row(kind, _CASE, self._adherence(finished, n, kind, readers)) for kind in CONTROLS),
+        ]
+
+    def _adherence(self, finished: Finished, n: int, kind: str, readers: Readers) -> tuple[Metric, ...]:
+        measure, reduce = _MEASURES[kind]
+        rows = []
+        for scenes in _chunks(_scenes(kind, n)):
+            sets = (
+                stack([finished(f"{kind}/{one.number}") for one in scenes]),
+                stack([finished(f"floor/{one.number}") for one in scenes]),
+                self.round_trip(stack([one.image for one in scenes])),
+            )
+            rows.append(torch.stack([measure(pictures, scenes, readers) for pictures in sets], 1))
+
+        def adherence(drawn: Tensor) -> float:
+            """Scenes are drawn with all three of their readings."""
+            value, floor, ceiling = (reduce(part) for part in drawn.unbind(1))
+            return (value - floor) / (ceiling - floor) if ceiling != floor else float("nan")
+
+        higher = kind != "depth"
+        metrics = [
+            Metric(name, lambda part, place=place: part[:, place], reduce, higher=higher)
+            for place, name in enumerate(("value", "floor", "ceiling"))
+        ]
+        metrics.append(Metric("adherence", lambda part: part, adherence))
+        for metric in metrics:
+            metric.update(torch.cat(rows))
+        return tuple(metrics)
 
 
-def _depth(judge: PerceptionModel, pictures: Tensor, scenes: Sequence[Scene]) -> Tensor:
+Measure = Callable[[Tensor, Sequence[Scene], Readers], Tensor]
+"""``(pictures, scenes, readers) -> (b, ...)``."""
+
+
+def _depth(pictures: Tensor, scenes: Sequence[Scene], readers: Readers) -> Tensor:
     wanted = torch.from_numpy(np.stack([one.depth for one in scenes])).float()
-    return depth_rmse(_read(judge, pictures).depth[:, 0], wanted)
+    return depth_rmse(readers.maps["depth"](pictures)[:, 0], wanted)
 
 
-def _seg(judge: PerceptionModel, pictures: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    wanted = torch.from_numpy(np.stack([one.seg for one in scenes]))
-    return overlap(_read(judge, pictures).seg.argmax(1), wanted.long(), len(SEG_CLASSES))
+def _seg(pictures: Tensor, scenes: Sequence[Scene], readers: Readers) -> Tensor:
+    wanted = torch.from_numpy(np.stack([one.seg for one in scenes])).long()
+    return overlap(readers.classes(pictures), wanted, len(SEG_CLASSES))
 
 
-def _pose(judge: PerceptionModel, pictures: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    wanted = torch.from_numpy(np.stack([one.person_mask for one in scenes]))
-    return mask_iou(_read(judge, pictures).seg.argmax(1) == PERSON, wanted)
+def _pose(pictures: Tensor, scenes: Sequence[Scene], readers: Readers) -> Tensor:
+    return mask_iou(readers.person(pictures), torch.from_numpy(np.stack([one.person_mask for one in scenes])))
 
 
-def _edges(extract: Callable[[Image], Image], _: PerceptionModel, pictures: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Structural similarity of the edges found in a picture and those found in the scene; the judge has no say."""
-    found = _stack([extract(image) for image in _images(pictures)])[:, :1]
-    return ssim(found, _stack([extract(one.image) for one in scenes])[:, :1])
+def _edges(kind: str) -> Measure:
+    def measure(pictures: Tensor, scenes: Sequence[Scene], readers: Readers) -> Tensor:
+        wanted = stack([control_map(one, kind) for one in scenes])[:, :1]
+        return ssim(readers.maps[kind](pictures)[:, :1], wanted)
+
+    return measure
 
 
-_MEASURES = {
-    "depth": _Measure(_depth),
-    "seg": _Measure(_seg, miou),
-    "pose": _Measure(_pose),
-    "canny": _Measure(partial(_edges, canny)),
-    "hed": _Measure(partial(_edges, soft_edge)),
+_MEASURES: dict[str, tuple[Measure, Reduce]] = {
+    "canny": (_edges("canny"), mean),
+    "hed": (_edges("hed"), mean),
+    "depth": (_depth, mean),
+    "pose": (_pose, mean),
+    "seg": (_seg, miou),
 }
+_TRUST = (("miou", _seg, miou, True), ("depth_rmse", _depth, mean, False), ("person_iou", _pose, mean, True))
+"""How well the judge reads real scenes; people on scenes that show one."""
 
 
-def _adherence(rows: Tensor, reduce: Reduce) -> dict[str, Interval]:
-    """``(n, 3, ...)`` rows of value, floor and ceiling -> the four numbers; scenes are resampled together."""
-
-    def adherence(drawn: Tensor) -> float:
-        value, floor, ceiling = (reduce(part) for part in drawn.unbind(1))
-        return (value - floor) / (ceiling - floor)
-
-    parts = zip(("value", "floor", "ceiling"), rows.unbind(1), strict=True)
-    return {name: bootstrap(part, reduce) for name, part in parts} | {"adherence": bootstrap(rows, adherence)}
-
-
-def _trust(judge: PerceptionModel, n: int) -> dict[str, Interval]:
-    """The judge's own readings of real scenes against the truth."""
-    names = {"seg": "miou", "pose": "person_iou", "depth": "depth_rmse"}
-    metrics = {}
-    for kind, name in names.items():
-        scenes = list(_scenes(kind, n))
-        rows = _MEASURES[kind].of(judge, _stack([one.image for one in scenes]), scenes)
-        metrics[name] = bootstrap(rows, _MEASURES[kind].reduce)
-    return metrics
-
-
-def _prompt_task(number: int) -> Task:
-    return Task(f"prompt/{number}", caption(_one_thing(number).layout, "brief"), number)
-
-
-def _prompt_metrics(pictures: Pictures, n: int, judge: PerceptionModel) -> dict[str, Interval]:
+def _prompt(finished: Finished, n: int, readers: Readers) -> tuple[Metric, ...]:
     """Shares of pictures in which the judge finds what the prompt names; a colour counts on the thing it names."""
-    scenes = [_one_thing(number) for number in range(n)]
-    images = [pictures(f"prompt/{number}") for number in range(n)]
-    classes = _read(judge, _stack(images)).seg.argmax(1).numpy()
-    found = {"background": [], "object": [], "colour": []}
-    for one, image, seg in zip(scenes, images, classes, strict=True):
-        (thing,) = one.instances
-        mask = seg == list(SEG_CLASSES).index(thing.name)
-        found["background"].append(background(seg) == one.layout.background)
-        found["object"].append(main_thing(seg) == thing.name)
-        found["colour"].append(has_colour(image, mask, _RANGES[thing.colour]))
-    return {name: bootstrap(torch.tensor(hits, dtype=torch.float64)) for name, hits in found.items()}
+    metrics = [
+        Metric(name, lambda hits, place=place: hits[:, place])
+        for place, name in enumerate(("background", "object", "colour"))
+    ]
+    for start in range(0, n, CHUNK):
+        numbers = range(start, min(start + CHUNK, n))
+        images = [finished(f"prompt/{number}") for number in numbers]
+        hits = []
+        for number, image, seg in zip(numbers, images, readers.classes(stack(images)).numpy(), strict=True):
+            one = _one_thing(number)
+            (thing,) = one.instances
+            coloured = has_colour(image, seg == SEG_INDEX[thing.name], _RANGES[thing.colour])
+            hits.append((background(seg) == one.layout.background, main_thing(seg) == thing.name, coloured))
+        for metric in metrics:
+            metric.update(torch.tensor(hits))
+    return tuple(metrics)
 
 
 def _one_thing(number: int) -> Scene:
@@ -160,20 +161,6 @@ def _scenes(kind: str, n: int) -> Iterator[Scene]:
     return islice((one for one in every if kind != "pose" or one.person_mask.any()), n)
 
 
-def _stack(images: Sequence[Image]) -> Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
-
-
-def _images(pictures: Tensor) -> np.ndarray:
-    return pictures.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-
-@torch.no_grad()
-def _read(judge: PerceptionModel, pictures: Tensor) -> Reading:
-    parts = [judge(part * 2 - 1) for part in pictures.split(32)]
-    return Reading(*[torch.cat(field) for field in zip(*parts, strict=True)])
-
-
-@torch.no_grad()
-def _batched(codec: Codec, pictures: Tensor) -> Tensor:
-    return torch.cat([codec(part) for part in pictures.split(32)])
+def _chunks(scenes: Iterator[Scene]) -> Iterator[list[Scene]]:
+    while chunk := list(islice(scenes, CHUNK)):
+        yield chunk

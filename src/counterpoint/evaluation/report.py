@@ -1,0 +1,136 @@
+"""From rows to what people and programs read: records, sentences, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any
+
+from counterpoint.evaluation.statistics import difference, interval
+from counterpoint.evaluation.suite import Row
+
+FEWEST = 20
+"""Pairs below which a resampled interval is too narrow to draw conclusions from."""
+Record = dict[str, Any]
+"""A row as JSON has it: ``model``, ``name``, ``case`` and ``metrics`` with mean, low, high and higher-is-better."""
+
+
+def records(rows: Sequence[Row], model: str) -> list[Record]:
+    """Every row with its intervals."""
+    return [
+        {
+            "model": model,
+            "name": row.name,
+            "case": row.case,
+            "metrics": {metric.name: {**asdict(interval(metric)), "higher": metric.higher} for metric in row.metrics},
+        }
+        for row in rows
+    ]
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each difference between two methods whose 95 % interval excludes zero.
+
+    Sets of fewer than :data:`FEWEST` pairs get none.
+    """
+    said = []
+    for first, second in combinations(rows, 2):
+        if first.case != second.case or len(first.metrics[0].rows) < FEWEST:
+            continue
+        for one, two in zip(first.metrics, second.metrics, strict=True):
+            gap = difference(one, two)
+            if gap.excludes_zero:
+                better, worse = (first, second) if (gap.mean > 0) == one.higher else (second, first)
+                low, high = sorted((abs(gap.low), abs(gap.high)))
+                said.append(
+                    f"{first.case}: {better.name} beats {worse.name} in {one.name} by {abs(gap.mean):.3g} "
+                    f"(95 % interval {low:.3g} to {high:.3g}, {len(one.rows)} pairs with the same seeds)."
+                )
+    return said
+
+
+def plain(rows: Sequence[Record]) -> str:
+    """Aligned text: one line a measure, ``mean [low, high]``."""
+    lines = [("case", "name", "measure", "mean", "95 % interval")]
+    lines += [
+        (row["case"], row["name"], f"{name} {_arrow(value)}", _number(value["mean"]), _bounds(value))
+        for row in rows
+        for name, value in row["metrics"].items()
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def markdown(rows: Sequence[Record]) -> str:
+    """One table a case: methods down, measures across; the best of each measure is bold."""
+    tables = []
+    for case, group in _tables(rows):
+        header = ["", *(f"{name} {_arrow(value)}" for name, value in group[0]["metrics"].items())]
+        lines = [header, ["---"] * len(header)]
+        lines += [[row["name"], *(_cell(name, row, group, "**{}**") for name in row["metrics"])] for row in group]
+        tables.append(f"**{case}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables) + "\n"
+
+
+def latex(rows: Sequence[Record]) -> str:
+    """The same as ``tabular`` environments."""
+    tables = []
+    for case, group in _tables(rows):
+        names = list(group[0]["metrics"])
+        arrows = [r"$\uparrow$" if group[0]["metrics"][name]["higher"] else r"$\downarrow$" for name in names]
+        header = " & ".join(["", *(f"{_escape(name)} {arrow}" for name, arrow in zip(names, arrows, strict=True))])
+        lines = [
+            " & ".join([_escape(row["name"]), *(_cell(name, row, group, r"\textbf{{{}}}") for name in names)]) + r" \\"
+            for row in group
+        ]
+        tables.append(
+            "\n".join(
+                [
+                    f"% {case}",
+                    rf"\begin{{tabular}}{{l{'c' * len(names)}}}",
+                    r"\hline",
+                    header + r" \\",
+                    r"\hline",
+                    *lines,
+                    r"\hline",
+                    r"\end{tabular}",
+                ]
+            )
+        )
+    return "\n\n".join(tables) + "\n"
+
+
+def _tables(rows: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Rows of one case that have the same measures, with the case's name."""
+    grouped: dict[tuple[str, tuple[str, ...]], list[Record]] = {}
+    for row in rows:
+        grouped.setdefault((row["case"], tuple(row["metrics"])), []).append(row)
+    return [(case, group) for (case, _), group in grouped.items()]
+
+
+def _cell(name: str, row: Record, group: Sequence[Record], bold: str) -> str:
+    value = row["metrics"][name]
+    means = [one["metrics"][name]["mean"] for one in group]
+    best = max(means) if value["higher"] else min(means)
+    text = _number(value["mean"])
+    half = (value["high"] - value["low"]) / 2
+    return f"{bold.format(text) if len(group) > 1 and value['mean'] == best else text} ± {_number(half)}"
+
+
+def _arrow(value: Record) -> str:
+    return "↑" if value["higher"] else "↓"
+
+
+def _bounds(value: Record) -> str:
+    return f"[{_number(value['low'])}, {_number(value['high'])}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&").replace("^", r"\^{}")

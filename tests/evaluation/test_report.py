@@ -1,0 +1,81 @@
+"""What people read says what the numbers say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from counterpoint.evaluation.report import latex, markdown, plain, records, sentences
+from counterpoint.evaluation.statistics import difference, interval, jackknife
+from counterpoint.evaluation.suite import Row
+from counterpoint.metrics.distribution import kernel_distance
+from counterpoint.metrics.metric import Metric
+
+
+def metric(name: str, values: torch.Tensor, **settings: object) -> Metric:
+    made = Metric(name, lambda rows: rows, **settings)
+    made.update(values)
+    return made
+
+
+@pytest.fixture
+def rows() -> list[Row]:
+    noise = torch.rand(60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    other = torch.rand(60, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return [
+        Row("sum", "pose+seg", (metric("iou", noise), metric("mse_seg", noise, higher=False), metric("clip", noise))),
+        Row(
+            "mean",
+            "pose+seg",
+            (metric("iou", noise + 0.1), metric("mse_seg", noise + 0.1, higher=False), metric("clip", other)),
+        ),
+        Row("sum", "pose+depth", (metric("iou", noise),)),
+    ]
+
+
+def test_only_differences_that_hold_are_said(rows: list[Row]) -> None:
+    said = sentences(rows)
+    assert len(said) == 2, said
+    assert said[0].startswith("pose+seg: mean beats sum in iou by 0.1 (95 % interval 0.1 to 0.1, 60 pairs")
+    assert said[1].startswith("pose+seg: sum beats mean in mse_seg by 0.1")
+
+
+def test_few_pairs_prove_nothing(rows: list[Row]) -> None:
+    few = [Row(row.name, row.case, tuple(metric(one.name, one.rows[:5]) for one in row.metrics)) for row in rows]
+    assert sentences(few) == []
+
+
+def test_records_have_the_documented_form(rows: list[Row]) -> None:
+    record = records(rows, "tiny")[0]
+    assert record.keys() == {"model", "name", "case", "metrics"}
+    assert record["metrics"]["iou"].keys() >= {"mean", "low", "high"}
+
+
+def test_tables(rows: list[Row]) -> None:
+    made = records(rows, "tiny")
+    assert "**" in markdown(made)
+    assert markdown(made).count("| sum |") == 2
+    bold = next(line for line in markdown(made).splitlines() if line.startswith("| mean"))
+    assert bold.count("**") == 2 + 2 * (made[1]["metrics"]["clip"]["mean"] > made[0]["metrics"]["clip"]["mean"])
+    assert r"mse\_seg $\downarrow$" in latex(made)
+    assert latex(made).count(r"\begin{tabular}") == 2
+    assert "pose+depth" in plain(made)
+
+
+def test_pairs_must_match() -> None:
+    with pytest.raises(ValueError, match="pairs"):
+        difference(metric("iou", torch.zeros(3)), metric("iou", torch.zeros(4)))
+
+
+def test_distances_between_sets_are_not_bootstrapped() -> None:
+    """Drawing a sample twice would bias them: the jackknife's interval holds the truth of equal sets."""
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(60):
+        rows = torch.randn(80, 2, 3, generator=generator, dtype=torch.float64)
+        kid = Metric("kid", lambda x: x, lambda x: kernel_distance(x[:, 0], x[:, 1]), distinct=True)
+        kid.update(rows)
+        found = interval(kid)
+        hits += found.low <= 0 <= found.high
+        assert found == jackknife(kid.rows, kid.reduce)
+    assert hits >= 52
