@@ -39,6 +39,6 @@ def miou(rows: Float[Tensor, "n k 2"]) -> float:
 def nearest_colour(images: UInt8[Tensor, "b h w 3"], palette: UInt8[Tensor, "k 3"]) -> Int[Tensor, "b h w"]:
     """The index of the palette's colour nearest to each pixel: a segmentation image's classes."""
     codes = images.to(torch.int32) @ torch.tensor([1 << 16, 1 << 8, 1], dtype=torch.int32)
-    colours, places = codes.unique(return_inverse=True)
+    colours, places = torch.unique(codes, return_inverse=True)
     rgb = torch.stack([colours >> 16, (colours >> 8) & 255, colours & 255], -1)
     return torch.cdist(rgb.float(), palette.float()).argmin(1)[places]
