@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from counterpoint import models
 from counterpoint.api import load
@@ -76,23 +76,15 @@ def load_family(model: str) -> tuple[Pipeline, Readers, str]:
     folder = TINY if model == "tiny" else Path(model)
     pipe = load(model, CONTROLS)
     judge = load_diffusers(folder / "judges" / "a").eval()
-    vision = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=torch.float32)
-    text = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    return pipe, family_readers(judge, vision.eval(), text.eval(), pipe.tokenizer), _hash(folder)
+    return pipe, _readers(judge, folder), _hash(folder)
 
 
-def family_readers(judge: PerceptionModel, vision: Any, text: Any, tokenizer: Any) -> Readers:
+def _readers(judge: PerceptionModel, folder: Path) -> Readers:
     """The family's own networks as readers of its pictures."""
+    embed_pictures, embed_texts = load_clip(*(folder / part for part in ("image_encoder", "text_encoder", "tokenizer")))
 
     def classes(pictures: Tensor) -> Tensor:
         return judge(pictures * 2 - 1).seg.argmax(1)
-
-    def embed_pictures(pictures: Tensor) -> Tensor:
-        size = (vision.config.image_size,) * 2
-        return vision(pixel_values=F.interpolate(pictures, size=size, mode="bilinear") * 2 - 1).image_embeds
-
-    def embed_texts(texts: Sequence[str]) -> Tensor:
-        return text(**tokenizer(list(texts), padding="longest", truncation=True, return_tensors="pt")).text_embeds
 
     return Readers(
         maps={
@@ -109,6 +101,36 @@ def family_readers(judge: PerceptionModel, vision: Any, text: Any, tokenizer: An
         embed_texts=embed_texts,
         pristine=load_pristine(),
     )
+
+
+def load_clip(
+    vision: Path, text: Path, tokenizer: Path
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
+    """A CLIP in the folders of its parts: embeddings of pictures ``(b, 3, h, w)`` in 0..1, and of texts.
+
+    Pictures are stretched to the tower's size.
+
+    Raises:
+        UserError: a folder holds no such part.
+    """
+    try:
+        see = CLIPVisionModelWithProjection.from_pretrained(vision, dtype=torch.float32, local_files_only=True).eval()
+        read = CLIPTextModelWithProjection.from_pretrained(text, dtype=torch.float32, local_files_only=True).eval()
+        words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        settings = json.loads((vision / "preprocessor_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{vision.parent} is not a CLIP model: {str(error).splitlines()[0]}") from None
+    size = (see.config.image_size,) * 2
+    mean, deviation = (torch.tensor(settings[name])[:, None, None] for name in ("image_mean", "image_std"))
+
+    def embed_pictures(pictures: Tensor) -> Tensor:
+        small = F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        return see(pixel_values=(small - mean) / deviation).image_embeds
+
+    def embed_texts(texts: Sequence[str]) -> Tensor:
+        return read(**words(list(texts), padding="longest", truncation=True, return_tensors="pt")).text_embeds
+
+    return embed_pictures, embed_texts
 
 
 def load_pristine() -> Pristine:

@@ -52,6 +52,8 @@ def read_image(path: Path) -> Image:
 def _rgb(picture: PIL.Image.Image) -> Image:
     if picture.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel: Pillow's own conversion would clip
         grey = np.asarray(picture, np.float64)
+        if not np.isfinite(grey).all():
+            raise ValueError("it holds values that are not numbers")
         top = 65535 if picture.mode != "F" else max(float(grey.max()), 1.0)
         return np.repeat(np.clip(np.rint(grey * 255 / top), 0, 255).astype(np.uint8)[..., None], 3, -1)
     if picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info:

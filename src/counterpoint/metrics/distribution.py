@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from counterpoint.types import UserError
+
 Features = Float[Tensor, "_ d"]
 LEAST = 2048
 """Samples below which a Frechet distance says more about their number than about the pictures."""
@@ -18,7 +20,7 @@ def frechet_distance(features: Features, references: Features) -> float:
     :func:`kernel_distance` below :data:`LEAST`.
 
     Raises:
-        ValueError: fewer than two samples in a set.
+        UserError: fewer than two samples in a set.
     """
     _check(features, references)
     metric = FrechetInceptionDistance(feature=_AsIs(features.shape[1]), normalize=True)
@@ -35,7 +37,7 @@ def kernel_distance(features: Features, references: Features) -> float:
     one set's size for both.)
 
     Raises:
-        ValueError: fewer than two samples in a set.
+        UserError: fewer than two samples in a set.
     """
     _check(features, references)
     x, y = features.double(), references.double()
@@ -55,7 +57,7 @@ def _off_diagonal_mean(square: Tensor) -> Tensor:
 def _check(*sets: Tensor) -> None:
     for rows in sets:
         if len(rows) < 2:
-            raise ValueError(f"a distance of two sets wants at least two samples in each, got {len(rows)}")
+            raise UserError(f"a distance of two sets wants at least two samples in each, got {len(rows)}")
 
 
 class _AsIs(nn.Module):

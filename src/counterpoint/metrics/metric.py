@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.types import UserError
+
 Rows = Float[Tensor, "n ..."]
 Reduce = Callable[[Rows], float]
 """``(n, ...) -> number``: how the rows of n samples become the measure of their set."""
@@ -44,7 +46,13 @@ class Metric:
         self._rows: list[Tensor] = []
 
     def update(self, *batch: object) -> None:
-        """Take in a batch."""
+        """Take in a batch.
+
+        Raises:
+            ValueError: a tensor of it holds NaN.
+        """
+        if any(isinstance(part, Tensor) and part.is_floating_point() and part.isnan().any() for part in batch):
+            raise UserError(f"{self.name}: a picture or map holds values that are not numbers")
         self._rows.append(self.measure(*batch).detach().to("cpu", torch.float64))
 
     @property

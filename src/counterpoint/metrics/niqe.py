@@ -15,6 +15,8 @@ from jaxtyping import Float
 from scipy.special import gamma
 from torch import Tensor
 
+from counterpoint.types import UserError
+
 BLOCK = 96
 """Side of a patch in pixels at the first of two scales."""
 _SHAPES = np.arange(0.2, 10.001, 0.001)
@@ -41,11 +43,11 @@ def niqe(grey: Float[Tensor, "b 1 h w"], pristine: Pristine) -> Float[Tensor, " 
     """Distance of each picture from the pristine model; ``grey`` in 0..255. A picture without texture gives ``nan``.
 
     Raises:
-        ValueError: a side is shorter than two patches, which leaves no covariance to compare.
+        UserError: a side is shorter than two patches, which leaves no covariance to compare.
     """
     height, width = (side // BLOCK * BLOCK for side in grey.shape[2:])
     if height * width < 2 * BLOCK**2:
-        raise ValueError(f"NIQE wants at least two patches of {BLOCK} pixels, got {tuple(grey.shape[2:])}")
+        raise UserError(f"NIQE wants at least two patches of {BLOCK} pixels, got {tuple(grey.shape[2:])}")
     return torch.tensor(
         [_distance(one[None, :, :height, :width].double(), pristine) for one in grey], dtype=torch.float64
     )

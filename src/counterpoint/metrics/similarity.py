@@ -9,6 +9,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from counterpoint.types import UserError
+
 Pictures = Float[Tensor, "b c h w"]
 
 
@@ -38,10 +40,10 @@ def ms_ssim(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
     """Structural similarity over five scales of each picture, 0..1; values in 0..1 (Wang et al. 2003).
 
     Raises:
-        ValueError: a side is shorter than 176 pixels: the window does not fit the coarsest scale.
+        UserError: a side is shorter than 176 pixels: the window does not fit the coarsest scale.
     """
     if min(pictures.shape[2:]) < 176:
-        raise ValueError(f"MS-SSIM wants sides of at least 176 pixels, got {tuple(pictures.shape[2:])}; use ssim")
+        raise UserError(f"MS-SSIM wants sides of at least 176 pixels, got {tuple(pictures.shape[2:])}; use ssim")
     score = multiscale_structural_similarity_index_measure(
         pictures.double(), references.double(), sigma=1.5, kernel_size=11, data_range=1.0, reduction="none"
     )

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
+from counterpoint.data.scenes.vocabulary import SIZE
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.weights import list_hashes
 
@@ -69,6 +70,7 @@ def _split_towers(run: Path, out: Path) -> None:
     image.visual_projection.load_state_dict(clip.visual_projection.state_dict())
     text.to(torch.float16).save_pretrained(out / "text_encoder")
     image.to(torch.float16).save_pretrained(out / "image_encoder")
+    _write(out / "image_encoder" / "preprocessor_config.json", _PICTURES)
     (out / "tokenizer").mkdir(exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(run / name, out / "tokenizer" / name)
@@ -89,6 +91,20 @@ _SCHEDULER = {
     "clip_sample": False,
     "set_alpha_to_one": False,
     "steps_offset": 1,
+}
+_PICTURES = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": SIZE, "width": SIZE},
+    "size": {"shortest_edge": SIZE},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
 }
 _INDEX = {
     "_class_name": "StableDiffusionPipeline",

@@ -3,73 +3,162 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def evaluate(
-    suite: Annotated[str, typer.Argument(help="conflicting, complementary, silent, single or tiny-quality.")],
+    suite: Annotated[
+        str,
+        typer.Argument(help="conflicting, complementary, silent, single or tiny-quality; or folder, to score files."),
+    ],
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="For folder: A, or A and B, whose pictures are paired by file name.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="For folder: measures, separated by commas.", show_default=False)] = "",
     fusion: Annotated[
         list[str] | None, typer.Option(help="A rule to compare. Repeatable; default all.", show_default=False)
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="NAME=FROM:TO:STEP", help="Compare weights of a control instead of rules.")
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=2, max=100_000)] = 64,
     model: Annotated[str, typer.Option(help="tiny, or another folder of the same layout with judges.")] = "tiny",
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1, max=1000)] = 20,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.", min=0, max=100)] = 7.5,
     batch_size: Annotated[int, typer.Option(help="Pictures made at a time.", min=1, max=1024)] = 16,
+    inception: Annotated[Path | None, typer.Option(metavar="FILE", help="For fid and kid of folders.")] = None,
+    lpips: Annotated[Path | None, typer.Option(metavar="FILE", help="For lpips of folders.")] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="For clip of folders; default the tiny one.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for pictures and results; default counterpoint-evaluation/SUITE.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one machine-readable record.")] = False,
 ) -> None:
-    """Run a benchmark suite. A killed run continues: pictures that are there are not made again."""
+    """Run a benchmark suite, or score pictures on disk.
+
+    A killed run continues: pictures that are there are not made again.
+    """
     import time
 
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
-    from counterpoint.fusion import FUSIONS, get_fusion
     from counterpoint.types import UserError
 
-    methods = [get_fusion(name).name for name in fusion or FUSIONS]
+    began = time.perf_counter()
     folder = out or Path("counterpoint-evaluation") / suite
     record.check_writable(folder)
     output.quiet_libraries()
-
-    import torch
-
-    from counterpoint.apps.suites import SUITES, PipelineMaker, load_family, settle
-    from counterpoint.evaluation.make import make, reader
-    from counterpoint.evaluation.report import plain, records, sentences
-    from counterpoint.evaluation.suite import Method
-
-    if suite not in SUITES:
-        raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}")
-    began = time.perf_counter()
-    pipe, readers, weights = load_family(model)
-    settings = {"suite": suite, "weights": weights, "steps": steps, "guidance_scale": guidance_scale}
-    settle(folder, settings)
-    chosen, ways = SUITES[suite](pipe), [Method(name) for name in methods]
-    with output.progress("making pictures", unit="picture") as listen:
-        make(chosen.tasks(n, ways), PipelineMaker(pipe, steps, guidance_scale), folder / "pictures", batch_size, listen)
-    output.say("scoring")
-    with torch.no_grad():
-        rows = chosen.score(reader(folder / "pictures"), n, ways, readers)
+    if suite == "folder":
+        if not folders or len(folders) > 2 or not metrics:
+            raise UserError("evaluate folder wants one or two folders and --metrics NAME,NAME,...")
+        results = _score(folders, metrics.split(","), inception, lpips, clip)
+    else:
+        if folders or metrics:
+            raise UserError(f"folders and --metrics belong to evaluate folder, not to the suite {suite!r}")
+        results = _run(suite, fusion, sweep, n, model, steps, guidance_scale, batch_size, folder)
     results = {
         "schema": record.SCHEMA,
         "suite": suite,
-        "n": n,
-        "rows": records(rows, model),
-        "differences": sentences(rows),
+        **results,
         "seconds": round(time.perf_counter() - began, 1),
-        "settings": settings,
         "versions": record.versions(),
     }
-    record.write_json(folder / "results.json", results)
+    _write(folder, results)
     if json:
         output.record(results)
         return
+
+    from counterpoint.evaluation.report import plain
+
     print(plain(results["rows"]))
     for sentence in results["differences"]:
         print(sentence)
     print(folder / "results.json")
+
+
+def _score(
+    folders: list[Path], metrics: list[str], inception: Path | None, lpips: Path | None, clip: Path | None
+) -> dict[str, Any]:
+    from counterpoint.apps.cli import output
+    from counterpoint.apps.folder import Networks, score_folders
+    from counterpoint.evaluation.report import records
+
+    with output.progress("scoring", unit="picture") as listen:
+        rows = score_folders(
+            metrics, folders[0], folders[1] if len(folders) > 1 else None, Networks(inception, lpips, clip), listen
+        )
+    return {"n": len(rows), "rows": records(rows, ""), "differences": []}
+
+
+def _run(
+    suite: str,
+    fusion: list[str] | None,
+    sweep: str | None,
+    n: int,
+    model: str,
+    steps: int,
+    guidance_scale: float,
+    batch_size: int,
+    folder: Path,
+) -> dict[str, Any]:
+    from counterpoint.fusion import FUSIONS, get_fusion
+    from counterpoint.types import UserError
+
+    rules = [get_fusion(name).name for name in fusion or FUSIONS]
+
+    import torch
+
+    from counterpoint.apps.cli import output
+    from counterpoint.apps.suites import SUITES, PipelineMaker, load_family, settle
+    from counterpoint.evaluation.make import make, reader
+    from counterpoint.evaluation.report import records, sentences
+    from counterpoint.evaluation.suite import Method
+
+    if suite not in SUITES:
+        raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)} and folder")
+    methods = [Method(rule, weights) for rule in rules for weights in (_weights(sweep) if sweep else [{}])]
+    pipe, readers, weights = load_family(model)
+    settings = {"suite": suite, "weights": weights, "steps": steps, "guidance_scale": guidance_scale}
+    settle(folder, settings)
+    chosen = SUITES[suite](pipe)
+    with output.progress("making pictures", unit="picture") as listen:
+        tasks = chosen.tasks(n, methods)
+        make(tasks, PipelineMaker(pipe, steps, guidance_scale), folder / "pictures", batch_size, listen)
+    output.say("scoring")
+    with torch.no_grad():
+        rows = chosen.score(reader(folder / "pictures"), n, methods, readers)
+    return {"n": n, "rows": records(rows, model), "differences": sentences(rows), "settings": settings}
+
+
+def _weights(sweep: str) -> list[dict[str, float]]:
+    """``pose=0:1.5:0.25`` -> one weight after the other, both ends included."""
+    import math
+
+    from counterpoint.types import UserError
+
+    name, _, values = sweep.partition("=")
+    try:
+        first, last, step = (float(value) for value in values.split(":"))
+    except ValueError:
+        raise UserError(f"--sweep wants NAME=FROM:TO:STEP such as pose=0:1.5:0.25, got {sweep!r}") from None
+    if not (all(map(math.isfinite, (first, last, step))) and step > 0 and first < last and (last - first) / step < 100):
+        raise UserError(f"--sweep {sweep}: FROM is less than TO, STEP is positive and leaves fewer than 100 weights")
+    return [{name: round(first + i * step, 6)} for i in range(int((last - first) / step + 1e-9) + 1)]
+
+
+def _write(folder: Path, results: dict[str, Any]) -> None:
+    """Numbers for programs, tables for papers."""
+    from counterpoint.apps import record
+    from counterpoint.evaluation.report import latex, markdown
+
+    record.write_json(folder / "results.json", results)
+    said = "".join(f"- {sentence}\n" for sentence in results["differences"])
+    for name, text in (
+        ("results.md", markdown(results["rows"]) + "\n" + said),
+        ("results.tex", latex(results["rows"])),
+    ):
+        record.write_whole(folder / name, lambda file, text=text: file.write(text.encode()))
