@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import PIL.Image
 
 from counterpoint.evaluation.suite import Finished, Maker, Task
 from counterpoint.types import Image
+
+_TIMES = "times.jsonl"
 
 
 def make(
@@ -32,7 +37,10 @@ def make(
     missing = [task for task in tasks if not _path(folder, task.key).exists()]
     done = len(tasks) - len(missing)
     for chunk in _chunks(missing, batch):
-        for task, picture in zip(chunk, maker(chunk), strict=True):
+        began = time.perf_counter()
+        pictures = maker(chunk)
+        _note(folder, chunk[0].method.name, len(chunk), time.perf_counter() - began)
+        for task, picture in zip(chunk, pictures, strict=True):
             path = _path(folder, task.key)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
@@ -43,6 +51,15 @@ def make(
             listen(done, len(tasks))
 
 
+def seconds_a_picture(folder: Path) -> dict[str, float]:
+    """Method -> seconds that a picture took in its batch, the median over batches."""
+    lines = [json.loads(line) for line in (folder / _TIMES).read_text().splitlines()]
+    paces: dict[str, list[float]] = {}
+    for line in lines:
+        paces.setdefault(line["method"], []).append(line["seconds"] / line["pictures"])
+    return {method: median(values) for method, values in paces.items()}
+
+
 def reader(folder: Path) -> Finished:
     """What reads finished pictures back."""
 
@@ -51,6 +68,12 @@ def reader(folder: Path) -> Finished:
             return np.array(picture)
 
     return read
+
+
+def _note(folder: Path, method: str, pictures: int, seconds: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _TIMES).open("a") as file:
+        file.write(json.dumps({"method": method, "pictures": pictures, "seconds": round(seconds, 4)}) + "\n")
 
 
 def _path(folder: Path, key: str) -> Path:

@@ -66,19 +66,19 @@ def plain(rows: Sequence[Record]) -> str:
 
 def markdown(rows: Sequence[Record]) -> str:
     """One table a case: methods down, measures across; the best of each measure is bold."""
-    tables = []
-    for case, group in _tables(rows):
+    made = []
+    for case, group in tables(rows):
         header = ["", *(f"{name} {_arrow(value)}" for name, value in group[0]["metrics"].items())]
         lines = [header, ["---"] * len(header)]
         lines += [[row["name"], *(_cell(name, row, group, "**{}**") for name in row["metrics"])] for row in group]
-        tables.append(f"**{case}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(tables) + "\n"
+        made.append(f"**{case}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(made) + "\n"
 
 
 def latex(rows: Sequence[Record]) -> str:
     """The same as ``tabular`` environments."""
-    tables = []
-    for case, group in _tables(rows):
+    made = []
+    for case, group in tables(rows):
         names = list(group[0]["metrics"])
         arrows = [r"$\uparrow$" if group[0]["metrics"][name]["higher"] else r"$\downarrow$" for name in names]
         header = " & ".join(["", *(f"{_escape(name)} {arrow}" for name, arrow in zip(names, arrows, strict=True))])
@@ -86,7 +86,7 @@ def latex(rows: Sequence[Record]) -> str:
             " & ".join([_escape(row["name"]), *(_cell(name, row, group, r"\textbf{{{}}}") for name in names)]) + r" \\"
             for row in group
         ]
-        tables.append(
+        made.append(
             "\n".join(
                 [
                     f"% {case}",
@@ -100,10 +100,10 @@ def latex(rows: Sequence[Record]) -> str:
                 ]
             )
         )
-    return "\n\n".join(tables) + "\n"
+    return "\n\n".join(made) + "\n"
 
 
-def _tables(rows: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+def tables(rows: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     """Rows of one case that have the same measures, with the case's name."""
     grouped: dict[tuple[str, tuple[str, ...]], list[Record]] = {}
     for row in rows:

@@ -55,11 +55,11 @@ def evaluate(
     if suite == "folder":
         if not folders or len(folders) > 2 or not metrics:
             raise UserError("evaluate folder wants one or two folders and --metrics NAME,NAME,...")
-        results = _score(folders, metrics.split(","), inception, lpips, clip)
+        results, strips = _score(folders, metrics.split(","), inception, lpips, clip), {}
     else:
         if folders or metrics:
             raise UserError(f"folders and --metrics belong to evaluate folder, not to the suite {suite!r}")
-        results = _run(suite, fusion, sweep, n, model, steps, guidance_scale, batch_size, folder)
+        results, strips = _run(suite, fusion, sweep, n, model, steps, guidance_scale, batch_size, folder)
     results = {
         "schema": record.SCHEMA,
         "suite": suite,
@@ -67,7 +67,7 @@ def evaluate(
         "seconds": round(time.perf_counter() - began, 1),
         "versions": record.versions(),
     }
-    _write(folder, results)
+    _write(folder, results, strips)
     if json:
         output.record(results)
         return
@@ -77,7 +77,7 @@ def evaluate(
     print(plain(results["rows"]))
     for sentence in results["differences"]:
         print(sentence)
-    print(folder / "results.json")
+    print(folder / "index.html")
 
 
 def _score(
@@ -104,7 +104,7 @@ def _run(
     guidance_scale: float,
     batch_size: int,
     folder: Path,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     from counterpoint.fusion import FUSIONS, get_fusion
     from counterpoint.types import UserError
 
@@ -113,8 +113,9 @@ def _run(
     import torch
 
     from counterpoint.apps.cli import output
+    from counterpoint.apps.evaluation_page import strips
     from counterpoint.apps.suites import SUITES, PipelineMaker, load_family, settle
-    from counterpoint.evaluation.make import make, reader
+    from counterpoint.evaluation.make import make, reader, seconds_a_picture
     from counterpoint.evaluation.report import records, sentences
     from counterpoint.evaluation.suite import Method
 
@@ -131,7 +132,13 @@ def _run(
     output.say("scoring")
     with torch.no_grad():
         rows = chosen.score(reader(folder / "pictures"), n, methods, readers)
-    return {"n": n, "rows": records(rows, model), "differences": sentences(rows), "settings": settings}
+    return {
+        "n": n,
+        "rows": records(rows, model),
+        "differences": sentences(rows),
+        "seconds_a_picture": seconds_a_picture(folder / "pictures"),
+        "settings": settings,
+    }, strips(tasks, reader(folder / "pictures"))
 
 
 def _weights(sweep: str) -> list[dict[str, float]]:
@@ -150,15 +157,22 @@ def _weights(sweep: str) -> list[dict[str, float]]:
     return [{name: round(first + i * step, 6)} for i in range(int((last - first) / step + 1e-9) + 1)]
 
 
-def _write(folder: Path, results: dict[str, Any]) -> None:
-    """Numbers for programs, tables for papers."""
+def _write(folder: Path, results: dict[str, Any], strips: dict[str, Any]) -> None:
+    """Numbers for programs, tables for papers, a page for people."""
+    import shlex
+    import sys
+
     from counterpoint.apps import record
+    from counterpoint.apps.evaluation_page import page
     from counterpoint.evaluation.report import latex, markdown
 
-    record.write_json(folder / "results.json", results)
+    command = shlex.join(["counterpoint", *sys.argv[1:]])
     said = "".join(f"- {sentence}\n" for sentence in results["differences"])
-    for name, text in (
-        ("results.md", markdown(results["rows"]) + "\n" + said),
-        ("results.tex", latex(results["rows"])),
-    ):
+    texts = {
+        "results.md": markdown(results["rows"]) + "\n" + said,
+        "results.tex": latex(results["rows"]),
+        "index.html": page(results, strips, command),
+    }
+    record.write_json(folder / "results.json", {**results, "command": command})
+    for name, text in texts.items():
         record.write_whole(folder / name, lambda file, text=text: file.write(text.encode()))

@@ -1,0 +1,86 @@
+"""One self-contained page for a suite's results: tables, pictures, quality against time."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from counterpoint.apps.pages import render
+from counterpoint.evaluation.report import Record, tables
+from counterpoint.evaluation.suite import Finished, Task
+from counterpoint.types import Image
+
+STRIPS = 6
+"""Cases of each sort that are shown: the first ones, never chosen ones."""
+
+
+Strips = dict[str, list[dict[str, Any]]]
+"""Sort of case -> strips: a ``prompt`` and ``pictures`` with ``label`` and ``data``."""
+
+
+def page(results: dict[str, Any], strips: Strips, command: str) -> str:
+    """The page.
+
+    Args:
+        results: what ``results.json`` holds.
+        strips: from :func:`strips`; empty where nothing was made.
+        command: what makes it again.
+    """
+    shown = [case for case, _ in tables(results["rows"])]
+    return render(
+        "evaluation.html",
+        results=results,
+        tables=tables(results["rows"]),
+        strips=strips,
+        others=[strip for sort, several in strips.items() if sort not in shown for strip in several],
+        command=command,
+        best=_best,
+        plot=_plot,
+    )
+
+
+def strips(tasks: Sequence[Task], finished: Finished) -> Strips:
+    """The controls of the first cases of each sort, then every method's result."""
+    sorts: dict[str, dict[int, list[Task]]] = {}
+    for task in tasks:
+        cases = sorts.setdefault(task.key.partition("/")[0], {})
+        if task.seed in cases or len(cases) < STRIPS:
+            cases.setdefault(task.seed, []).append(task)
+    return {sort: [_strip(same, finished) for same in cases.values()] for sort, cases in sorts.items()}
+
+
+def _strip(same: Sequence[Task], finished: Finished) -> dict[str, Any]:
+    controls = [{"label": kind, "data": _data(image)} for kind, image in same[0].images.items()]
+    results = [{"label": task.method.name, "data": _data(finished(task.key))} for task in same]
+    return {"prompt": same[0].prompt, "pictures": controls + results}
+
+
+def _data(image: Image) -> str:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.asarray(image)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _best(group: Sequence[Record], name: str) -> float:
+    values = [row["metrics"][name] for row in group]
+    pick = max if values[0]["higher"] else min
+    return float(pick(value["mean"] for value in values))
+
+
+def _plot(group: Sequence[Record], name: str, seconds: dict[str, float]) -> dict[str, Any]:
+    """Where the marks of quality against seconds a picture lie: shares of the plot, from its lower left corner."""
+    rows = [row for row in group if row["name"] in seconds]
+    values = [row["metrics"][name] for row in rows]
+    low, high = min(value["low"] for value in values), max(value["high"] for value in values)
+    last, span = 1.2 * max(seconds[row["name"]] for row in rows), (high - low) or 1.0
+    marks = [
+        {"name": row["name"], "x": seconds[row["name"]] / last}
+        | {end: (value[end] - low) / span for end in ("low", "mean", "high")}
+        for row, value in zip(rows, values, strict=True)
+    ]
+    return {"marks": marks, "last": last, "low": low, "high": high}
