@@ -23,22 +23,21 @@ Strips = dict[str, list[dict[str, Any]]]
 """Sort of case -> strips: a ``prompt`` and ``pictures`` with ``label`` and ``data``."""
 
 
-def page(results: dict[str, Any], strips: Strips, command: str) -> str:
+def page(results: dict[str, Any], strips: Strips) -> str:
     """The page.
 
     Args:
         results: what ``results.json`` holds.
         strips: from :func:`strips`; empty where nothing was made.
-        command: what makes it again.
     """
     shown = [case for case, _ in tables(results["rows"])]
     return render(
         "evaluation.html",
         results=results,
         tables=tables(results["rows"]),
+        pace=results.get("seconds_a_picture", {}),
         strips=strips,
         others=[strip for sort, several in strips.items() if sort not in shown for strip in several],
-        command=command,
         best=_best,
         plot=_plot,
     )

@@ -29,7 +29,7 @@ from counterpoint.evaluation.suites import fusion
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
 from counterpoint.metrics.maps import nearest_colour
 from counterpoint.metrics.niqe import Pristine
-from counterpoint.models.load import TINY, load_diffusers
+from counterpoint.models.load import load_diffusers, locate
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
@@ -73,8 +73,7 @@ def load_family(model: str) -> tuple[Pipeline, Readers, str]:
     Raises:
         UserError: the folder lacks a part.
     """
-    folder = TINY if model == "tiny" else Path(model)
-    pipe = load(model, CONTROLS)
+    folder, pipe = locate(model), load(model, CONTROLS)
     judge = load_diffusers(folder / "judges" / "a").eval()
     return pipe, _readers(judge, folder), _hash(folder)
 

@@ -54,7 +54,7 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
     Raises:
         UserError: it is not there, is a pickle, is damaged, or is not of the SD1.5 layout.
     """
-    path = _locate(model)
+    path = locate(model)
     if path.is_file():
         return Components(**components_from_file(path, config, dtype), origin=path.parent)
     index = path / "model_index.json"
@@ -180,8 +180,12 @@ def _text_encoder(folder: Path, dtype: torch.dtype) -> CLIPTextModel:
     return model.eval()
 
 
-def _locate(source: str) -> Path:
-    """A local path for a name, path or hub id; the tiny family's files are verified."""
+def locate(source: str) -> Path:
+    """A local path for a name, path or hub id; the tiny family's files are verified.
+
+    Raises:
+        UserError: there is nothing, or it is a pickle.
+    """
     if source == "tiny":
         verify_folder(TINY)
         return TINY
@@ -231,7 +235,7 @@ def _own(folder: Path, labels: list[str], model: str) -> dict[str, str]:
 
 
 def _controlnet(source: str, host: Components, dtype: torch.dtype) -> ControlNetModel:
-    path = _locate(source)
+    path = locate(source)
     network = controlnet_from_file(path, host.unet, dtype) if path.is_file() else load_diffusers(path, dtype)
     if not isinstance(network, ControlNetModel):
         raise UserError(f"{source} is a {type(network).__name__}, not a ControlNet")

@@ -42,6 +42,8 @@ def evaluate(
 
     A killed run continues: pictures that are there are not made again.
     """
+    import shlex
+    import sys
     import time
 
     from counterpoint.apps import record
@@ -65,6 +67,7 @@ def evaluate(
         "suite": suite,
         **results,
         "seconds": round(time.perf_counter() - began, 1),
+        "command": shlex.join(["counterpoint", *sys.argv[1:]]),
         "versions": record.versions(),
     }
     _write(folder, results, strips)
@@ -159,20 +162,16 @@ def _weights(sweep: str) -> list[dict[str, float]]:
 
 def _write(folder: Path, results: dict[str, Any], strips: dict[str, Any]) -> None:
     """Numbers for programs, tables for papers, a page for people."""
-    import shlex
-    import sys
-
     from counterpoint.apps import record
     from counterpoint.apps.evaluation_page import page
     from counterpoint.evaluation.report import latex, markdown
 
-    command = shlex.join(["counterpoint", *sys.argv[1:]])
     said = "".join(f"- {sentence}\n" for sentence in results["differences"])
     texts = {
         "results.md": markdown(results["rows"]) + "\n" + said,
         "results.tex": latex(results["rows"]),
-        "index.html": page(results, strips, command),
+        "index.html": page(results, strips),
     }
-    record.write_json(folder / "results.json", {**results, "command": command})
+    record.write_json(folder / "results.json", results)
     for name, text in texts.items():
         record.write_whole(folder / name, lambda file, text=text: file.write(text.encode()))
