@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint.apps.record import read_recipe
@@ -23,7 +22,7 @@ from counterpoint.metrics.distribution import LEAST, frechet_distance, kernel_di
 from counterpoint.metrics.lpips import lpips
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, nearest_colour, overlap
 from counterpoint.metrics.metric import Metric, Reduce, mean
-from counterpoint.metrics.niqe import BLOCK, luma, niqe
+from counterpoint.metrics.niqe import enlarged, luma, niqe
 from counterpoint.metrics.similarity import ms_ssim, mse, psnr, ssim
 from counterpoint.metrics.text import clip_score
 from counterpoint.models.inception import load_inception
@@ -85,9 +84,7 @@ class FolderMetric:
 
 
 def _niqe(_: Networks, pictures: Tensor) -> Tensor:
-    small = min(pictures.shape[2:]) < 2 * BLOCK
-    pictures = F.interpolate(pictures, size=(512, 512), mode="bicubic").clamp(0, 1) if small else pictures
-    return niqe(luma(pictures), load_pristine())
+    return niqe(luma(enlarged(pictures)), load_pristine())
 
 
 def _grey(pictures: Tensor) -> Tensor:

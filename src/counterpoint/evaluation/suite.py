@@ -71,7 +71,7 @@ class Readers:
         classes_of: segmentation images -> class indices ``(b, h, w)``.
         embed_pictures: pictures -> CLIP embeddings ``(b, d)``.
         embed_texts: texts -> CLIP embeddings ``(b, d)``.
-        pristine: NIQE's model, if there is one.
+        pristine: NIQE's model.
     """
 
     maps: Mapping[str, Callable[[Tensor], Tensor]]
@@ -80,7 +80,7 @@ class Readers:
     classes_of: Callable[[Sequence[Image]], Tensor]
     embed_pictures: Callable[[Tensor], Tensor]
     embed_texts: Callable[[Sequence[str]], Tensor]
-    pristine: Pristine | None = None
+    pristine: Pristine
 
 
 class Maker(Protocol):

@@ -33,6 +33,16 @@ class Pristine:
     window: np.ndarray
 
 
+def enlarged(pictures: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c H W"]:
+    """Pictures whose shorter side is under two patches, brought to 512 x 512 by a cubic; others as they are.
+
+    Their numbers compare with each other only.
+    """
+    if min(pictures.shape[2:]) >= 2 * BLOCK:
+        return pictures
+    return F.interpolate(pictures, size=(512, 512), mode="bicubic").clamp(0, 1)
+
+
 def luma(pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Rounded BT.601 luma, 16..235, of RGB in 0..1: what the published model was measured on."""
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64, device=pictures.device)
