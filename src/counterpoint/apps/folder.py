@@ -21,8 +21,8 @@ from counterpoint.metrics.boundary import boundary_f, outlines
 from counterpoint.metrics.distribution import LEAST, frechet_distance, kernel_distance
 from counterpoint.metrics.lpips import lpips
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, nearest_colour, overlap
-from counterpoint.metrics.metric import Metric, Reduce, mean
-from counterpoint.metrics.niqe import enlarged, luma, niqe
+from counterpoint.metrics.metric import Metric, mean
+from counterpoint.metrics.niqe import ENLARGED, enlarged, is_small, luma, niqe
 from counterpoint.metrics.similarity import ms_ssim, mse, psnr, ssim
 from counterpoint.metrics.text import clip_score
 from counterpoint.models.inception import load_inception
@@ -75,12 +75,28 @@ class Networks:
 
 @dataclass(frozen=True)
 class FolderMetric:
-    """A measure of files: of each alone, of pairs, or of two whole sets. ``rows(networks, *batch)``."""
+    """A measure of files: of each alone, of pairs, or of two whole sets.
+
+    Attributes:
+        of: what it looks at.
+        rows: ``(networks, pictures)``, and references or texts where it looks at pairs or texts.
+        reduce: from rows to a number; of a set, ``(rows, reference rows)``.
+        higher: whether more is better.
+        note: pictures -> what readers of the number must know.
+    """
 
     of: Literal["picture", "text", "pair", "set"]
     rows: Callable[..., Tensor]
-    reduce: Reduce = mean
+    reduce: Callable[..., float] = mean
     higher: bool = True
+    note: Callable[[Tensor], str] = lambda _: ""
+
+    def metric(self, name: str, rows: Tensor, note: str = "") -> Metric:
+        """Finished rows under a name."""
+        made = Metric(name, lambda rows: rows, self.reduce, higher=self.higher)
+        made.update(rows)
+        made.note = note
+        return made
 
 
 def _niqe(_: Networks, pictures: Tensor) -> Tensor:
@@ -113,7 +129,7 @@ def _boundary(_: Networks, pictures: Tensor, references: Tensor) -> Tensor:
 
 
 METRICS = {
-    "niqe": FolderMetric("picture", _niqe, higher=False),
+    "niqe": FolderMetric("picture", _niqe, higher=False, note=lambda pictures: ENLARGED if is_small(pictures) else ""),
     "clip": FolderMetric(
         "text", lambda nets, pictures, texts: clip_score(nets.towers[0](pictures), nets.towers[1](texts))
     ),
@@ -157,46 +173,52 @@ def score_folders(
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise UserError(f"unknown measure {unknown[0]!r}; there are {', '.join(METRICS)}")
-    files = _pictures(folder)
-    kinds = {METRICS[name].of for name in names}
-    if kinds & {"pair", "set"} and reference is None:
-        wanting = next(name for name in names if METRICS[name].of in {"pair", "set"})
-        raise UserError(f"{wanting} compares two folders: give a second one")
-    others = _pictures(reference) if reference is not None else {}
-    pairs = _matched(folder, files, reference, others) if "pair" in kinds else {}
-    texts = _texts(folder, files) if "text" in kinds else {}
+    kinds = {METRICS[name].of: name for name in names}
+    if reference is None and kinds.keys() & {"pair", "set"}:
+        raise UserError(f"{kinds.get('pair') or kinds['set']} compares two folders: give a second one")
+    files, others = _pictures(folder), {} if reference is None else _pictures(reference)
     for name in names:
         _check_counts(name, len(files), len(others))
-    whole = {name: Metric(name, lambda rows: rows, METRICS[name].reduce, higher=METRICS[name].higher) for name in names}
-    sets: dict[str, list[Tensor]] = {name: [] for name in names if METRICS[name].of == "set"}
+    pairs = _matched(folder, files, reference, others) if "pair" in kinds else {}
+    texts = _texts(folder, files) if "text" in kinds else {}
+    sets = [name for name in names if METRICS[name].of == "set"]
+    total = len(files) + len(others) * bool(sets)
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    notes: dict[str, str] = {}
     rows = []
     for done, (stem, path) in enumerate(files.items(), start=1):
         picture = stack([read_image(path)])
-        single = []
         for name in names:
-            found = _row(METRICS[name], networks, picture, pairs.get(stem), texts.get(stem), path)
-            if name in sets:
-                sets[name].append(found)
-                continue
-            whole[name].update(found)
-            one = Metric(name, lambda rows: rows, METRICS[name].reduce, higher=METRICS[name].higher)
-            one.update(found)
-            single.append(one)
-        if single:
-            rows.append(Row(path.name, folder.name, tuple(single)))
+            found[name].append(_row(METRICS[name], networks, picture, pairs.get(stem), texts.get(stem), path))
+            notes[name] = METRICS[name].note(picture) or notes.get(name, "")
+        single = [METRICS[name].metric(name, found[name][-1], notes[name]) for name in names if name not in sets]
+        rows += [Row(path.name, folder.name, tuple(single))] if single else []
         if listen is not None:
-            listen(done, len(files) + len(others) * bool(sets))
+            listen(done, total)
+    features: dict[str, list[Tensor]] = {name: [] for name in sets}
     for done, path in enumerate(others.values() if sets else (), start=len(files) + 1):
+        picture = stack([read_image(path)])
         for name in sets:
-            sets[name].append(METRICS[name].rows(networks, stack([read_image(path)])))
+            features[name].append(METRICS[name].rows(networks, picture))
         if listen is not None:
-            listen(done, len(files) + len(others))
-    for name, features in sets.items():
-        references = torch.cat(features[len(files) :]).double()
-        reduce = METRICS[name].reduce
-        whole[name] = Metric(name, lambda x: x, lambda x, r=reduce, b=references: r(x, b), higher=False, distinct=True)
-        whole[name].update(torch.cat(features[: len(files)]))
-    return [Row(folder.name, "all pictures", tuple(whole[name] for name in names)), *rows]
+            listen(done, total)
+    whole = [
+        _set_metric(name, torch.cat(found[name]), torch.cat(features[name]))
+        if name in sets
+        else METRICS[name].metric(name, torch.cat(found[name]), notes[name])
+        for name in names
+    ]
+    return [Row(folder.name, "all pictures", tuple(whole)), *rows]
+
+
+def _set_metric(name: str, rows: Tensor, references: Tensor) -> Metric:
+    """A distance whose interval comes from leaving out pictures of the first folder."""
+    distance = METRICS[name].reduce
+    metric = Metric(
+        name, lambda rows: rows, lambda rows: distance(rows, references.double()), higher=False, distinct=True
+    )
+    metric.update(rows)
+    return metric
 
 
 def _row(

@@ -18,7 +18,7 @@ from counterpoint.evaluation.suite import Readers, stack
 from counterpoint.metrics.distribution import kernel_distance
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Metric
-from counterpoint.metrics.niqe import luma, niqe
+from counterpoint.metrics.niqe import ENLARGED, enlarged, is_small, luma, niqe
 from counterpoint.metrics.silence import l1_cycle, total_variance
 from counterpoint.metrics.similarity import mse, ssim
 from counterpoint.metrics.text import clip_score
@@ -65,9 +65,11 @@ def naturalness() -> Metric:
     """NIQE; pictures under two patches are enlarged by a cubic to 512 pixels first."""
 
     def measure(pictures: Tensor, _: Sequence[Case], readers: Readers) -> Tensor:
+        metric.note = ENLARGED if is_small(pictures) else ""
         return niqe(luma(enlarged(pictures)), readers.pristine)
 
-    return Metric("niqe", measure, higher=False)
+    metric = Metric("niqe", measure, higher=False)
+    return metric
 
 
 def cycle(kind: str) -> Metric:

@@ -9,6 +9,7 @@ from typing import Any
 
 from counterpoint.evaluation.statistics import difference, interval
 from counterpoint.evaluation.suite import Row
+from counterpoint.metrics.metric import Metric
 
 FEWEST = 20
 """Pairs below which a resampled interval is too narrow to draw conclusions from."""
@@ -23,10 +24,15 @@ def records(rows: Sequence[Row], model: str) -> list[Record]:
             "model": model,
             "name": row.name,
             "case": row.case,
-            "metrics": {metric.name: {**asdict(interval(metric)), "higher": metric.higher} for metric in row.metrics},
+            "metrics": {metric.name: _value(metric) for metric in row.metrics},
         }
         for row in rows
     ]
+
+
+def _value(metric: Metric) -> dict[str, Any]:
+    note = {"note": metric.note} if metric.note else {}
+    return {**asdict(interval(metric)), "higher": metric.higher, **note}
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
@@ -54,25 +60,24 @@ def plain(rows: Sequence[Record]) -> str:
     """Aligned text: one line a measure, ``mean [low, high]``."""
     lines = [("case", "name", "measure", "mean", "95 % interval")]
     lines += [
-        (row["case"], row["name"], f"{name} {_arrow(value)}", _number(value["mean"]), _bounds(value))
+        (row["case"], row["name"], _measure(name, value), _number(value["mean"]), _bounds(value))
         for row in rows
         for name, value in row["metrics"].items()
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    aligned = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join([*(line.rstrip() for line in aligned), *_notes(rows)])
 
 
 def markdown(rows: Sequence[Record]) -> str:
     """One table a case: methods down, measures across; the best of each measure is bold."""
     made = []
     for case, group in tables(rows):
-        header = ["", *(f"{name} {_arrow(value)}" for name, value in group[0]["metrics"].items())]
+        header = ["", *(_measure(name, value) for name, value in group[0]["metrics"].items())]
         lines = [header, ["---"] * len(header)]
         lines += [[row["name"], *(_cell(name, row, group, "**{}**") for name in row["metrics"])] for row in group]
         made.append(f"**{case}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(made) + "\n"
+    return "\n\n".join([*made, *_notes(rows)]) + "\n"
 
 
 def latex(rows: Sequence[Record]) -> str:
@@ -120,8 +125,15 @@ def _cell(name: str, row: Record, group: Sequence[Record], bold: str) -> str:
     return f"{bold.format(text) if len(group) > 1 and value['mean'] == best else text} ± {_number(half)}"
 
 
-def _arrow(value: Record) -> str:
-    return "↑" if value["higher"] else "↓"
+def _measure(name: str, value: Record) -> str:
+    """Its name, which way is better, and an asterisk where there is a note."""
+    return f"{name} {'↑' if value['higher'] else '↓'}{'*' if 'note' in value else ''}"
+
+
+def _notes(rows: Sequence[Record]) -> list[str]:
+    return sorted(
+        {f"* {name}: {value['note']}" for row in rows for name, value in row["metrics"].items() if "note" in value}
+    )
 
 
 def _bounds(value: Record) -> str:

@@ -21,7 +21,7 @@ def mean(rows: Rows) -> float:
 
 
 class Metric:
-    """A measure over a set of samples.
+    """A measure over a set of samples; ``note`` says what readers of the number must know.
 
     Rows are kept rather than sums, so that intervals and paired comparisons can be had from one and the same pass.
 
@@ -43,6 +43,7 @@ class Metric:
         distinct: bool = False,
     ) -> None:
         self.name, self.measure, self.reduce, self.higher, self.distinct = name, measure, reduce, higher, distinct
+        self.note = ""
         self._rows: list[Tensor] = []
 
     def update(self, *batch: object) -> None:

@@ -19,6 +19,7 @@ from counterpoint.types import UserError
 
 BLOCK = 96
 """Side of a patch in pixels at the first of two scales."""
+ENLARGED = "enlarged to 512 x 512 by a cubic first"
 _SHAPES = np.arange(0.2, 10.001, 0.001)
 _RATIOS = gamma(2 / _SHAPES) ** 2 / (gamma(1 / _SHAPES) * gamma(3 / _SHAPES))
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
@@ -33,12 +34,17 @@ class Pristine:
     window: np.ndarray
 
 
+def is_small(pictures: Float[Tensor, "b c h w"]) -> bool:
+    """Whether :func:`enlarged` changes them."""
+    return min(pictures.shape[2:]) < 2 * BLOCK
+
+
 def enlarged(pictures: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c H W"]:
     """Pictures whose shorter side is under two patches, brought to 512 x 512 by a cubic; others as they are.
 
     Their numbers compare with each other only.
     """
-    if min(pictures.shape[2:]) >= 2 * BLOCK:
+    if not is_small(pictures):
         return pictures
     return F.interpolate(pictures, size=(512, 512), mode="bicubic").clamp(0, 1)
 
