@@ -1,0 +1,77 @@
+"""Cross-ControlNet (2025): per pixel the branch that varies most, per channel the stronger one.
+
+PixFusion is the paper's Eqs. 3 to 6 and Algorithm 1, ChannelFusion its Eqs. 7 to 9, both for any number of branches:
+whatever agrees with the winner is averaged with it. Statistics are per sample; the public code takes them over the
+batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.fusion.layout import Maps, agreement, average, on_maps
+from counterpoint.types import Combine
+
+PlaceMaps = Float[Tensor, "n b h w"]
+BINOMIAL = ((1, 2, 1), (2, 4, 2), (1, 2, 1))
+AUTHORS = ((1, 2, 1), (2, 12, 2), (1, 2, 1))
+"""The kernel of the authors' public code."""
+
+
+def pix_fusion(delta: float = 0.7, *, authors: bool = False) -> Combine:
+    """PixFusion: at each place the mean of the winner and of every branch whose correlation with it exceeds ``delta``.
+
+    The winner has the largest standard deviation over channels, as a share of its sum over places, after smoothing. A
+    conditioning scale never changes who wins.
+
+    Args:
+        delta: threshold of the correlation, in -1..1. Below -1 everything is averaged; 0 is not yet averaging.
+        authors: as the public code has it: variance for standard deviation, and :data:`AUTHORS` as kernel.
+    """
+    kernel = AUTHORS if authors else BINOMIAL
+
+    @on_maps
+    def pix(features: Maps) -> Tensor:
+        with torch.no_grad():  # who wins is a decision, not a function to differentiate
+            x = features.float()
+            centred = x - x.mean(2, keepdim=True)
+            spread = centred.square().mean(2)
+            share = _shares(spread if authors else spread.sqrt())
+            strength = smooth(share, kernel)
+            winners = strength == strength.amax(0)
+            agree = agreement(smooth(centred, kernel), winners) > delta
+        return average(features, (winners | agree)[:, :, None].float())
+
+    return pix
+
+
+def channel_fusion(delta: float = 0.7) -> Combine:
+    """ChannelFusion: of each channel the mean of the branches, weighted by standard deviation over places.
+
+    Branches whose deviation is less than ``delta`` times the largest one's are left out.
+    """
+
+    @on_maps
+    def channel(features: Maps) -> Tensor:
+        x = features.float()
+        variance = (x - x.mean((3, 4), keepdim=True)).square().mean((3, 4), keepdim=True)
+        deviation = torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)  # the root has no slope at 0
+        return average(features, deviation * (deviation >= delta * deviation.amax(0)))
+
+    return channel
+
+
+def smooth(maps: Tensor, kernel: tuple[tuple[int, ...], ...] = BINOMIAL) -> Tensor:
+    """A 3 x 3 kernel of unit sum over the last two axes; zeros outside."""
+    weight = torch.tensor(kernel, dtype=maps.dtype, device=maps.device)
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    return F.conv2d(flat, (weight / weight.sum())[None, None], padding=1).reshape(maps.shape)
+
+
+def _shares(strength: PlaceMaps) -> PlaceMaps:
+    """Of each branch, its strength as a share of the sum over places; 0 for a silent branch."""
+    total = strength.sum((2, 3), keepdim=True)
+    return torch.where(total > 0, strength / total, 0.0)

@@ -1,0 +1,71 @@
+"""Where a rule's features have their channels and their places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from math import isqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.types import Features, UserError
+
+Maps = Float[Tensor, "n b c h w"]
+"""The features of n branches as maps."""
+Grid = tuple[int, int]
+"""Rows and columns of tokens."""
+
+
+def on_maps(rule: Callable[[Maps], Tensor]) -> Callable[..., Tensor]:
+    """Let a rule over ``(n, b, c, h, w)`` take tokens ``(n, b, t, c)`` too, and be the identity for one branch.
+
+    Tokens are laid out on ``grid``, row by row; without one, on a square if their number is a square, else in a row.
+
+    Raises (the wrapped rule):
+        UserError: features of another rank, or a grid that does not hold the tokens.
+    """
+
+    @wraps(rule)
+    def combined(features: Features, grid: Grid | None = None) -> Tensor:
+        if len(features) == 1:
+            return features[0]
+        if features.ndim == 5:
+            return rule(features)
+        if features.ndim != 4:
+            raise UserError(
+                f"{rule.__name__} takes (branches, batch, channels, height, width) or (branches, batch, tokens, "
+                f"channels), got {tuple(features.shape)}"
+            )
+        rows, columns = grid or _square(features.shape[2])
+        if rows * columns != features.shape[2]:
+            raise UserError(f"a grid of {rows} x {columns} does not hold {features.shape[2]} tokens")
+        maps = features.transpose(2, 3).unflatten(3, (rows, columns))
+        return rule(maps).flatten(2).transpose(1, 2)
+
+    return combined
+
+
+def average(features: Maps, weights: Tensor) -> Tensor:
+    """``sum_n w_n f_n / sum_n w_n`` in float32, back in the features' dtype; equal weights where they sum to 0."""
+    weights = torch.where(weights.sum(0) > 0, weights, 1.0)
+    share = weights / weights.sum(0)
+    return (share * features.float()).sum(0).to(features.dtype)
+
+
+def agreement(centred: Maps, winners: Tensor) -> Float[Tensor, "n b h w"]:
+    """Each branch's cosine over channels with the winner at each place, the largest where several won."""
+    norms = centred.square().sum(2).sqrt()
+    best = torch.full_like(norms, -2.0)
+    for n in range(len(centred)):
+        dot = (centred * centred[n]).sum(2)
+        scale = norms * norms[n]
+        cosine = torch.where(scale > 0, dot / scale, 0.0)
+        best = torch.where(winners[n], torch.maximum(best, cosine), best)
+    return best
+
+
+def _square(tokens: int) -> Grid:
+    side = isqrt(tokens)
+    return (side, side) if side * side == tokens else (1, tokens)
