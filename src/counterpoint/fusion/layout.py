@@ -41,7 +41,8 @@ def on_maps(rule: Callable[[Maps], Tensor]) -> Callable[..., Tensor]:
         rows, columns = grid or _square(features.shape[2])
         if rows * columns != features.shape[2]:
             raise UserError(f"a grid of {rows} x {columns} does not hold {features.shape[2]} tokens")
-        maps = features.transpose(2, 3).unflatten(3, (rows, columns))
+        n, b, _, c = features.shape
+        maps = features.transpose(2, 3).reshape(n, b, c, rows, columns)
         return rule(maps).flatten(2).transpose(1, 2)
 
     return combined

@@ -166,7 +166,7 @@ def _descend(gram: Tensor, weights: Tensor, active: Tensor) -> Tensor:
     for _ in range(gram.shape[-1]):
         mask = active.to(gram.dtype)
         system = _bordered(gram * mask[:, :, None] * mask[:, None] + torch.diag_embed(1 - mask), mask)
-        goal = torch.linalg.pinv(system, hermitian=True)[:, :-1, -1] * mask
+        goal: Tensor = torch.linalg.pinv(system, hermitian=True)[:, :-1, -1] * mask
         negative = active & (goal <= 0)
         if not negative.any():
             return goal
