@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -76,17 +76,25 @@ class Fusion:
         name: the name users type.
         summary: one line for help and menus.
         combine: at every site. With one branch it is the identity.
+        sites: exceptions by site: ``"mid"``, ``"down.3"``, or ``"last"`` for the last one whatever its name.
         inject: into the host; the default adds.
         exchange: between the branches; ``None`` leaves them alone.
+        exchange_skips: whether the residuals of each block are exchanged too, or its running feature only.
         cite: keys of the papers to cite.
     """
 
     name: str
     summary: str
     combine: Combine
+    sites: Mapping[str, Combine] = field(default_factory=dict)
     inject: Inject = torch.add
     exchange: Exchange | None = None
+    exchange_skips: bool = True
     cite: tuple[str, ...] = ()
+
+    def at(self, site: str, last: bool = False) -> Combine:
+        """What combines the branches at a site."""
+        return self.sites.get(site) or (self.sites.get("last") if last else None) or self.combine
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from counterpoint.control.stack import Branch, Weight, run_stack
 from counterpoint.fusion import FUSIONS
-from counterpoint.types import Moment, UserError
+from counterpoint.types import Fusion, Moment, UserError
 
 
 def moment(index: int, total: int = 10) -> Moment:
@@ -47,7 +47,7 @@ def test_silent_branches_are_not_run(parts: dict) -> None:
     networks = [parts["networks"][0], parts["networks"][1], parts["networks"][0]]
     settings = [{"weight": Weight.parse(1)}, {"window": (0.0, 0.3)}, {"weight": Weight.parse("0:0,0.5:0,0.6:1")}]
     branches = [
-        Branch(name, network, torch.rand(1, 3, 64, 64), **setting)
+        Branch(name, network, torch.rand(2, 3, 64, 64), **setting)
         for name, network, setting in zip("abc", networks, settings, strict=True)
     ]
     seen = []
@@ -64,3 +64,21 @@ def test_silent_branches_are_not_run(parts: dict) -> None:
 
 def test_nobody_speaks() -> None:
     assert run_stack([], FUSIONS["sum"], torch.zeros(1, 4, 8, 8), moment(0), torch.zeros(1, 24, 32)) is None
+
+
+@torch.no_grad()
+def test_a_rule_can_differ_by_site(parts: dict) -> None:
+    branches = [Branch(name, net, torch.rand(2, 3, 64, 64)) for name, net in zip("ab", parts["networks"], strict=True)]
+    seen: list[str] = []
+
+    def noting(site: str):
+        def combine(features: torch.Tensor) -> torch.Tensor:
+            seen.append(site)
+            return features[0]
+
+        return combine
+
+    rule = Fusion("mixed", "", noting("any"), sites={"down.1": noting("down.1"), "last": noting("last")})
+    said = run_stack(branches, rule, torch.zeros(2, 4, 8, 8), moment(0), torch.zeros(2, 24, 32))
+    assert len(said.down) == 4
+    assert seen == ["any", "down.1", "any", "any", "last"]

@@ -51,6 +51,17 @@ def test_one_prompt_an_image(pipe: Pipeline) -> None:
     torch.testing.assert_close(both[1:], second, atol=1e-4, rtol=0)
 
 
+def test_one_control_image_a_prompt(pipe: Pipeline) -> None:
+    """Each picture keeps its own control images, also with several pictures a prompt."""
+    own = [torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    prompts = ["a person", "a red ball"]
+    both = pipe(prompts, own, num_images_per_prompt=2, generator=seeded(1, 2, 3, 4), output_type="pt", **FAST).images
+    fourth = pipe(prompts[1], [one[1:] for one in own], generator=seeded(4), output_type="pt", **FAST).images
+    torch.testing.assert_close(both[3:], fourth, atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="2 images for the control"):
+        pipe(["a person"] * 3, own, **FAST)
+
+
 def test_diffusers_spelling_of_control_images(pipe: Pipeline) -> None:
     ours = pipe("a person", HINTS, generator=seeded(1), output_type="latent", **FAST).images
     theirs = pipe("a person", image=HINTS, generator=seeded(1), output_type="latent", **FAST).images

@@ -11,6 +11,7 @@ from diffusers import ControlNetModel
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.control.lockstep import run_lockstep, walk
 from counterpoint.types import Fusion, Latents, Moment, Residuals, UserError
 
 
@@ -73,14 +74,14 @@ class Branch:
     Attributes:
         name: how messages and reports call it.
         network: a diffusers ControlNet.
-        hint: condition images in 0..1, one a sample or one for all.
+        hint: condition images in 0..1, one a row of the latents that the host sees, in the network's dtype.
         weight: conditioning scale over the schedule.
         window: part of the schedule, as ``(start, end)`` in 0..1, outside which the branch is not run.
     """
 
     name: str
     network: ControlNetModel
-    hint: Float[Tensor, "_ 3 _ _"]
+    hint: Float[Tensor, "b 3 _ _"]
     weight: Weight = Weight(((0.0, 1.0),))
     window: tuple[float, float] = (0.0, 1.0)
 
@@ -111,20 +112,23 @@ def run_stack(
     Returns:
         One residual a site, or ``None`` if no branch is active.
     """
-    said = [
-        _run(branch, branch.scale(moment), latents, moment.timestep, text)
-        for branch in branches
-        if branch.scale(moment) != 0
-    ]
-    if not said:
+    active = [branch for branch in branches if branch.scale(moment) != 0]
+    if not active:
         return None
-    down = tuple(fusion.combine(torch.stack(site)) for site in zip(*[one.down for one in said], strict=True))
-    return Residuals(down, fusion.combine(torch.stack([one.mid for one in said])))
+    if fusion.exchange is None:
+        said = [_run(branch, branch.scale(moment), latents, moment.timestep, text) for branch in active]
+    else:
+        walks = [
+            walk(branch.network, latents, moment.timestep, text, branch.hint, branch.scale(moment)) for branch in active
+        ]
+        said = run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips)
+    down = tuple(
+        fusion.at(f"down.{number}")(torch.stack(site))
+        for number, site in enumerate(zip(*[one.down for one in said], strict=True))
+    )
+    return Residuals(down, fusion.at("mid", last=True)(torch.stack([one.mid for one in said])))
 
 
 def _run(branch: Branch, scale: float, latents: Latents, timestep: Tensor, text: Tensor) -> Residuals:
-    hint = branch.hint.repeat(len(latents) // len(branch.hint), 1, 1, 1)
-    down, mid = branch.network(
-        latents, timestep, text, hint.to(branch.network.dtype), conditioning_scale=scale, return_dict=False
-    )
+    down, mid = branch.network(latents, timestep, text, branch.hint, conditioning_scale=scale, return_dict=False)
     return Residuals(tuple(down), mid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.control.attach import injecting
 from counterpoint.control.stack import Branch, run_stack
 from counterpoint.types import Fusion, Latents, Moment
 
@@ -44,12 +46,13 @@ class ControlledDenoiser:
 
     def _predict(self, latents: Latents, moment: Moment, text: Tensor) -> Latents:
         residuals = run_stack(self.branches, self.fusion, latents, moment, text)
-        prediction: Tensor = self.unet(
-            latents,
-            moment.timestep,
-            encoder_hidden_states=text,
-            down_block_additional_residuals=None if residuals is None else residuals.down,
-            mid_block_additional_residual=None if residuals is None else residuals.mid,
-            return_dict=False,
-        )[0]
+        extra: dict[str, object] = {}
+        if residuals is not None and self.fusion.inject is torch.add:
+            extra = {"down_block_additional_residuals": residuals.down, "mid_block_additional_residual": residuals.mid}
+        with ExitStack() as stack:
+            if residuals is not None and not extra:
+                stack.enter_context(injecting(self.unet, residuals, self.fusion.inject))
+            prediction: Tensor = self.unet(
+                latents, moment.timestep, encoder_hidden_states=text, return_dict=False, **extra
+            )[0]
         return prediction

@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from counterpoint.control.attach import hints_encoded_once
 from counterpoint.control.stack import Branch, Weight
 from counterpoint.fusion import get_fusion
 from counterpoint.sampling.denoise import ControlledDenoiser
@@ -146,8 +147,13 @@ class Pipeline:
             raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} images; give one, or one a prompt")
         if isinstance(generator, list) and len(generator) != len(prompts):
             raise UserError(f"{len(generator)} generators for {len(prompts)} images; give one, or one an image")
+        pictures = [self._hint(label, one, height, width, len(prompts)) for label, one in self._labelled(hints)]
+        guided = 2 if guidance_scale > 1 else 1
         branches = self._branches(
-            hints, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, height, width
+            [torch.cat([one] * guided) for one in pictures],
+            controlnet_conditioning_scale,
+            control_guidance_start,
+            control_guidance_end,
         )
         denoise = self._denoiser(
             prompts, negatives, guidance_scale, branches, get_fusion(fusion) if isinstance(fusion, str) else fusion
@@ -164,8 +170,9 @@ class Pipeline:
             start, settle = self._from_image(image, mask_image, shape, timesteps, generator, latents)
         if callback_on_step_end is not None:
             settle = self._then(settle, callback_on_step_end)
-        for step in sample(denoise, self.scheduler, start, timesteps, generator=generator, settle=settle):
-            final = step.latents
+        with hints_encoded_once(list(self.controls.values())):
+            for step in sample(denoise, self.scheduler, start, timesteps, generator=generator, settle=settle):
+                final = step.latents
         return Output(final if output_type == "latent" else self.decode(final, output_type, generator))
 
     def decode(self, latents: Latents, output_type: str = "pil", generator: Generators = None) -> Any:
@@ -192,14 +199,25 @@ class Pipeline:
         if not np.isfinite(guidance_scale):
             raise UserError(f"guidance scale must be a finite number, got {guidance_scale}")
 
-    def _branches(
-        self, images: list[Any], weights: Any, starts: Any, ends: Any, height: int, width: int
-    ) -> list[Branch]:
-        names = list(self.controls)
-        if len(images) != len(names):
+    def _labelled(self, images: list[Any]) -> list[tuple[str, Any]]:
+        if len(images) != len(self.controls):
             raise UserError(
-                f"{len(images)} control images for {len(names)} controls ({', '.join(names) or 'none'}); give one each"
+                f"{len(images)} control images for {len(self.controls)} controls "
+                f"({', '.join(self.controls) or 'none'}); give one each"
             )
+        return list(zip(self.controls, images, strict=True))
+
+    def _hint(self, label: str, image: Any, height: int, width: int, count: int) -> Tensor:
+        """Condition images in 0..1, one for each of ``count`` pictures, from one for all, one a prompt, or one each."""
+        hint: Tensor = self.hints.preprocess(image, height=height, width=width).to(
+            self.device, self.controls[label].dtype
+        )
+        if count % len(hint):
+            raise UserError(f"{len(hint)} images for the control {label} and {count} pictures; give one, or one each")
+        return hint.repeat_interleave(count // len(hint), 0)
+
+    def _branches(self, hints: list[Tensor], weights: Any, starts: Any, ends: Any) -> list[Branch]:
+        names = list(self.controls)
         settings = [
             _each(what, value, names) for what, value in (("weight", weights), ("start", starts), ("end", ends))
         ]
@@ -207,11 +225,11 @@ class Pipeline:
             Branch(
                 name=name,
                 network=self.controls[name],
-                hint=self.hints.preprocess(picture, height=height, width=width).to(self.device, torch.float32),
+                hint=hint,
                 weight=weight if isinstance(weight, Weight) else Weight.parse(weight),
                 window=(start, end),
             )
-            for name, picture, weight, start, end in zip(names, images, *settings, strict=True)
+            for name, hint, weight, start, end in zip(names, hints, *settings, strict=True)
         ]
 
     def _denoiser(

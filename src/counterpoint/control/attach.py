@@ -1,0 +1,64 @@
+"""Changes to a model that last as long as a ``with`` block, and not a moment longer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from counterpoint.types import Inject, Residuals
+
+
+@contextmanager
+def injecting(unet: UNet2DConditionModel, residuals: Residuals, inject: Inject) -> Iterator[None]:
+    """Let the host take control features in by a rule of its own, where its encoder's features are used.
+
+    With ``torch.add`` it is diffusers' own ``down_block_additional_residuals``, bit for bit.
+    """
+    waiting = list(residuals.down)
+
+    def decoder(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        skips = kwargs["res_hidden_states_tuple"]
+        mine = waiting[-len(skips) :]
+        del waiting[-len(skips) :]
+        changed = tuple(inject(e, f) for e, f in zip(skips, mine, strict=True))
+        return args, {**kwargs, "res_hidden_states_tuple": changed}
+
+    handles = [block.register_forward_pre_hook(decoder, with_kwargs=True) for block in unet.up_blocks]
+    handles.append(unet.mid_block.register_forward_hook(lambda _, __, output: inject(output, residuals.mid)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def hints_encoded_once(networks: Sequence[ControlNetModel]) -> Iterator[None]:
+    """Let every ControlNet remember what its hint encoder made of the picture it saw last."""
+    encoders = {network: network.controlnet_cond_embedding for network in dict.fromkeys(networks)}
+    for network, encoder in encoders.items():
+        network.controlnet_cond_embedding = _Remembering(encoder)
+    try:
+        yield
+    finally:
+        for network, encoder in encoders.items():
+            network.controlnet_cond_embedding = encoder
+
+
+class _Remembering(nn.Module):
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.seen: list[tuple[Tensor, int, Tensor]] = []
+
+    def forward(self, hint: Tensor) -> Tensor:
+        for picture, version, made in self.seen:
+            if picture is hint and version == hint._version:
+                return made
+        made: Tensor = self.encoder(hint)
+        self.seen.append((hint, hint._version, made))
+        return made

@@ -1,0 +1,79 @@
+"""Several ControlNets walked side by side, so that a rule can let them exchange features while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers import ControlNetModel
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.types import Exchange, Latents, Residuals
+
+
+class Hidden(NamedTuple):
+    """What a branch holds at one point of its walk: the running feature, and the residuals of the block just passed."""
+
+    site: str
+    sample: Float[Tensor, "b _ _ _"]
+    residuals: tuple[Float[Tensor, "b _ _ _"], ...]
+
+
+Walk = Generator[Hidden, Hidden, Residuals]
+
+
+def walk(
+    network: ControlNetModel,
+    latents: Latents,
+    timestep: Tensor,
+    text: Float[Tensor, "b t d"],
+    hint: Float[Tensor, "b 3 _ _"],
+    scale: float = 1.0,
+) -> Walk:
+    """A ControlNet's forward pass that stops after ``conv_in``, every ``down.i`` and ``mid``.
+
+    It yields what it holds there and goes on with what it is sent. Sent back unchanged, the result is that of the
+    network's own ``forward``, bit for bit.
+    """
+    embedding = network.time_proj(timestep.expand(len(latents))).to(latents.dtype)
+    embedding = network.time_embedding(embedding)
+    sample, _ = (yield Hidden("conv_in", network.conv_in(latents), ()))[1:]
+    sample = sample + network.controlnet_cond_embedding(hint)
+    skips = [sample]
+    for number, block in enumerate(network.down_blocks):
+        cross = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+        sample, residuals = block(hidden_states=sample, temb=embedding, **cross)
+        sample, residuals = (yield Hidden(f"down.{number}", sample, residuals))[1:]
+        skips += residuals
+    sample = network.mid_block(sample, embedding, encoder_hidden_states=text)
+    sample, _ = (yield Hidden("mid", sample, ()))[1:]
+    down = tuple(conv(skip) * scale for conv, skip in zip(network.controlnet_down_blocks, skips, strict=True))
+    return Residuals(down, network.controlnet_mid_block(sample) * scale)
+
+
+def run_lockstep(walks: Sequence[Walk], exchange: Exchange, *, skips: bool = True) -> list[Residuals]:
+    """Advance all walks together and let them exchange at every stop.
+
+    Args:
+        walks: one a branch, not yet started.
+        exchange: what the branches' features become, ``(n b ...) -> (n b ...)``.
+        skips: whether a block's residuals are exchanged too, or its running feature only.
+    """
+    results: list[Residuals] = []
+    stops = [next(one) for one in walks]
+    while not results:
+        samples = exchange(torch.stack([stop.sample for stop in stops]))
+        residuals = [stop.residuals for stop in stops]
+        if skips:
+            swapped = [exchange(torch.stack(site)) for site in zip(*residuals, strict=True)]
+            residuals = list(zip(*swapped, strict=True)) if swapped else residuals
+        following = []
+        for one, stop, sample, several in zip(walks, stops, samples, residuals, strict=True):
+            try:
+                following.append(one.send(Hidden(stop.site, sample, tuple(several))))
+            except StopIteration as end:
+                results.append(end.value)
+        stops = following
+    return results
