@@ -56,9 +56,9 @@ class _Remembering(nn.Module):
         self.seen: list[tuple[Tensor, int, Tensor]] = []
 
     def forward(self, hint: Tensor) -> Tensor:
-        for picture, version, made in self.seen:
+        for picture, version, known in self.seen:
             if picture is hint and version == hint._version:
-                return made
+                return known
         made: Tensor = self.encoder(hint)
         self.seen.append((hint, hint._version, made))
         return made
