@@ -69,7 +69,7 @@ def slow_pix(x: Tensor, delta: float = 0.7, authors: bool = False) -> Tensor:
 
 
 def slow_channel(x: Tensor, delta: float = 0.7) -> Tensor:
-    """Eqs. 7 to 9 for two branches as printed; for more, the rule of the winner and whatever comes near it."""
+    """Eqs. 6 to 8 for two branches as printed; for more, the rule of the winner and whatever comes near it."""
     n, b, c = x.shape[:3]
     out = torch.zeros(x.shape[1:], dtype=torch.float64)
     for s in range(b):

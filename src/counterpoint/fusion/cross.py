@@ -1,6 +1,6 @@
 """Cross-ControlNet (2025): per pixel the branch that varies most, per channel the stronger one.
 
-PixFusion is the paper's Eqs. 3 to 6 and Algorithm 1, ChannelFusion its Eqs. 7 to 9, both for any number of branches:
+PixFusion is the paper's Eqs. 1 to 4 and Algorithm 1, ChannelFusion its Eqs. 6 to 8, both for any number of branches:
 whatever agrees with the winner is averaged with it. Statistics are per sample; the public code takes them over the
 batch.
 """

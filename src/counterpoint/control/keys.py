@@ -1,0 +1,135 @@
+"""KV-injection: the foreground branch lends its keys and values to the background's (Cross-ControlNet, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ControlNetModel
+from diffusers.models.attention_processor import Attention
+from jaxtyping import Float
+from torch import Tensor
+
+KeyValues = dict[str, tuple[Tensor, Tensor]]
+"""Layer -> its keys and values, ``(b, tokens, channels)`` each, before they are split into heads."""
+Masks = Float[Tensor, "k b 1 h w"]
+"""Where each of k foregrounds is, in 0..1, at any resolution."""
+
+
+def self_attention(network: ControlNetModel, first: int = 0) -> dict[str, Attention]:
+    """A ControlNet's self-attention layers by name, in the order in which they run, from layer ``first`` on."""
+    layers = {name: module for name, module in network.named_modules() if name.endswith(".attn1")}
+    return dict(list(layers.items())[first:])
+
+
+@contextmanager
+def keeping_keys(network: ControlNetModel, kept: KeyValues, first: int = 0) -> Iterator[None]:
+    """Let a foreground branch leave its keys and values in ``kept``; what it computes does not change."""
+    handles = []
+    halves: dict[str, Tensor] = {}
+
+    def keys(name: str) -> Callable[..., None]:
+        return lambda _, __, output: halves.__setitem__(name, output)
+
+    def values(name: str) -> Callable[..., None]:
+        return lambda _, __, output: kept.__setitem__(name, (halves.pop(name), output))
+
+    for name, layer in self_attention(network, first).items():
+        handles.append(layer.to_k.register_forward_hook(keys(name)))
+        handles.append(layer.to_v.register_forward_hook(values(name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def injecting_keys(
+    network: ControlNetModel, foregrounds: Sequence[KeyValues], masks: Masks, first: int = 0
+) -> Iterator[None]:
+    """Let a background branch attend to what foreground branches left, inside and outside their masks.
+
+    Args:
+        network: of the background.
+        foregrounds: what each foreground left at this step.
+        masks: where each is; with classifier-free guidance for both halves.
+        first: first layer that takes part.
+    """
+    layers = self_attention(network, first)
+    before = {name: layer.processor for name, layer in layers.items()}
+    shares = masks / masks.sum(0).clamp(min=1)
+    for name, layer in layers.items():
+        layer.set_processor(_Injected(name, foregrounds, shares))
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.set_processor(before[name])
+
+
+def inject(
+    query: Float[Tensor, "b n t d"],
+    own: tuple[Tensor, Tensor],
+    foregrounds: Sequence[tuple[Tensor, Tensor]],
+    shares: Float[Tensor, "k b t"],
+) -> Float[Tensor, "b n t d"]:
+    """Attention of a background branch with k foregrounds' keys and values (Eq. 9, for any k).
+
+    ``sum_k M_k Attn_k + M_b Attn_b``, where ``Attn_k`` sees foreground k inside its mask and ``Attn_b`` the background
+    everywhere and every foreground outside all masks, ``M_b = 1 - sum_k M_k``. In the logits a mask belongs to the
+    keys, outside to the queries.
+
+    Args:
+        query: of the background, n heads.
+        own: its keys and values, ``(b, n, t, d)``.
+        foregrounds: theirs.
+        shares: their masks, which sum to at most 1.
+    """
+    outside = 1 - shares.sum(0)
+    keys, values = (torch.cat([pair[i] for pair in (own, *foregrounds)], 2) for i in (0, 1))
+    seen = torch.cat([torch.ones_like(outside), *[outside] * len(foregrounds)], 1)
+    result = _column(outside, query) * _attend(query, keys, values, seen)
+    for share, (key, value) in zip(shares, foregrounds, strict=True):
+        result = result + _column(share, query) * _attend(query, key, value, share)
+    return result
+
+
+class _Injected:
+    """An attention processor for one layer."""
+
+    def __init__(self, name: str, foregrounds: Sequence[KeyValues], shares: Masks) -> None:
+        self.name, self.foregrounds, self.shares = name, foregrounds, shares
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        def heads(x: Tensor) -> Tensor:
+            return x.reshape(*x.shape[:2], attn.heads, -1).transpose(1, 2)
+
+        own = heads(attn.to_k(hidden_states)), heads(attn.to_v(hidden_states))
+        kept = [foreground[self.name] for foreground in self.foregrounds]
+        theirs = [(heads(key), heads(value)) for key, value in kept]
+        shares = at_tokens(self.shares, hidden_states.shape[1]).to(hidden_states.dtype)
+        mixed = inject(heads(attn.to_q(hidden_states)), own, theirs, shares)
+        out: Tensor = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
+        return out
+
+
+def at_tokens(masks: Masks, tokens: int) -> Float[Tensor, "k b t"]:
+    """Masks at the resolution of a layer that has ``tokens`` places."""
+    height, width = masks.shape[-2:]
+    rows = round((tokens * height / width) ** 0.5)
+    small = F.interpolate(masks.flatten(0, 1), size=(rows, tokens // rows), mode="area")
+    return small.reshape(*masks.shape[:2], tokens)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Float[Tensor, "b t"]) -> Tensor:
+    """Attention to keys as far as they are seen; where a sample sees none, to all (its result has no weight then)."""
+    seen = torch.where(seen.any(1, keepdim=True), seen, 1.0)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen.log()[:, None, None].to(query.dtype))
+
+
+def _column(share: Float[Tensor, "b t"], query: Tensor) -> Tensor:
+    return share[:, None, :, None].to(query.dtype)
