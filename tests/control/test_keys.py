@@ -52,11 +52,9 @@ def random(k: int, seed: int = 0) -> tuple[Tensor, tuple, list[tuple]]:
 def test_injection_is_equation_9(k: int, soft: bool) -> None:
     query, own, theirs = random(k)
     shares = torch.rand(k, 2, 9, generator=torch.Generator().manual_seed(1)) / k
-    shares = (
-        shares
-        if soft
-        else torch.nn.functional.one_hot((shares * 9).long()[0] % (k + 1), k + 1)[..., :k].movedim(2, 0).float()
-    )
+    if not soft:  # every place belongs to one foreground or to none
+        owner = torch.arange(18).reshape(2, 9) % (k + 1)
+        shares = torch.stack([owner == i for i in range(k)]).float()
     got = inject(query, own, theirs, shares)
     torch.testing.assert_close(got.double(), slow(query, own, theirs, shares), rtol=1e-4, atol=1e-5)
 
