@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from counterpoint.types import UserError
+
 _WEIGHTED = re.compile(r"[\w)\"'][+-]{2,}|\)[+-]|\)\d|\w[+](?:\s|$|,)|\"\)\.(and|blend)\(")
 """Compel's syntax: ``ball++``, ``(a red ball)1.3``, ``meadow-- ``, ``("part one", "part two").and()``."""
 
@@ -67,3 +69,23 @@ def _plain(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
         tokens.input_ids.to(text_encoder.device), attention_mask=None if mask is None else mask.to(text_encoder.device)
     )[0]
     return cast(Tensor, embeddings.to(text_encoder.dtype))
+
+
+def subject_places(tokenizer: CLIPTokenizer, prompt: str, subject: str) -> list[int]:
+    """Positions of a subject's tokens in the embeddings of a prompt.
+
+    Raises:
+        UserError: the prompt does not have these words, or has them beyond what the model reads.
+    """
+    words = re.sub(r"[()\"]|(?<=\w)[+-]+|(?<=\))[\d.]+", "", prompt)
+    tokens = tokenizer(words, truncation=False, verbose=False).input_ids
+    wanted = tokenizer(subject, add_special_tokens=False).input_ids
+    starts = [i for i in range(len(tokens) - len(wanted) + 1) if tokens[i : i + len(wanted)] == wanted]
+    if not wanted or not starts:
+        raise UserError(f"the subject {subject!r} is not in the prompt; its words are: {words}")
+    places = [start + i for start in starts for i in range(len(wanted))]
+    if max(places) >= tokenizer.model_max_length - 1:
+        raise UserError(
+            f"the subject {subject!r} stands beyond the {tokenizer.model_max_length - 2} tokens that are read"
+        )
+    return places
