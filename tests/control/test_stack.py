@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight, run_stack
 from counterpoint.fusion import FUSIONS
 from counterpoint.types import Fusion, Moment, UserError
@@ -82,3 +83,34 @@ def test_a_rule_can_differ_by_site(parts: dict) -> None:
     said = run_stack(branches, rule, torch.zeros(2, 4, 8, 8), moment(0), torch.zeros(2, 24, 32))
     assert len(said.down) == 4
     assert seen == ["any", "down.1", "any", "any", "last"]
+
+
+@torch.no_grad()
+def test_keys_are_lent_from_the_foreground_to_the_others(parts: dict) -> None:
+    pair = [Branch(name, net, torch.rand(2, 3, 64, 64)) for name, net in zip("ab", parts["networks"], strict=True)]
+    half = torch.zeros(1, 1, 8, 8)
+    half[..., 4:] = 1
+    said: list[torch.Tensor] = []
+
+    def note(features: torch.Tensor) -> torch.Tensor:
+        said.append(features)
+        return features.sum(0)
+
+    rule = Fusion("note", "", note)
+
+    def run(branches: list[Branch], lending: Lending | None, index: int = 5) -> torch.Tensor:
+        """The branches' features at the last site."""
+        said.clear()
+        run_stack(branches, rule, torch.ones(2, 4, 8, 8), moment(index), torch.ones(2, 24, 32), lending)
+        return said[-1]
+
+    plain, lent = run(pair, None), run(pair, Lending({}, {"a": half}))
+    assert torch.equal(lent[0], plain[0]), "the foreground hears nobody"
+    assert not torch.allclose(lent[1], plain[1])
+    assert torch.equal(run(pair[::-1], Lending({}, {"a": half})), lent.flip(0)), "the user's order stays"
+    assert torch.equal(run(pair, Lending({}, {"a": half}), index=0), plain), "before the start"
+    assert torch.equal(run(pair, Lending({"a": [[1]]})), plain), "before there is a mask"
+    assert torch.equal(run(pair[:1], Lending({}, {"a": half})), plain[:1]), "with one control"
+    assert torch.equal(run(pair, Lending({}, {"a": half, "b": half})), plain), "nobody is left to listen"
+    same = [Branch("a", pair[0].network, pair[0].hint), Branch("b", pair[0].network, pair[1].hint)]
+    assert not torch.allclose(run(same, Lending({}, {"a": half}))[1], run(same, None)[1]), "two hints, one network"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,10 +14,39 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.types import Moment
+
 KeyValues = dict[str, tuple[Tensor, Tensor]]
 """Layer -> its keys and values, ``(b, tokens, channels)`` each, before they are split into heads."""
 Masks = Float[Tensor, "k b 1 h w"]
 """Where each of k foregrounds is, in 0..1, at any resolution."""
+
+
+@dataclass(eq=False)
+class Lending:
+    """KV-injection over a sampling run: whose keys go to everybody else, where, and from when on.
+
+    Attributes:
+        places: foreground's name -> for each sample, the positions of its subject's tokens; its mask is read from the
+            host at the step before.
+        masks: foreground's name -> where it is, one a sample: given, or filled as the host is watched.
+        start: share of the steps after which keys are lent (5 of 50 in the paper).
+        first: first self-attention layer that takes part.
+    """
+
+    places: Mapping[str, Sequence[Sequence[int]]]
+    masks: dict[str, Float[Tensor, "b 1 h w"]] = field(default_factory=dict)
+    start: float = 0.1
+    first: int = 0
+
+    @property
+    def foregrounds(self) -> set[str]:
+        """Their names."""
+        return {*self.places, *self.masks}
+
+    def active(self, moment: Moment) -> bool:
+        """Whether keys are lent at a step: not before every foreground has a mask."""
+        return moment.progress >= self.start and self.foregrounds == set(self.masks)
 
 
 def self_attention(network: ControlNetModel, first: int = 0) -> dict[str, Attention]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from diffusers import ControlNetModel
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.control.keys import KeyValues, Lending, injecting_keys, keeping_keys
 from counterpoint.control.lockstep import run_lockstep, walk
 from counterpoint.types import Fusion, Latents, Moment, Residuals, UserError
 
@@ -98,7 +100,12 @@ class Branch:
 
 
 def run_stack(
-    branches: Sequence[Branch], fusion: Fusion, latents: Latents, moment: Moment, text: Float[Tensor, "b t d"]
+    branches: Sequence[Branch],
+    fusion: Fusion,
+    latents: Latents,
+    moment: Moment,
+    text: Float[Tensor, "b t d"],
+    lending: Lending | None = None,
 ) -> Residuals | None:
     """Run the branches that are active at this step and fuse what they say.
 
@@ -108,6 +115,7 @@ def run_stack(
         latents: as the host sees them: with classifier-free guidance both halves, unconditional first.
         moment: the step.
         text: prompt embeddings, one a row of ``latents``.
+        lending: KV-injection, idle at steps where no foreground or no background is active.
 
     Returns:
         One residual a site, or ``None`` if no branch is active.
@@ -115,20 +123,58 @@ def run_stack(
     active = [branch for branch in branches if branch.scale(moment) != 0]
     if not active:
         return None
-    if fusion.exchange is None:
-        said = [_run(branch, branch.scale(moment), latents, moment.timestep, text) for branch in active]
-    else:
-        walks = [
-            walk(branch.network, latents, moment.timestep, text, branch.hint, branch.scale(moment)) for branch in active
-        ]
-        said = run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips)
+    front = [] if lending is None or not lending.active(moment) else [b for b in active if b.name in lending.masks]
+    if lending is None or len(front) in {0, len(active)}:
+        said = _run(active, fusion, latents, moment, text, lambda _: nullcontext())
+    else:  # foregrounds first: the others listen to what they leave
+        masks = torch.stack([lending.masks[branch.name] for branch in front])
+        masks = masks.repeat(1, len(latents) // masks.shape[1], 1, 1, 1)
+        kept: dict[Branch, KeyValues] = {branch: {} for branch in front}
+
+        def listening(branch: Branch) -> AbstractContextManager[None]:
+            if branch in kept:
+                return keeping_keys(branch.network, kept[branch], lending.first)
+            return injecting_keys(branch.network, list(kept.values()), masks, lending.first)
+
+        order = sorted(active, key=lambda branch: branch not in kept)
+        said = _run(order, fusion, latents, moment, text, listening)
+    results = [said[branch] for branch in active]
     down = tuple(
         fusion.at(f"down.{number}")(torch.stack(site))
-        for number, site in enumerate(zip(*[one.down for one in said], strict=True))
+        for number, site in enumerate(zip(*[one.down for one in results], strict=True))
     )
-    return Residuals(down, fusion.at("mid", last=True)(torch.stack([one.mid for one in said])))
+    return Residuals(down, fusion.at("mid", last=True)(torch.stack([one.mid for one in results])))
 
 
-def _run(branch: Branch, scale: float, latents: Latents, timestep: Tensor, text: Tensor) -> Residuals:
-    down, mid = branch.network(latents, timestep, text, branch.hint, conditioning_scale=scale, return_dict=False)
-    return Residuals(tuple(down), mid)
+def _run(
+    branches: Sequence[Branch],
+    fusion: Fusion,
+    latents: Latents,
+    moment: Moment,
+    text: Tensor,
+    around: Callable[[Branch], AbstractContextManager[None]],
+) -> dict[Branch, Residuals]:
+    """What each branch says, run one after the other, or side by side where the rule lets them exchange."""
+    said = {}
+    if fusion.exchange is None:
+        for branch in branches:
+            with around(branch):
+                down, mid = branch.network(
+                    latents,
+                    moment.timestep,
+                    text,
+                    branch.hint,
+                    conditioning_scale=branch.scale(moment),
+                    return_dict=False,
+                )
+            said[branch] = Residuals(tuple(down), mid)
+        return said
+    with ExitStack() as stack:
+        for branch in branches:
+            stack.enter_context(around(branch))
+        walks = [
+            walk(branch.network, latents, moment.timestep, text, branch.hint, branch.scale(moment))
+            for branch in branches
+        ]
+        results = run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips)
+    return dict(zip(branches, results, strict=True))

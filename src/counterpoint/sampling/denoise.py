@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.control.attach import injecting
+from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, run_stack
+from counterpoint.control.subject import watching
 from counterpoint.types import Fusion, Latents, Moment
 
 
@@ -27,6 +29,7 @@ class ControlledDenoiser:
         text: prompt embeddings, one a sample.
         negative: unconditional embeddings, or ``None`` for no guidance.
         guidance_scale: weight of the difference between the two (Ho and Salimans 2022, arXiv:2207.12598).
+        lending: KV-injection, if the rule has it.
     """
 
     unet: UNet2DConditionModel
@@ -35,6 +38,7 @@ class ControlledDenoiser:
     text: Float[Tensor, "b t d"]
     negative: Float[Tensor, "b t d"] | None = None
     guidance_scale: float = 1.0
+    lending: Lending | None = None
 
     def __call__(self, latents: Latents, moment: Moment) -> Latents:
         """The guided prediction for ``latents`` as the scheduler scaled them."""
@@ -45,14 +49,19 @@ class ControlledDenoiser:
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _predict(self, latents: Latents, moment: Moment, text: Tensor) -> Latents:
-        residuals = run_stack(self.branches, self.fusion, latents, moment, text)
+        residuals = run_stack(self.branches, self.fusion, latents, moment, text, self.lending)
         extra: dict[str, object] = {}
         if residuals is not None and self.fusion.inject is torch.add:
             extra = {"down_block_additional_residuals": residuals.down, "mid_block_additional_residual": residuals.mid}
         with ExitStack() as stack:
             if residuals is not None and not extra:
                 stack.enter_context(injecting(self.unet, residuals, self.fusion.inject))
+            places = {} if self.lending is None else self.lending.places
+            size = (latents.shape[2], latents.shape[3])
+            seen = {name: stack.enter_context(watching(self.unet, one, size)) for name, one in places.items()}
             prediction: Tensor = self.unet(
                 latents, moment.timestep, encoder_hidden_states=text, return_dict=False, **extra
             )[0]
+        if self.lending is not None:
+            self.lending.masks.update({name: found.mask() for name, found in seen.items()})
         return prediction
