@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from counterpoint.training import checkpoint
+from counterpoint.training.compiling import check_compiler, compile_in_place
 from counterpoint.training.config import TrainConfig, as_json, differences
 from counterpoint.training.order import Draws, Order
 from counterpoint.training.stage import Batch, Job, Samples
@@ -131,9 +132,9 @@ class _Run:
             num_training_steps=config.max_train_steps,
         )
         if config.torch_compile:
-            _check_compiler(self.accelerator.device)
+            check_compiler(self.accelerator.device)
             for network in self.stage.children():
-                network.compile()
+                compile_in_place(network)
         self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
         self.step, self.stop = 0, False
@@ -285,24 +286,6 @@ class _Run:
         path.write_text(
             "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
         )
-
-
-def _check_compiler(device: torch.device) -> None:
-    """On a CPU, compiled networks are C++.
-
-    Raises:
-        UserError: there is no compiler.
-    """
-    if device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            raise UserError(
-                "torch_compile needs a C++ compiler, and there is none: install g++, or --set torch_compile=false"
-            ) from None
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
