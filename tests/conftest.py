@@ -25,7 +25,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from counterpoint.models.load import TINY
@@ -114,3 +121,22 @@ def random_parts(seed: int = 0, controls: int = 2, text: int = 32) -> dict[str, 
 @pytest.fixture(scope="session")
 def parts() -> dict[str, object]:
     return random_parts()
+
+
+@pytest.fixture(scope="session")
+def saved(parts: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder saved by diffusers itself: an SD1.5-shaped model of small width with two ControlNets."""
+    folder = tmp_path_factory.mktemp("saved")
+    pipe = StableDiffusionControlNetPipeline(
+        vae=parts["vae"],
+        text_encoder=parts["text_encoder"],
+        tokenizer=parts["tokenizer"],
+        unet=parts["unet"],
+        scheduler=parts["scheduler"],
+        controlnet=MultiControlNetModel(parts["networks"]),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder

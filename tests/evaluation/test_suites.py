@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.apps.suites import load_pristine, settle
+from counterpoint.apps.readers import load_pristine
+from counterpoint.apps.suites import settle
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.soft_edge import soft_edge
+from counterpoint.data import pairs
 from counterpoint.data.scenes.render import SPLITS, scene
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES
 from counterpoint.evaluation.make import make, reader
@@ -22,10 +24,10 @@ from counterpoint.types import Image, UserError
 
 METHODS = [Method("sum"), Method("mean", {"pose": 0.5})]
 SUITES: dict[str, Suite] = {
-    "conflicting": fusion.CONFLICTING,
-    "complementary": fusion.COMPLEMENTARY,
-    "silent": fusion.SILENT,
-    "single": fusion.SINGLE,
+    "conflicting": fusion.conflicting(pairs),
+    "complementary": fusion.complementary(pairs),
+    "silent": fusion.silent(pairs),
+    "single": fusion.single(pairs),
     "tiny-quality": TinyQuality(lambda pictures: pictures),
 }
 
@@ -70,7 +72,7 @@ def test_every_suite_makes_and_scores(name: str, tmp_path: Path) -> None:
 
 
 def test_methods_share_seeds_and_cases() -> None:
-    tasks = fusion.CONFLICTING.tasks(2, METHODS)
+    tasks = fusion.conflicting(pairs).tasks(2, METHODS)
     for first, second in zip(tasks[:2], tasks[2:4], strict=True):
         assert (first.prompt, first.seed) == (second.prompt, second.seed)
         assert first.method.name == "sum"
@@ -80,7 +82,7 @@ def test_methods_share_seeds_and_cases() -> None:
 
 
 def test_a_killed_run_continues(tmp_path: Path) -> None:
-    tasks = fusion.CONFLICTING.tasks(3, METHODS)
+    tasks = fusion.conflicting(pairs).tasks(3, METHODS)
     seen: list[str] = []
 
     def maker(chunk: list[Task]) -> list[Image]:
@@ -99,7 +101,8 @@ def test_a_killed_run_continues(tmp_path: Path) -> None:
     assert heard[-1] == (len(tasks), len(tasks))
     make(tasks, lambda chunk: [noise(task) for task in chunk], tmp_path / "whole", batch=5)
     scores = [
-        [metric.compute() for row in fusion.CONFLICTING.score(reader(tmp_path / run), 3, METHODS, blind_readers())
+        [metric.compute()
+         for row in fusion.conflicting(pairs).score(reader(tmp_path / run), 3, METHODS, blind_readers())
          for metric in row.metrics]
         for run in ("cut", "whole")
     ]  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from counterpoint.apps.suites import load_pristine
+from counterpoint.apps.readers import load_pristine
 from counterpoint.metrics.niqe import Pristine, luma, niqe
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import StableDiffusionControlNetPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -16,25 +16,6 @@ from counterpoint import load
 from counterpoint.models.load import load_components, load_controls, load_diffusers
 from counterpoint.models.weights import list_hashes, shapes, verify_folder
 from counterpoint.types import UserError
-
-
-@pytest.fixture(scope="module")
-def saved(parts: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder saved by diffusers itself: an SD1.5-shaped model of small width with two ControlNets."""
-    folder = tmp_path_factory.mktemp("saved")
-    pipe = StableDiffusionControlNetPipeline(
-        vae=parts["vae"],
-        text_encoder=parts["text_encoder"],
-        tokenizer=parts["tokenizer"],
-        unet=parts["unet"],
-        scheduler=parts["scheduler"],
-        controlnet=MultiControlNetModel(parts["networks"]),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from counterpoint.apps.readers import load_clip, load_pristine
 from counterpoint.apps.record import read_recipe
-from counterpoint.apps.suites import load_clip, load_pristine
 from counterpoint.conditions.image import read_image
 from counterpoint.evaluation.suite import Row, stack
 from counterpoint.metrics.boundary import boundary_f, outlines

@@ -4,44 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.numpy import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from counterpoint import models
 from counterpoint.api import load
+from counterpoint.apps.readers import family_readers, user_readers
 from counterpoint.apps.record import write_json
 from counterpoint.conditions.canny import canny
-from counterpoint.conditions.openpose import draw_pose
 from counterpoint.conditions.soft_edge import soft_edge
-from counterpoint.data.scenes.maps import SEG_PALETTE
-from counterpoint.data.scenes.vocabulary import PERSON
+from counterpoint.data import pairs
+from counterpoint.data.published import SETS, PublishedCases
 from counterpoint.evaluation.suite import Readers, Suite, Task, stack, unstack
 from counterpoint.evaluation.suites import fusion
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
-from counterpoint.metrics.maps import nearest_colour
-from counterpoint.metrics.niqe import Pristine
-from counterpoint.models.load import load_diffusers, locate
-from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.load import locate
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
 
-SUITES: dict[str, Callable[[Pipeline], Suite]] = {
-    "conflicting": lambda _: fusion.CONFLICTING,
-    "complementary": lambda _: fusion.COMPLEMENTARY,
-    "silent": lambda _: fusion.SILENT,
-    "single": lambda _: fusion.SINGLE,
-    "tiny-quality": lambda pipe: TinyQuality(_round_trip(pipe)),
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What a suite runs on.
+
+    Attributes:
+        pipe: the model.
+        readers: what looks at its pictures.
+        cases: what they are of.
+        identity: what two runs must have in common to be one: hashes of weights, folders of data.
+    """
+
+    pipe: Pipeline
+    readers: Readers
+    cases: fusion.Cases
+    identity: dict[str, str]
+
+
+SUITES: dict[str, Callable[[Bench], Suite]] = {
+    "conflicting": lambda bench: fusion.conflicting(bench.cases).only(bench.pipe.controls),
+    "complementary": lambda bench: fusion.complementary(bench.cases).only(bench.pipe.controls),
+    "silent": lambda bench: fusion.silent(bench.cases).only(bench.pipe.controls),
+    "single": lambda bench: fusion.single(bench.cases).only(bench.pipe.controls),
+    "tiny-quality": lambda bench: _tiny_quality(bench),
 }
-"""Name -> suite, for a loaded model."""
+"""Name -> suite on a bench; sorts of cases whose controls the model lacks are left out."""
 
 
 class PipelineMaker:
@@ -67,74 +78,45 @@ class PipelineMaker:
         return list(np.rint(output.images * 255).astype(np.uint8))
 
 
-def load_family(model: str) -> tuple[Pipeline, Readers, str]:
-    """A family with its judge and towers, and one hash of all its weights.
+def family_bench(model: str) -> Bench:
+    """A family with its own ControlNets, judge and towers, on procedural scenes.
 
     Raises:
         UserError: the folder lacks a part.
     """
-    folder, pipe = locate(model), load(model, CONTROLS)
-    judge = load_diffusers(folder / "judges" / "a").eval()
-    return pipe, _readers(judge, folder), _hash(folder)
+    folder = locate(model)
+    return Bench(load(model, CONTROLS), family_readers(folder), pairs, {"weights": _hash([folder])})
 
 
-def _readers(judge: PerceptionModel, folder: Path) -> Readers:
-    """The family's own networks as readers of its pictures."""
-    embed_pictures, embed_texts = load_clip(*(folder / part for part in ("image_encoder", "text_encoder", "tokenizer")))
+def published_bench(
+    model: str, controls: Mapping[str, str], data: Mapping[str, Path], readers: Mapping[str, Path], clip: Path | None
+) -> Bench:
+    """Any model with ControlNets, on published photos.
 
-    def classes(pictures: Tensor) -> Tensor:
-        return judge(pictures * 2 - 1).seg.argmax(1)
-
-    return Readers(
-        maps={
-            "canny": lambda pictures: stack([canny(image) for image in unstack(pictures)]),
-            "hed": lambda pictures: stack([soft_edge(image) for image in unstack(pictures)]),
-            "depth": lambda pictures: judge(pictures * 2 - 1).depth.expand(-1, 3, -1, -1),
-            "seg": lambda pictures: stack(list(SEG_PALETTE[classes(pictures).numpy()])),
-            "pose": lambda pictures: stack([_drawn(joints) for joints in judge(pictures * 2 - 1).joints]),
-        },
-        person=lambda pictures: classes(pictures) == PERSON,
-        classes=classes,
-        classes_of=lambda images: nearest_colour(torch.from_numpy(np.stack(images)), torch.from_numpy(SEG_PALETTE)),
-        embed_pictures=embed_pictures,
-        embed_texts=embed_texts,
-        pristine=load_pristine(),
-    )
-
-
-def load_clip(
-    vision: Path, text: Path, tokenizer: Path
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
-    """A CLIP in the folders of its parts: embeddings of pictures ``(b, 3, h, w)`` in 0..1, and of texts.
-
-    Pictures are stretched to the tower's size.
+    Args:
+        model: as :func:`counterpoint.load` takes it.
+        controls: kind -> ControlNet.
+        data: published set -> its folder.
+        readers: kind -> network that reads it from pictures, and from photos where no map was published.
+        clip: a CLIP model.
 
     Raises:
-        UserError: a folder holds no such part.
+        UserError: something is missing; the message names it.
     """
-    try:
-        see = CLIPVisionModelWithProjection.from_pretrained(vision, dtype=torch.float32, local_files_only=True).eval()
-        read = CLIPTextModelWithProjection.from_pretrained(text, dtype=torch.float32, local_files_only=True).eval()
-        words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-        settings = json.loads((vision / "preprocessor_config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{vision.parent} is not a CLIP model: {str(error).splitlines()[0]}") from None
-    size = (see.config.image_size,) * 2
-    mean, deviation = (torch.tensor(settings[name])[:, None, None] for name in ("image_mean", "image_std"))
+    if unknown := sorted(set(data) - set(SETS)):
+        raise UserError(f"unknown data set {unknown[0]!r}; there are {', '.join(SETS)}")
+    if clip is None or not controls:
+        raise UserError("published photos need --controlnet KIND=FOLDER, once a control, and --clip FOLDER")
+    pipe, looks = load(model, controls), user_readers(readers, clip)
+    size = pipe.native_size
 
-    def embed_pictures(pictures: Tensor) -> Tensor:
-        small = F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        return see(pixel_values=(small - mean) / deviation).image_embeds
+    def reading(kind: str) -> Callable[[Image], Image]:
+        return lambda photo: unstack(looks.maps[kind](stack([photo])))[0]
 
-    def embed_texts(texts: Sequence[str]) -> Tensor:
-        return read(**words(list(texts), padding="longest", truncation=True, return_tensors="pt")).text_embeds
-
-    return embed_pictures, embed_texts
-
-
-def load_pristine() -> Pristine:
-    """NIQE's published model of pristine pictures, which is shipped."""
-    return Pristine(**load_file(Path(models.__file__).parent / "niqe" / "pristine.safetensors"))
+    extract = {"canny": canny, "hed": soft_edge, "depth": reading("depth"), "seg": reading("seg")}
+    cases = PublishedCases({name: SETS[name](folder, size) for name, folder in data.items()}, extract)
+    weights = _hash([locate(source) for source in (model, *controls.values())])
+    return Bench(pipe, looks, cases, {"weights": weights, **{name: str(folder) for name, folder in data.items()}})
 
 
 def settle(folder: Path, settings: dict[str, Any]) -> None:
@@ -155,13 +137,10 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _drawn(joints: Tensor) -> Image:
-    """One person from joint heat maps ``(18, h, w)``: the likeliest place of each joint that is likely at all."""
-    likely, places = joints.flatten(1).sigmoid().max(1)
-    height, width = joints.shape[1:]
-    points = torch.stack([places % width, places // width], -1).double() + 0.5
-    points[likely < 0.3] = torch.nan
-    return draw_pose([points.numpy()], height, width)
+def _tiny_quality(bench: Bench) -> Suite:
+    if bench.cases is not pairs:
+        raise UserError("tiny-quality measures the tiny family on its own scenes; it takes no --data")
+    return TinyQuality(_round_trip(bench.pipe))
 
 
 def _round_trip(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
@@ -172,8 +151,10 @@ def _round_trip(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
     return after
 
 
-def _hash(folder: Path) -> str:
+def _hash(places: Sequence[Path]) -> str:
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        total.update(hashlib.sha256(path.read_bytes()).digest())
+    for place in places:
+        for path in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]

@@ -6,6 +6,7 @@ conditions of one picture) and Minimal Impact ControlNet (2025, section 5.2: thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +15,14 @@ import numpy as np
 from counterpoint.data.scenes.caption import LEVELS, caption
 from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.render import SPLITS, scene
-from counterpoint.data.scenes.vocabulary import BACKGROUNDS, KINDS, SEG_INDEX, SIZE
+from counterpoint.data.scenes.vocabulary import BACKGROUNDS, KINDS, SEG_CLASSES, SEG_INDEX
 from counterpoint.types import CONTROL_KINDS, Image
 
 Layout = Literal["crops", "split", "centre"]
+SILENT_KINDS = ("canny", "pose")
+"""What :func:`silent` combines unless told."""
+CLASSES = len(SEG_CLASSES)
+"""Classes of the segmentations."""
 _THINGS = np.array([SEG_INDEX[kind] for kind in KINDS])
 
 
@@ -52,25 +57,25 @@ def conflicting(number: int, background: str = "seg", split: str = "test") -> Ca
     images = {"pose": control_map(person, "pose"), background: control_map(other, background)}
     prompt = f"a photo of a person {BACKGROUNDS[other.layout.background]}"
     photos = {"pose": person.image, background: other.image}
-    return Case(prompt, images, _everywhere(images), photos, person.person_mask)
+    return Case(prompt, images, everywhere(images), photos, person.person_mask)
 
 
 def complementary(number: int, kinds: tuple[str, ...] = ("hed", "seg"), split: str = "test") -> Case:
     """Several controls of one and the same scene."""
     one = scene(SPLITS[split].start + number, style="photo")
     images = {kind: control_map(one, kind) for kind in kinds}
-    return Case(caption(one.layout, "detailed"), images, _everywhere(images), dict.fromkeys(kinds, one.image))
+    return Case(caption(one.layout, "detailed"), images, everywhere(images), dict.fromkeys(kinds, one.image))
 
 
 def alone(number: int, kind: str, split: str = "test") -> Case:
     """One control of one scene; poses come from scenes with a person."""
     one = scene(SPLITS[split].start + number, content="interaction" if kind == "pose" else None, style="photo")
     images = {kind: control_map(one, kind)}
-    return Case(caption(one.layout, "detailed"), images, _everywhere(images), {kind: one.image}, one.person_mask)
+    return Case(caption(one.layout, "detailed"), images, everywhere(images), {kind: one.image}, one.person_mask)
 
 
 def silent(
-    number: int, layout: Layout, kinds: tuple[str, str] = ("canny", "pose"), level: str = "brief", split: str = "test"
+    number: int, layout: Layout, kinds: tuple[str, str] = SILENT_KINDS, level: str = "brief", split: str = "test"
 ) -> Case:
     """Two controls that each speak in a part of the picture only; elsewhere they show their silent value.
 
@@ -92,8 +97,21 @@ def silent(
     start = SPLITS[split].start + 2 * number
     scenes = {kind: scene(start + i, content="interaction", style="photo") for i, kind in enumerate(kinds)}
     full = [(control_map(scenes[kind], kind), scenes[kind].image) for kind in kinds]
-    half, quarter = SIZE // 2, SIZE // 4
-    masks = np.zeros((2, SIZE, SIZE), bool)
+    return silenced(caption(scenes[kinds[0]].layout, level), kinds, full, layout)
+
+
+def silenced(prompt: str, kinds: tuple[str, str], full: Sequence[tuple[Image, Image]], layout: Layout) -> Case:
+    """A case in which each of two controls speaks in its part of the picture only.
+
+    Args:
+        prompt: of the case.
+        kinds: of the controls.
+        full: condition image and photo of each, square and of one size.
+        layout: see :func:`silent`.
+    """
+    size = full[0][0].shape[0]
+    half, quarter = size // 2, size // 4
+    masks = np.zeros((2, size, size), bool)
     if layout == "centre":
         masks[0, quarter:-quarter, quarter:-quarter] = True
         masks[1] = ~masks[0]
@@ -107,9 +125,9 @@ def silent(
         for kind, mask, (image, _) in zip(kinds, masks, full, strict=True)
     }
     photos = {kind: photo for kind, (_, photo) in zip(kinds, full, strict=True)}
-    prompt = caption(scenes[kinds[0]].layout, level)
     return Case(prompt, images, dict(zip(kinds, masks, strict=True)), photos)
 
 
-def _everywhere(images: dict[str, Image]) -> dict[str, np.ndarray]:
-    return {kind: np.ones((SIZE, SIZE), bool) for kind in images}
+def everywhere(images: dict[str, Image]) -> dict[str, np.ndarray]:
+    """A voice for every control in the whole picture."""
+    return {kind: np.ones(image.shape[:2], bool) for kind, image in images.items()}

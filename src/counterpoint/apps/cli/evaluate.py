@@ -24,14 +24,37 @@ def evaluate(
         str | None, typer.Option(metavar="NAME=FROM:TO:STEP", help="Compare weights of a control instead of rules.")
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=2, max=100_000)] = 64,
-    model: Annotated[str, typer.Option(help="tiny, or another folder of the same layout with judges.")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="tiny, or another folder of the same layout with judges; with --data any model.")
+    ] = "tiny",
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=FOLDER", help="With --data: the network of a control.", show_default=False),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SET=FOLDER",
+            help="Published photos in place of scenes: coco2017, bg20k, laion, multigen, multigen-depth, ade20k.",
+            show_default=False,
+        ),
+    ] = None,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reader",
+            metavar="KIND=FOLDER",
+            help="With --data: what reads depth or seg from pictures.",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1, max=1000)] = 20,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.", min=0, max=100)] = 7.5,
     batch_size: Annotated[int, typer.Option(help="Pictures made at a time.", min=1, max=1024)] = 16,
     inception: Annotated[Path | None, typer.Option(metavar="FILE", help="For fid and kid of folders.")] = None,
     lpips: Annotated[Path | None, typer.Option(metavar="FILE", help="For lpips of folders.")] = None,
     clip: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="For clip of folders; default the tiny one.")
+        Path | None, typer.Option(metavar="FOLDER", help="A CLIP for folders (default the tiny one), or for --data.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for pictures and results; default counterpoint-evaluation/SUITE.")
@@ -48,6 +71,7 @@ def evaluate(
 
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
+    from counterpoint.apps.cli.generate import pairs
     from counterpoint.types import UserError
 
     began = time.perf_counter()
@@ -61,7 +85,8 @@ def evaluate(
     else:
         if folders or metrics:
             raise UserError(f"folders and --metrics belong to evaluate folder, not to the suite {suite!r}")
-        results, strips = _run(suite, fusion, sweep, n, model, steps, guidance_scale, batch_size, folder)
+        named = [pairs("--controlnet", controlnet), pairs("--data", data), pairs("--reader", read)]
+        results, strips = _run(suite, fusion, sweep, n, model, named, clip, steps, guidance_scale, batch_size, folder)
     results = {
         "schema": record.SCHEMA,
         "suite": suite,
@@ -103,6 +128,8 @@ def _run(
     sweep: str | None,
     n: int,
     model: str,
+    named: list[dict[str, str]],
+    clip: Path | None,
     steps: int,
     guidance_scale: float,
     batch_size: int,
@@ -117,7 +144,7 @@ def _run(
 
     from counterpoint.apps.cli import output
     from counterpoint.apps.evaluation_page import strips
-    from counterpoint.apps.suites import SUITES, PipelineMaker, load_family, settle
+    from counterpoint.apps.suites import SUITES, PipelineMaker, settle
     from counterpoint.evaluation.make import make, reader, seconds_a_picture
     from counterpoint.evaluation.report import records, sentences
     from counterpoint.evaluation.suite import Method
@@ -125,16 +152,16 @@ def _run(
     if suite not in SUITES:
         raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)} and folder")
     methods = [Method(rule, weights) for rule in rules for weights in (_weights(sweep) if sweep else [{}])]
-    pipe, readers, weights = load_family(model)
-    settings = {"suite": suite, "weights": weights, "steps": steps, "guidance_scale": guidance_scale}
+    bench = _bench(model, *named, clip)
+    settings = {"suite": suite, **bench.identity, "steps": steps, "guidance_scale": guidance_scale}
+    chosen = SUITES[suite](bench)
     settle(folder, settings)
-    chosen = SUITES[suite](pipe)
     with output.progress("making pictures", unit="picture") as listen:
         tasks = chosen.tasks(n, methods)
-        make(tasks, PipelineMaker(pipe, steps, guidance_scale), folder / "pictures", batch_size, listen)
+        make(tasks, PipelineMaker(bench.pipe, steps, guidance_scale), folder / "pictures", batch_size, listen)
     output.say("scoring")
     with torch.no_grad():
-        rows = chosen.score(reader(folder / "pictures"), n, methods, readers)
+        rows = chosen.score(reader(folder / "pictures"), n, methods, bench.readers)
     return {
         "n": n,
         "rows": records(rows, model),
@@ -142,6 +169,22 @@ def _run(
         "seconds_a_picture": seconds_a_picture(folder / "pictures"),
         "settings": settings,
     }, strips(tasks, reader(folder / "pictures"))
+
+
+def _bench(model: str, controls: dict[str, str], data: dict[str, str], read: dict[str, str], clip: Path | None) -> Any:
+    from counterpoint.apps.readers import READ
+    from counterpoint.apps.suites import family_bench, published_bench
+    from counterpoint.types import UserError
+
+    if not data:
+        if controls or read or clip:
+            raise UserError("--controlnet, --reader and --clip belong to --data SET=FOLDER; scenes bring their own")
+        return family_bench(model)
+    if unknown := sorted(set(read) - set(READ)):
+        raise UserError(f"--reader {unknown[0]}: readers are named for {' and '.join(READ)}")
+    return published_bench(
+        model, controls, *({key: Path(value) for key, value in one.items()} for one in (data, read)), clip
+    )
 
 
 def _weights(sweep: str) -> list[dict[str, float]]:

@@ -6,25 +6,54 @@ ControlNet++ (arXiv:2404.07987, section 5). Where the papers give no definition,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from typing import Protocol
 
-from counterpoint.data.pairs import Case, alone, complementary, conflicting, silent
-from counterpoint.data.scenes.vocabulary import SEG_CLASSES
+from counterpoint.data.pairs import Case, Layout
 from counterpoint.evaluation import measures
 from counterpoint.evaluation.suite import Finished, Method, Readers, Row, Task, stack
 from counterpoint.metrics.metric import Metric
+from counterpoint.types import UserError
 
 CHUNK = 32
 """Cases scored at a time."""
 
 
+class Cases(Protocol):
+    """Where cases come from: :mod:`counterpoint.data.pairs`, or published photos."""
+
+    SILENT_KINDS: tuple[str, str]
+    LEVELS: tuple[str, ...]
+    CLASSES: int
+
+    def conflicting(self, number: int, background: str) -> Case:
+        """Pose over something else."""
+        ...
+
+    def complementary(self, number: int, kinds: tuple[str, ...]) -> Case:
+        """Maps of one picture."""
+        ...
+
+    def silent(self, number: int, layout: Layout, kinds: tuple[str, str], level: str) -> Case:
+        """Maps with silent regions."""
+        ...
+
+    def alone(self, number: int, kind: str) -> Case:
+        """One map."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sort:
-    """One sort of cases: number -> case, and the measures ``(pictures, cases, readers) -> rows`` that apply to it."""
+    """One sort of cases: their controls, number -> case, and the measures that apply to it.
 
+    A measure takes ``(pictures, cases, readers)`` and gives a row a case.
+    """
+
+    kinds: tuple[str, ...]
     build: Callable[[int], Case]
     metrics: Callable[[], list[Metric]]
 
@@ -34,6 +63,18 @@ class FusionSuite:
     """Sorts of cases, each made with every method from the same noise."""
 
     sorts: dict[str, Sort]
+
+    def only(self, kinds: Collection[str]) -> FusionSuite:
+        """The sorts that need no other controls than these.
+
+        Raises:
+            UserError: there is none.
+        """
+        kept = {name: sort for name, sort in self.sorts.items() if set(sort.kinds) <= set(kinds)}
+        if not kept:
+            wanted = " or ".join(sorted({" and ".join(sort.kinds) for sort in self.sorts.values()}))
+            raise UserError(f"this suite needs ControlNets for {wanted}; there are {', '.join(kinds) or 'none'}")
+        return FusionSuite(kept)
 
     def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
         """Seeds are the numbers of the cases."""
@@ -85,41 +126,61 @@ def _silent(kinds: Sequence[str]) -> list[Metric]:
     return [*(measure(kind) for measure in each for kind in kinds), measures.clip()]
 
 
-def _single(kind: str) -> list[Metric]:
+def _single(kind: str, classes: int) -> list[Metric]:
     obeyed = {
         "canny": partial(measures.map_ssim, "canny"),
         "hed": partial(measures.map_ssim, "hed"),
         "depth": measures.depth_error,
         "pose": measures.person_iou,
-        "seg": partial(measures.class_iou, len(SEG_CLASSES)),
+        "seg": partial(measures.class_iou, classes),
     }
     return [obeyed[kind](), measures.region_distance(kind), measures.clip()]
 
 
-CONFLICTING = FusionSuite(
-    {
-        f"pose+{other}": Sort(partial(conflicting, background=other), partial(_conflicting, other))
-        for other in ("seg", "depth")
-    }
-)
-COMPLEMENTARY = FusionSuite(
-    {
-        "+".join(kinds): Sort(partial(complementary, kinds=kinds), partial(_complementary, kinds))
-        for kinds in (("hed", "seg"), ("hed", "depth"), ("seg", "depth"))
-    }
-)
-SILENT = FusionSuite(
-    {
-        f"{layout}, {level} prompt": Sort(
-            partial(silent, layout=layout, level=level), partial(_silent, ("canny", "pose"))
-        )
-        for layout, level in [
-            *product(("crops", "split", "centre"), ("brief",)),
-            ("split", "none"),
-            ("split", "detailed"),
-        ]
-    }
-)
-SINGLE = FusionSuite(
-    {kind: Sort(partial(alone, kind=kind), partial(_single, kind)) for kind in ("canny", "hed", "depth", "pose", "seg")}
-)
+def conflicting(cases: Cases) -> FusionSuite:
+    """A person against a background that is something else where the person stands."""
+    return FusionSuite(
+        {
+            f"pose+{other}": Sort(
+                ("pose", other), partial(cases.conflicting, background=other), partial(_conflicting, other)
+            )
+            for other in ("seg", "depth")
+        }
+    )
+
+
+def complementary(cases: Cases) -> FusionSuite:
+    """Two maps of one picture."""
+    return FusionSuite(
+        {
+            "+".join(kinds): Sort(kinds, partial(cases.complementary, kinds=kinds), partial(_complementary, kinds))
+            for kinds in (("hed", "seg"), ("hed", "depth"), ("seg", "depth"))
+        }
+    )
+
+
+def silent(cases: Cases) -> FusionSuite:
+    """Each control is silent where the other speaks."""
+    return FusionSuite(
+        {
+            f"{layout}, {level} prompt": Sort(
+                cases.SILENT_KINDS,
+                partial(cases.silent, kinds=cases.SILENT_KINDS, layout=layout, level=level),
+                partial(_silent, cases.SILENT_KINDS),
+            )
+            for layout, level in [
+                *product(("crops", "split", "centre"), ("brief",)),
+                *(("split", level) for level in cases.LEVELS if level != "brief"),
+            ]
+        }
+    )
+
+
+def single(cases: Cases) -> FusionSuite:
+    """One control at a time."""
+    return FusionSuite(
+        {
+            kind: Sort((kind,), partial(cases.alone, kind=kind), partial(_single, kind, cases.CLASSES))
+            for kind in ("canny", "hed", "depth", "pose", "seg")
+        }
+    )

@@ -1,0 +1,188 @@
+"""The networks that look at finished pictures: a family's own, or a user's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForDepthEstimation,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    AutoTokenizer,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+)
+
+from counterpoint import models
+from counterpoint.conditions.canny import canny
+from counterpoint.conditions.openpose import draw_pose
+from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.conditions.soft_edge import soft_edge
+from counterpoint.data.scenes.maps import SEG_PALETTE
+from counterpoint.data.scenes.vocabulary import PERSON
+from counterpoint.evaluation.suite import Readers, stack, unstack
+from counterpoint.metrics.maps import nearest_colour
+from counterpoint.metrics.niqe import Pristine
+from counterpoint.models.load import load_diffusers
+from counterpoint.types import Image, UserError
+
+READ = ("depth", "seg")
+"""Kinds of control whose reader a user names; canny and soft edges need no network."""
+_EDGES = {
+    "canny": lambda pictures: stack([canny(image) for image in unstack(pictures)]),
+    "hed": lambda pictures: stack([soft_edge(image) for image in unstack(pictures)]),
+}
+
+
+def family_readers(folder: Path) -> Readers:
+    """The judge and the towers of a family's folder as readers of its pictures."""
+    judge = load_diffusers(folder / "judges" / "a").eval()
+    embed_pictures, embed_texts = load_clip(*(folder / part for part in ("image_encoder", "text_encoder", "tokenizer")))
+
+    def classes(pictures: Tensor) -> Tensor:
+        return judge(pictures * 2 - 1).seg.argmax(1)
+
+    return Readers(
+        maps={
+            **_EDGES,
+            "depth": lambda pictures: judge(pictures * 2 - 1).depth.expand(-1, 3, -1, -1),
+            "seg": lambda pictures: stack(list(SEG_PALETTE[classes(pictures).numpy()])),
+            "pose": lambda pictures: stack([_drawn(joints) for joints in judge(pictures * 2 - 1).joints]),
+        },
+        person=lambda pictures: classes(pictures) == PERSON,
+        classes=classes,
+        classes_of=lambda images: nearest_colour(torch.from_numpy(np.stack(images)), torch.from_numpy(SEG_PALETTE)),
+        embed_pictures=embed_pictures,
+        embed_texts=embed_texts,
+        pristine=load_pristine(),
+    )
+
+
+def user_readers(folders: Mapping[str, Path], clip: Path) -> Readers:
+    """Networks in transformers' folders as readers of pictures of any size.
+
+    Args:
+        folders: ``depth`` -> a depth estimator whose output grows towards the viewer (DPT, Depth Anything), stretched
+            to 0..1 a picture; ``seg`` -> a segmenter with ADE20K's 150 classes. One that is not named is missed when
+            it is needed.
+        clip: a CLIP model.
+
+    Raises:
+        UserError: a folder holds no such model.
+    """
+    embed_pictures, embed_texts = load_clip(clip, clip, clip)
+    depth = _load(folders["depth"], AutoModelForDepthEstimation) if "depth" in folders else _absent("depth")
+    classes = _segmenter(folders["seg"]) if "seg" in folders else _absent("seg")
+
+    def depths(pictures: Tensor) -> Tensor:
+        near = depth(pictures, "post_process_depth_estimation", "predicted_depth")[:, None]
+        low, high = near.amin((2, 3), keepdim=True), near.amax((2, 3), keepdim=True)
+        return ((near - low) / (high - low).clamp(min=torch.finfo(near.dtype).tiny)).expand(-1, 3, -1, -1)
+
+    return Readers(
+        maps={
+            **_EDGES,
+            "depth": depths,
+            "seg": lambda pictures: stack(list(ADE20K_PALETTE[classes(pictures).numpy()])),
+        },
+        person=lambda pictures: classes(pictures) == _PERSON_OF_ADE20K,
+        classes=classes,
+        classes_of=lambda images: nearest_colour(torch.from_numpy(np.stack(images)), torch.tensor(ADE20K_PALETTE)),
+        embed_pictures=embed_pictures,
+        embed_texts=embed_texts,
+        pristine=load_pristine(),
+    )
+
+
+_PERSON_OF_ADE20K = 12
+
+
+def _segmenter(folder: Path) -> Callable[[Tensor], Tensor]:
+    read = _load(folder, AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation)
+    return lambda pictures: read(pictures, "post_process_semantic_segmentation", None)
+
+
+def _load(folder: Path, *kinds: Any) -> Callable[[Tensor, str, str | None], Tensor]:
+    """A network with its own pre- and post-processing: ``(pictures, name of the latter, its key) -> (b, h, w)``."""
+    for kind in kinds:
+        try:
+            network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+            break
+        except ValueError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder} is not a model: {str(error).splitlines()[0]}") from None
+    else:
+        raise UserError(f"{folder} holds no model for {' or '.join(kind.__name__ for kind in kinds)}")
+    if AutoModelForDepthEstimation not in kinds and network.config.num_labels != len(ADE20K_PALETTE):
+        raise UserError(f"{folder} tells {network.config.num_labels} classes apart; ADE20K's 150 are needed")
+    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+
+    @torch.no_grad()
+    def read(pictures: Tensor, finish: str, key: str | None) -> Tensor:
+        given = processor(images=unstack(pictures), return_tensors="pt")
+        sizes = [tuple(pictures.shape[2:])] * len(pictures)
+        found = getattr(processor, finish)(network(**given), target_sizes=sizes)
+        return torch.stack([one[key] if key else one for one in found])
+
+    return read
+
+
+def _absent(kind: str) -> Callable[..., Tensor]:
+    def complain(*_: object) -> Tensor:
+        raise UserError(f"this suite reads {kind} from pictures: name a network with --reader {kind}=FOLDER")
+
+    return complain
+
+
+def load_clip(
+    vision: Path, text: Path, tokenizer: Path
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
+    """A CLIP in the folders of its parts: embeddings of pictures ``(b, 3, h, w)`` in 0..1, and of texts.
+
+    Pictures are stretched to the tower's size.
+
+    Raises:
+        UserError: a folder holds no such part.
+    """
+    try:
+        see = CLIPVisionModelWithProjection.from_pretrained(vision, dtype=torch.float32, local_files_only=True).eval()
+        read = CLIPTextModelWithProjection.from_pretrained(text, dtype=torch.float32, local_files_only=True).eval()
+        words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        settings = json.loads((vision / "preprocessor_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{vision.parent} is not a CLIP model: {str(error).splitlines()[0]}") from None
+    size = (see.config.image_size,) * 2
+    mean, deviation = (torch.tensor(settings[name])[:, None, None] for name in ("image_mean", "image_std"))
+
+    def embed_pictures(pictures: Tensor) -> Tensor:
+        small = F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        return see(pixel_values=(small - mean) / deviation).image_embeds
+
+    def embed_texts(texts: Sequence[str]) -> Tensor:
+        return read(**words(list(texts), padding="longest", truncation=True, return_tensors="pt")).text_embeds
+
+    return embed_pictures, embed_texts
+
+
+def load_pristine() -> Pristine:
+    """NIQE's published model of pristine pictures, which is shipped."""
+    return Pristine(**load_file(Path(models.__file__).parent / "niqe" / "pristine.safetensors"))
+
+
+def _drawn(joints: Tensor) -> Image:
+    """One person from joint heat maps ``(18, h, w)``: the likeliest place of each joint that is likely at all."""
+    likely, places = joints.flatten(1).sigmoid().max(1)
+    height, width = joints.shape[1:]
+    points = torch.stack([places % width, places // width], -1).double() + 0.5
+    points[likely < 0.3] = torch.nan
+    return draw_pose([points.numpy()], height, width)
