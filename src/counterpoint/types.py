@@ -80,6 +80,7 @@ class Fusion:
         inject: into the host; the default adds.
         exchange: between the branches; ``None`` leaves them alone.
         exchange_skips: whether the residuals of each block are exchanged too, or its running feature only.
+        keys: whether a foreground branch lends its keys and values to the others (KV-injection).
         cite: keys of the papers to cite.
     """
 
@@ -90,6 +91,7 @@ class Fusion:
     inject: Inject = torch.add
     exchange: Exchange | None = None
     exchange_skips: bool = True
+    keys: bool = False
     cite: tuple[str, ...] = ()
 
     def at(self, site: str, last: bool = False) -> Combine:

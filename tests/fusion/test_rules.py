@@ -1,20 +1,37 @@
-"""What holds for every rule of the table."""
+"""What holds for every operator of every rule in the table."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from counterpoint.apps.citations import CITATIONS
-from counterpoint.fusion import FUSIONS, get_fusion
+from counterpoint.fusion import FUSIONS, RULES, get_fusion
 from counterpoint.types import Fusion, UserError
 
 SHAPES = [(2, 8, 4, 4), (2, 12, 6)]
+COMBINE = {
+    f"{rule.name}{site and '@'}{site}": combine
+    for rule in FUSIONS.values()
+    for site, combine in (("", rule.combine), *rule.sites.items())
+}
+EXCHANGE = {rule.name: rule.exchange for rule in FUSIONS.values() if rule.exchange}
+INJECT = {rule.name: rule.inject for rule in FUSIONS.values() if rule.inject is not torch.add}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    **COMBINE,
+    **{f"{name}, exchange": exchange for name, exchange in EXCHANGE.items()},
+    **{f"{name}, inject": lambda x, inject=inject: inject(x[0], x[1]) for name, inject in INJECT.items()},
+}
+operators = pytest.mark.parametrize("name", OPERATORS)
 
 
-def features(n: int, shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def features(n: int, shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
@@ -24,64 +41,104 @@ def rule(request: pytest.FixtureRequest) -> Fusion:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_one_branch_is_the_identity(rule: Fusion, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", COMBINE)
+def test_one_branch_is_the_identity(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = features(1, shape, dtype=dtype)
-    assert torch.equal(rule.combine(x), x[0])
+    assert torch.equal(COMBINE[name](x), x[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", EXCHANGE)
+def test_one_branch_has_nobody_to_exchange_with(name: str, dtype: torch.dtype) -> None:
+    x = features(1, SHAPES[0], dtype=dtype)
+    assert torch.equal(EXCHANGE[name](x), x)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n", [2, 3, 7])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_shape_and_dtype_stay(rule: Fusion, shape: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
-    result = rule.combine(features(n, shape, dtype=dtype))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", COMBINE)
+def test_shape_and_dtype_stay(name: str, shape: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
+    result = COMBINE[name](features(n, shape, dtype=dtype))
     assert result.shape == shape
     assert result.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@operators
+def test_dtype_stays_everywhere(name: str, dtype: torch.dtype) -> None:
+    assert OPERATORS[name](features(3, SHAPES[0], dtype=dtype)).dtype == dtype
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 5), shape=st.sampled_from(SHAPES))
+@pytest.mark.parametrize("name", COMBINE)
+def test_order_does_not_matter(name: str, seed: int, n: int, shape: tuple[int, ...]) -> None:
+    x = features(n, shape, seed)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(COMBINE[name](x[order]), COMBINE[name](x))
+
+
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 5))
-@pytest.mark.parametrize("name", FUSIONS)
-def test_order_does_not_matter(name: str, seed: int, n: int) -> None:
+@pytest.mark.parametrize("name", EXCHANGE)
+def test_exchanges_follow_the_order(name: str, seed: int, n: int) -> None:
     x = features(n, SHAPES[0], seed)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(FUSIONS[name].combine(x[order]), FUSIONS[name].combine(x))
+    torch.testing.assert_close(EXCHANGE[name](x[order]), EXCHANGE[name](x)[order])
 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 10**6))
-@pytest.mark.parametrize("name", FUSIONS)
+@operators
 def test_samples_do_not_see_each_other(name: str, seed: int) -> None:
     x = features(3, (4, 8, 4, 4), seed)
-    together = FUSIONS[name].combine(x)
+    together = OPERATORS[name](x)
     for sample in range(4):
-        torch.testing.assert_close(FUSIONS[name].combine(x[:, sample : sample + 1])[0], together[sample])
+        alone = OPERATORS[name](x[:, sample : sample + 1])
+        torch.testing.assert_close(alone, together[..., sample : sample + 1, :, :, :])
 
 
-def test_silent_branches_are_legal(rule: Fusion) -> None:
-    x = torch.zeros(3, *SHAPES[0], requires_grad=True)
-    result = rule.combine(x)
+@operators
+@pytest.mark.parametrize("silent", [(0, 1, 2), (1,), (0, 2)])
+def test_silent_branches_are_legal(name: str, silent: tuple[int, ...]) -> None:
+    x = features(3, SHAPES[0])
+    x[list(silent)] = 0
+    x.requires_grad_()
+    result = OPERATORS[name](x)
     result.sum().backward()
     assert torch.isfinite(result).all()
     assert torch.isfinite(x.grad).all()
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e3])
-def test_extreme_scales_stay_finite_in_half_precision(rule: Fusion, scale: float) -> None:
-    assert torch.isfinite(rule.combine((features(3, SHAPES[0]) * scale).half())).all()
+@operators
+def test_extreme_scales_stay_finite_in_half_precision(name: str, scale: float) -> None:
+    assert torch.isfinite(OPERATORS[name]((features(3, SHAPES[0]) * scale).half())).all()
 
 
-def test_same_again(rule: Fusion) -> None:
+@operators
+def test_same_again(name: str) -> None:
     x = features(3, SHAPES[0])
-    assert torch.equal(rule.combine(x), rule.combine(x.clone()))
+    assert torch.equal(OPERATORS[name](x), OPERATORS[name](x.clone()))
 
 
-def test_sum_and_mean_by_their_equations() -> None:
+def test_sum_mean_and_max_by_their_equations() -> None:
     x = features(3, SHAPES[0])
     wide = x.double()
     torch.testing.assert_close(FUSIONS["sum"].combine(x), (wide[0] + wide[1] + wide[2]).float())
     torch.testing.assert_close(FUSIONS["mean"].combine(x), wide.mean(0).float())
     assert torch.equal(FUSIONS["sum"].combine(x), (x[0] + x[1]) + x[2])
+    largest = FUSIONS["max"].combine(x)
+    assert torch.equal(largest.abs(), x.abs().amax(0))
+    assert ((largest == x).sum(0) == 1).all()
+    tie = torch.tensor([[[[[1.0]]]], [[[[-1.0]]]]])
+    assert FUSIONS["max"].combine(tie).item() == 0
+
+
+def test_only_minimal_impact_changes_a_single_control() -> None:
+    assert set(INJECT) == {"minimal-impact"}
 
 
 def test_every_rule_can_be_cited(rule: Fusion) -> None:
@@ -89,6 +146,31 @@ def test_every_rule_can_be_cited(rule: Fusion) -> None:
     assert set(rule.cite) <= set(CITATIONS)
 
 
-def test_unknown_rule_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="sum, mean"):
-        get_fusion("best")
+def test_names_are_the_tables(rule: Fusion) -> None:
+    assert rule is FUSIONS[rule.name] is get_fusion(rule.name)
+    assert set(RULES) == set(FUSIONS)
+
+
+def test_settings_in_a_name() -> None:
+    x = features(3, SHAPES[0])
+    averaged = get_fusion("pix:delta=-1.5")
+    assert averaged.name == "pix:delta=-1.5"
+    torch.testing.assert_close(averaged.combine(x), x.mean(0))
+    pixel = get_fusion("mgda:reading=literal,granularity=pixel")
+    assert not torch.equal(pixel.combine(x), FUSIONS["mgda"].combine(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("best", "unknown fusion 'best'; there are sum, mean"),
+        ("sum:delta=1", "the fusion sum has no setting 'delta'; it has none"),
+        ("pix:gamma=1", "it has delta"),
+        ("pix:delta=high", "is a number, got 'high'"),
+        ("pix:delta=nan", "is a number, got 'nan'"),
+        ("mgda:reading=left", "one of min-norm, literal, got 'left'"),
+    ],
+)
+def test_what_is_no_rule(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        get_fusion(name)

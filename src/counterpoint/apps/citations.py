@@ -44,5 +44,33 @@ CITATIONS = {
   year      = {2021},
   note      = {arXiv:2010.02502}
 }""",
+    "cross-controlnet": """@misc{crosscontrolnet2025,
+  title  = {{Cross-ControlNet}: Training-Free Fusion of Multiple Conditions for Text-to-Image Generation},
+  author = {Anonymous},
+  year   = {2025},
+  note   = {Under double-blind review}
+}""",
+    "maxfusion": """@inproceedings{nair2024maxfusion,
+  title     = {{MaxFusion}: Plug\\&Play Multi-Modal Generation in Text-to-Image Diffusion Models},
+  author    = {Nair, Nithin Gopalakrishnan and Valanarasu, Jeya Maria Jose and Patel, Vishal M.},
+  booktitle = {ECCV},
+  year      = {2024},
+  note      = {arXiv:2404.09977}
+}""",
+    "minimal-impact": """@inproceedings{sun2025minimal,
+  title     = {Minimal Impact {ControlNet}: Advancing Multi-{ControlNet} Integration},
+  author    = {Sun, Shikun and Zhou, Min and Wang, Zixuan and Li, Xubin and Ge, Tiezheng and Ye, Zijie and
+               Qin, Xiaoyu and Xing, Junliang and Zheng, Bo and Jia, Jia},
+  booktitle = {ICLR},
+  year      = {2025}
+}""",
+    "mgda": """@article{desideri2012mgda,
+  title   = {Multiple-gradient descent algorithm ({MGDA}) for multiobjective optimization},
+  author  = {D{\\'e}sid{\\'e}ri, Jean-Antoine},
+  journal = {Comptes Rendus Mathematique},
+  volume  = {350},
+  pages   = {313--318},
+  year    = {2012}
+}""",
 }
 """Key -> BibTeX. Fusion rules name their keys in the table of rules."""

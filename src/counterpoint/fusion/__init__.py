@@ -2,25 +2,132 @@
 
 from __future__ import annotations
 
-from counterpoint.fusion.add import add, mean
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, get_args, get_type_hints
+
+from counterpoint.fusion.add import add, largest, mean
+from counterpoint.fusion.cross import authors_exchange, channel_fusion, pix_fusion
+from counterpoint.fusion.maxfusion import maxfusion, maxfusion_exchange
+from counterpoint.fusion.minimal_impact import Granularity, Reading, balanced_combination, balanced_injection
 from counterpoint.types import Fusion, UserError
 
-FUSIONS = {
-    fusion.name: fusion
-    for fusion in (
-        Fusion("sum", "add the branches, as every tool does", add, cite=("controlnet",)),
-        Fusion("mean", "average the branches", mean, cite=("controlnet",)),
+
+def _mgda(reading: Reading = "min-norm", granularity: Granularity = "sample") -> Fusion:
+    combine = balanced_combination(reading, granularity=granularity)
+    return Fusion(
+        "mgda",
+        "the convex combination that opposes no branch, at a sum's scale",
+        combine,
+        cite=("minimal-impact", "mgda"),
     )
+
+
+def _minimal_impact(
+    combination: Reading = "literal", injection: Reading = "literal", granularity: Granularity = "sample"
+) -> Fusion:
+    return Fusion(
+        "minimal-impact",
+        "balanced combination and injection, also for one control",
+        balanced_combination(combination, total_scale=1, granularity=granularity),
+        inject=balanced_injection(injection, granularity=granularity),
+        cite=("minimal-impact", "mgda"),
+    )
+
+
+def _pix(delta: float = 0.7) -> Fusion:
+    return Fusion("pix", "at each place the branch that varies most", pix_fusion(delta), cite=("cross-controlnet",))
+
+
+def _channel(delta: float = 0.7) -> Fusion:
+    return Fusion("channel", "of each channel the stronger branch", channel_fusion(delta), cite=("cross-controlnet",))
+
+
+def _pix_channel(delta: float = 0.7) -> Fusion:
+    summary = "pix, and channel at the last site"
+    return Fusion(
+        "pix+channel", summary, pix_fusion(delta), {"last": channel_fusion(delta)}, cite=("cross-controlnet",)
+    )
+
+
+def _cross(delta: float = 0.7) -> Fusion:
+    return Fusion(
+        "cross",
+        "pix+channel, and the foreground lends its keys and values (--subject)",
+        pix_fusion(delta),
+        {"last": channel_fusion(delta)},
+        keys=True,
+        cite=("cross-controlnet",),
+    )
+
+
+def _cross_authors(delta: float = 0.7) -> Fusion:
+    return Fusion(
+        "cross-authors",
+        "cross as its authors' code has it, with an exchange between the branches",
+        pix_fusion(delta, authors=True),
+        {"last": channel_fusion(delta, authors=True)},
+        exchange=authors_exchange(delta),
+        exchange_skips=False,
+        keys=True,
+        cite=("cross-controlnet", "maxfusion"),
+    )
+
+
+RULES: dict[str, Callable[..., Fusion]] = {
+    "sum": lambda: Fusion("sum", "add the branches, as every tool does", add, cite=("controlnet",)),
+    "mean": lambda: Fusion("mean", "average the branches", mean, cite=("controlnet",)),
+    "max": lambda: Fusion("max", "of every number the largest", largest, cite=("controlnet",)),
+    "mgda": _mgda,
+    "minimal-impact": _minimal_impact,
+    "maxfusion": lambda: Fusion(
+        "maxfusion",
+        "at each place the branch of larger variance, also between the branches",
+        maxfusion,
+        exchange=maxfusion_exchange,
+        cite=("maxfusion",),
+    ),
+    "pix": _pix,
+    "channel": _channel,
+    "pix+channel": _pix_channel,
+    "cross": _cross,
+    "cross-authors": _cross_authors,
 }
-"""Name -> rule. Command line, studio, tests, citations and docs follow from this table."""
+"""Name -> what builds the rule from its settings."""
+FUSIONS = {name: build() for name, build in RULES.items()}
+"""Name -> rule at its defaults. Command line, studio, tests, citations and docs follow from this table."""
 
 
 def get_fusion(name: str) -> Fusion:
-    """The rule of a name.
+    """The rule of a name: ``cross``, or with settings ``cross:delta=0.5``.
 
     Raises:
-        UserError: there is none; the message lists those there are.
+        UserError: there is none, or it has no such setting or value; the message lists those there are.
     """
-    if name not in FUSIONS:
-        raise UserError(f"unknown fusion {name!r}; there are {', '.join(FUSIONS)}")
-    return FUSIONS[name]
+    base, _, text = name.partition(":")
+    if base not in RULES:
+        raise UserError(f"unknown fusion {base!r}; there are {', '.join(RULES)}")
+    if not text:
+        return FUSIONS[base]
+    settings = dict(_setting(base, part) for part in text.split(","))
+    return replace(RULES[base](**settings), name=name)
+
+
+def _setting(rule: str, text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    hints = {k: v for k, v in get_type_hints(RULES[rule]).items() if k in inspect.signature(RULES[rule]).parameters}
+    if key not in hints:
+        raise UserError(f"the fusion {rule} has no setting {key!r}; it has {', '.join(hints) or 'none'}")
+    if choices := get_args(hints[key]):
+        if value in choices:
+            return key, value
+        raise UserError(f"the setting {key} of {rule} is one of {', '.join(choices)}, got {value!r}")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"the setting {key} of {rule} is a number, got {value!r}")
+    return key, number

@@ -1,7 +1,8 @@
-"""The rules everyone ships: add the branches, or average them."""
+"""The rules everyone ships: add the branches, average them, or take the largest."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from counterpoint.types import Features
@@ -18,3 +19,11 @@ def add(features: Features) -> Tensor:
 def mean(features: Features) -> Tensor:
     """``1/N sum_n f_n``."""
     return add(features) / len(features) if len(features) > 1 else features[0]
+
+
+def largest(features: Features) -> Tensor:
+    """Of every number the one of largest magnitude; where several branches share it, their mean."""
+    size = features.abs()
+    chosen = size == size.amax(0)
+    total = torch.where(chosen, features, 0).float().sum(0)
+    return (total / chosen.sum(0)).to(features.dtype)

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.fusion.layout import Maps, agreement, average, on_maps
-from counterpoint.types import Combine
+from counterpoint.fusion.maxfusion import hand_over
+from counterpoint.types import Combine, Exchange
 
 PlaceMaps = Float[Tensor, "n b h w"]
 BINOMIAL = ((1, 2, 1), (2, 4, 2), (1, 2, 1))
@@ -31,27 +32,33 @@ def pix_fusion(delta: float = 0.7, *, authors: bool = False) -> Combine:
         delta: threshold of the correlation, in -1..1. Below -1 everything is averaged; 0 is not yet averaging.
         authors: as the public code has it: variance for standard deviation, and :data:`AUTHORS` as kernel.
     """
-    kernel = AUTHORS if authors else BINOMIAL
 
     @on_maps
     def pix(features: Maps) -> Tensor:
-        with torch.no_grad():  # who wins is a decision, not a function to differentiate
-            x = features.float()
-            centred = x - x.mean(2, keepdim=True)
-            spread = centred.square().mean(2)
-            share = _shares(spread if authors else spread.sqrt())
-            strength = smooth(share, kernel)
-            winners = strength == strength.amax(0)
-            agree = agreement(smooth(centred, kernel), winners) > delta
-        return average(features, (winners | agree)[:, :, None].float())
+        chosen, _ = _choose(features, delta, authors)
+        return average(features, chosen[:, :, None].float())
 
     return pix
 
 
-def channel_fusion(delta: float = 0.7) -> Combine:
+def authors_exchange(delta: float = 0.7) -> Exchange:
+    """What the branches tell each other in the authors' public code, which the paper does not mention: PixFusion's
+    choice, handed over as in MaxFusion."""
+
+    def exchange(features: Maps) -> Maps:
+        return hand_over(features, *_choose(features, delta, authors=True))
+
+    return exchange
+
+
+def channel_fusion(delta: float = 0.7, *, authors: bool = False) -> Combine:
     """ChannelFusion: of each channel the mean of the branches, weighted by standard deviation over places.
 
     Branches whose deviation is less than ``delta`` times the largest one's are left out.
+
+    Args:
+        delta: threshold of the ratio of deviations, in 0..1.
+        authors: as the public code has it: variance for standard deviation.
     """
 
     @on_maps
@@ -59,7 +66,8 @@ def channel_fusion(delta: float = 0.7) -> Combine:
         x = features.float()
         variance = (x - x.mean((3, 4), keepdim=True)).square().mean((3, 4), keepdim=True)
         deviation = torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)  # the root has no slope at 0
-        return average(features, deviation * (deviation >= delta * deviation.amax(0)))
+        strength = variance if authors else deviation
+        return average(features, strength * (strength >= delta * strength.amax(0)))
 
     return channel
 
@@ -69,6 +77,18 @@ def smooth(maps: Tensor, kernel: tuple[tuple[int, ...], ...] = BINOMIAL) -> Tens
     weight = torch.tensor(kernel, dtype=maps.dtype, device=maps.device)
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     return F.conv2d(flat, (weight / weight.sum())[None, None], padding=1).reshape(maps.shape)
+
+
+@torch.no_grad()  # who wins is a decision, not a function to differentiate
+def _choose(features: Maps, delta: float, authors: bool) -> tuple[Tensor, Tensor]:
+    """Who is averaged, and who won, ``(n, b, h, w)`` each."""
+    kernel = AUTHORS if authors else BINOMIAL
+    x = features.float()
+    centred = x - x.mean(2, keepdim=True)
+    spread = centred.square().mean(2)
+    strength = smooth(_shares(spread if authors else spread.sqrt()), kernel)
+    winners = strength == strength.amax(0)
+    return winners | (agreement(smooth(centred, kernel), winners) > delta), winners
 
 
 def _shares(strength: PlaceMaps) -> PlaceMaps:

@@ -25,15 +25,27 @@ def maxfusion(features: Maps) -> Tensor:
 
 def maxfusion_exchange(features: Maps) -> Maps:
     """What the branches tell each other: the chosen ones take their mean, the others the winner at their own scale."""
-    if len(features) == 1:
-        return features
     with torch.no_grad():
         chosen, winners = _choose(features.float())
-        x = features.float()
+    return hand_over(features, chosen, winners)
+
+
+def hand_over(features: Maps, chosen: Tensor, winners: Tensor) -> Maps:
+    """Branches that are chosen at a place take their mean; the others the winner, at their own standard deviation.
+
+    Args:
+        features: of n branches.
+        chosen: ``(n, b, h, w)``: who is averaged.
+        winners: likewise: who won.
+    """
+    if len(features) == 1:
+        return features
+    x = features.float()
+    with torch.no_grad():
         deviation = (x - x.mean(2, keepdim=True)).square().mean(2, keepdim=True).sqrt()
+        strongest = (deviation * winners[:, :, None]).amax(0)
+        scale = torch.where(strongest > 0, deviation / strongest, 1.0)
     first = average(features, winners[:, :, None].float()).float()
-    strongest = (deviation * winners[:, :, None]).amax(0)
-    scale = torch.where(strongest > 0, deviation / strongest, 1.0)
     shared = average(features, chosen[:, :, None].float()).float()
     return torch.where(chosen[:, :, None], shared, scale * first).to(features.dtype)
 

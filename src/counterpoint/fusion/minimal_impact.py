@@ -125,10 +125,17 @@ def _affine_minimum(gram: Gram, face: list[int]) -> tuple[Tensor, Tensor]:
     """Weights of the least-norm point of a face's affine hull, and whether it lies in the face."""
     part = gram[..., face, :][..., face]
     goal = torch.zeros(*part.shape[:-1], dtype=gram.dtype, device=gram.device)
-    goal = torch.nn.functional.pad(goal, (0, 1), value=1.0)
-    solved, failed = torch.linalg.solve_ex(_bordered(part, torch.ones_like(part[..., 0])), goal[..., None])
-    share = solved[..., :-1, 0]
-    feasible = (failed == 0) & share.isfinite().all(-1) & (share >= -1e-12).all(-1)
+    goal = torch.nn.functional.pad(goal, (0, 1), value=1.0)[..., None]
+    system = _bordered(part, torch.ones_like(part[..., 0]))
+    with torch.no_grad():
+        solved, failed = torch.linalg.solve_ex(system, goal)
+        share = solved[..., :-1, 0]
+        feasible = (failed == 0) & share.isfinite().all(-1) & (share >= -1e-12).all(-1)
+    # Solved again where it can be: the gradient of a singular system is not a number, whatever is done with it later.
+    system = torch.where(
+        feasible[..., None, None], system, torch.eye(system.shape[-1], dtype=gram.dtype, device=gram.device)
+    )
+    share = torch.linalg.solve(system, goal)[..., :-1, 0]
     share = torch.where(feasible[..., None], share, 0.0).clamp(min=0)
     weights = torch.zeros(*gram.shape[:-1], dtype=gram.dtype, device=gram.device)
     weights[..., face] = share
