@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from counterpoint.fusion import FUSIONS
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.prompt import PromptCut
 from counterpoint.sampling.schedulers import make_scheduler
@@ -43,6 +46,65 @@ def test_alone_and_in_a_batch(pipe: Pipeline, scheduler: str) -> None:
     for seed in (0, 5):
         alone = pipe("a person", HINTS, generator=seeded(seed), **FAST).images[0]
         assert np.abs(np.asarray(alone, int) - np.asarray(batch[seed], int)).max() <= 2
+
+
+@pytest.mark.parametrize("fusion", [name for name in FUSIONS if name not in {"sum", "mean"}])
+def test_every_rule_alone_and_in_a_batch(pipe: Pipeline, fusion: str) -> None:
+    subject = {"subject": "person"} if FUSIONS[fusion].keys else {}
+    call = partial(pipe, "a person", HINTS, fusion=fusion, output_type="latent", **subject, **FAST)
+    batch = call(num_images_per_prompt=3, generator=seeded(0, 1, 2)).images
+    torch.testing.assert_close(call(generator=seeded(1)).images, batch[1:2], atol=1e-4, rtol=1e-4)
+
+
+def test_keys_are_lent_where_the_subject_is(pipe: Pipeline) -> None:
+    def run(**more: object) -> torch.Tensor:
+        return pipe("a person", HINTS, generator=seeded(1), output_type="latent", **more, **FAST).images
+
+    plain = run(fusion="pix+channel")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert torch.equal(run(fusion="cross"), plain)
+    assert any("knows the subject" in str(warning.message) for warning in caught)
+    lent = run(fusion="cross", subject="person")
+    assert not torch.equal(lent, plain)
+    assert torch.equal(run(fusion="cross", subject="person", foreground="pose"), lent), "the first is the foreground"
+    assert not torch.equal(run(fusion="cross", subject="person", foreground="seg"), lent)
+    left, right = (
+        Image.fromarray(np.repeat([[255, 0], [0, 255]], 32, 1).astype(np.uint8)[[side] * 64]) for side in (0, 1)
+    )
+    masked = run(fusion="cross", subject_mask=left)
+    assert not torch.equal(masked, plain)
+    assert not torch.equal(masked, run(fusion="cross", subject_mask=right))
+
+
+def test_one_control_makes_every_rule_a_sum(parts: dict, pipe: Pipeline) -> None:
+    pipe = replace(pipe, controls={"pose": parts["networks"][0]})
+    call = partial(pipe, "a person", HINTS[:1], output_type="latent", **FAST)
+    wanted = call(fusion="sum", generator=seeded(1)).images
+    for fusion in FUSIONS.values():
+        if fusion.inject is torch.add:
+            assert torch.equal(call(fusion=fusion, generator=seeded(1)).images, wanted), fusion.name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fusion": "sum", "subject": "person"}, "lends no keys"),
+        ({"subject": "ball"}, "'ball' is not in the prompt; its words are: a person"),
+        ({"subject": "person", "foreground": "depth"}, "'depth' is no control; there are pose, seg"),
+        ({"subject": ["person", "a"], "foreground": ["pose", "seg"]}, "needs one that is not"),
+        ({"subject": ["person", "a"], "foreground": "pose"}, "2 subjects for 1 foregrounds"),
+    ],
+)
+def test_what_cannot_be_lent(pipe: Pipeline, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pipe("a person", HINTS, **{"fusion": "cross", **change}, **FAST)
+
+
+def test_branches_side_by_side_cannot_share_a_network(parts: dict, pipe: Pipeline) -> None:
+    pipe = replace(pipe, controls=dict.fromkeys(("pose", "pose:two"), parts["networks"][0]))
+    with pytest.raises(UserError, match="cannot share one network"):
+        pipe("a person", HINTS, fusion="cross-authors", subject="person", **FAST)
 
 
 def test_one_prompt_an_image(pipe: Pipeline) -> None:

@@ -63,6 +63,9 @@ class GenerateRequest(Strict):
     lora: tuple[str, ...] = ()
     controls: tuple[ControlRequest, ...] = ()
     fusion: str = "sum"
+    foreground: tuple[str, ...] = ()
+    subject: tuple[str, ...] = ()
+    subject_mask: tuple[Path, ...] = ()
     scheduler: str = "unipc"
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
@@ -99,6 +102,8 @@ class GenerateRequest(Strict):
             raise ValueError(
                 f"two controls are called {min(twice)!r}; name the second one {min(twice).partition(':')[0]}:SOMETHING"
             )
+        if self.subject and self.subject_mask:
+            raise ValueError("--subject and --subject-mask both say where the foreground is; give one of them")
         if self.inpaint_mask is not None and self.init_image is None:
             raise ValueError("--inpaint-mask needs --init-image, the picture to repaint")
         return self

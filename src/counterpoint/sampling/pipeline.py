@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from counterpoint.control.attach import hints_encoded_once
+from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight
 from counterpoint.fusion import get_fusion
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.loop import Settle, sample
-from counterpoint.sampling.prompt import encode_prompts, match_length
+from counterpoint.sampling.prompt import encode_prompts, match_length, subject_places
 from counterpoint.types import Fusion, Latents, Moment, UserError
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -99,6 +101,9 @@ class Pipeline:
         controlnet_conditioning_scale: float | str | Weight | Sequence[float | str | Weight] = 1.0,
         control_guidance_start: float | Sequence[float] = 0.0,
         control_guidance_end: float | Sequence[float] = 1.0,
+        foreground: str | Sequence[str] | None = None,
+        subject: str | Sequence[str] | None = None,
+        subject_mask: PipelineImageInput | Sequence[PipelineImageInput] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         callback_on_step_end: Callable[[Pipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
         | None = None,
@@ -125,6 +130,10 @@ class Pipeline:
                 ``"0:1,0.5:0.4"`` is a schedule.
             control_guidance_start: share of the steps before which a control is silent, for all or each.
             control_guidance_end: share of the steps after which it is silent.
+            foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
+            subject: words of the prompt, one for each foreground, whose place the host's attention tells.
+            subject_mask: white where the subject is, one for each foreground, in place of ``subject``. With neither,
+                no keys are lent.
             output_type: form of the images; ``"latent"`` skips decoding.
             callback_on_step_end: called as in diffusers; may return ``{"latents": ...}`` to replace them.
 
@@ -155,9 +164,10 @@ class Pipeline:
             control_guidance_start,
             control_guidance_end,
         )
-        denoise = self._denoiser(
-            prompts, negatives, guidance_scale, branches, get_fusion(fusion) if isinstance(fusion, str) else fusion
-        )
+        rule = get_fusion(fusion) if isinstance(fusion, str) else fusion
+        denoise = self._denoiser(prompts, negatives, guidance_scale, branches, rule)
+        masks = None if subject_mask is None else self._regions(_listed(subject_mask), height, width, len(prompts))
+        denoise = replace(denoise, lending=self._lending(rule, prompts, _words(foreground), _words(subject), masks))
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         timesteps = self.scheduler.timesteps
         shape = (len(prompts), self.unet.config.in_channels, height // self.factor, width // self.factor)
@@ -242,6 +252,45 @@ class Pipeline:
             text, negative = (match_length(self.tokenizer, self.text_encoder, one, length) for one in (text, negative))
         return ControlledDenoiser(self.unet, branches, fusion, text, negative, guidance_scale)
 
+    def _regions(self, masks: list[Any], height: int, width: int, count: int) -> list[Tensor]:
+        """Each mask image as 0 and 1 for every picture, ``(count, 1, height, width)``."""
+        whole = [self.masks.preprocess(mask, height=height, width=width).to(self.device) for mask in masks]
+        return [mask.repeat_interleave(count // len(mask), 0) for mask in whole]
+
+    def _lending(
+        self, rule: Fusion, prompts: list[str], front: list[str], subjects: list[str], masks: list[Tensor] | None
+    ) -> Lending | None:
+        """KV-injection, if the rule has it, there are two controls and somebody says where the subject is."""
+        told = subjects if masks is None else masks
+        if not rule.keys:
+            if front or told:
+                raise UserError(f"the fusion {rule.name} lends no keys: foreground and subject belong to cross")
+            return None
+        if len(self.controls) < 2:
+            return None
+        front = front or list(self.controls)[:1]
+        if unknown := [name for name in front if name not in self.controls]:
+            raise UserError(f"the foreground {unknown[0]!r} is no control; there are {', '.join(self.controls)}")
+        if len(set(front)) == len(self.controls):
+            raise UserError(
+                f"every control ({', '.join(self.controls)}) is a foreground; {rule.name} needs one that is not"
+            )
+        if rule.exchange is not None and len(set(map(id, self.controls.values()))) < len(self.controls):
+            raise UserError(f"{rule.name} runs the controls side by side: two of them cannot share one network")
+        if not told:
+            warnings.warn(
+                f"{rule.name} lends keys only where it knows the subject: name its words with subject, or give a "
+                "subject_mask",
+                stacklevel=3,
+            )
+            return None
+        if len(told) != len(front):
+            raise UserError(f"{len(told)} subjects for {len(front)} foregrounds ({', '.join(front)}); give one each")
+        if masks is not None:
+            return Lending({}, dict(zip(front, masks, strict=True)))
+        places = [[subject_places(self.tokenizer, prompt, words) for prompt in prompts] for words in subjects]
+        return Lending(dict(zip(front, places, strict=True)))
+
     def _noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
         noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         return noise
@@ -294,6 +343,10 @@ class Pipeline:
 def _listed(images: Any) -> list[Any]:
     """One picture a control, from one picture or several."""
     return [images] if isinstance(images, (PIL.Image.Image, np.ndarray, Tensor)) else list(images)
+
+
+def _words(text: str | Sequence[str] | None) -> list[str]:
+    return [text] if isinstance(text, str) else list(text or ())
 
 
 def _each(what: str, value: Any, names: list[str]) -> list[Any]:

@@ -36,7 +36,27 @@ def generate(
         list[str] | None,
         typer.Option(metavar="NAME=MODEL", help="Another ControlNet for a control: folder, .safetensors or hub id."),
     ] = None,
-    fusion: Annotated[str, typer.Option(help="How the controls become one: sum or mean.")] = "sum",
+    fusion: Annotated[
+        str,
+        typer.Option(
+            help="How the controls become one: sum, mean, max, mgda, minimal-impact, maxfusion, pix, channel, "
+            "pix+channel, cross or cross-authors; with settings as in cross:delta=0.5."
+        ),
+    ] = "sum",
+    foreground: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="For cross: the control that shows the subject; default the first.", show_default=False
+        ),
+    ] = None,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORDS", help="For cross: the subject's words in the prompt.", show_default=False),
+    ] = None,
+    subject_mask: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="IMAGE", help="For cross: white where the subject is.", show_default=False),
+    ] = None,
     model: Annotated[str, typer.Option(help="tiny, a diffusers folder, a .safetensors file or a hub id.")] = "tiny",
     config: Annotated[
         str | None,
@@ -106,6 +126,9 @@ def generate(
             )
             for name, path in {**images, **photos}.items()
         ),
+        foreground=tuple(foreground or ()),
+        subject=tuple(subject or ()),
+        subject_mask=tuple(subject_mask or ()),
         negative_prompt=negative_prompt,
         model=model,
         config=config,
