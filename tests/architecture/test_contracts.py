@@ -117,7 +117,7 @@ def test_help_lists_every_verb() -> None:
 def test_help_names_every_rule_and_the_defaults() -> None:
     text = " ".join(run("generate", "--help").stdout.split())
     for name in FUSIONS:
-        assert re.search(rf"--fusion .*\b{name}\b", text)
+        assert re.search(rf"--fusion .*\b{re.escape(name)}\b", text)
     assert all(kind in text for kind in ("pose", "seg", "canny", "depth", "hed"))
     assert set(CONTROL_KINDS) >= {"pose", "seg", "canny", "depth", "hed", "lineart"}
 

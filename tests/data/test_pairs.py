@@ -50,3 +50,11 @@ def test_silence(layout: str, kinds: tuple[str, str]) -> None:
 def test_silence_needs_a_silent_value() -> None:
     with pytest.raises(ValueError, match="silent value"):
         silent(0, "split", ("seg", "pose"))
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_subjects_are_words_of_the_prompt(number: int) -> None:
+    assert conflicting(number).subject == "person"
+    for case in (complementary(number), silent(number, "split"), silent(number, "centre", level="detailed")):
+        assert case.subject in case.prompt.split()
+    assert silent(number, "split", level="none").subject == ""

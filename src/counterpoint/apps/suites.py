@@ -23,6 +23,7 @@ from counterpoint.data.published import SETS, PublishedCases
 from counterpoint.evaluation.suite import Readers, Suite, Task, stack, unstack
 from counterpoint.evaluation.suites import fusion
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
+from counterpoint.fusion import get_fusion
 from counterpoint.models.load import locate
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
@@ -62,13 +63,16 @@ class PipelineMaker:
         self.pipe, self.steps, self.guidance_scale = pipe, steps, guidance_scale
 
     def __call__(self, tasks: Sequence[Task]) -> list[Image]:
-        """One picture a task; all have the same controls and method."""
-        method, labels = tasks[0].method, list(tasks[0].images)
+        """One picture a task; all have the same controls, method and subject."""
+        method, labels, subject = tasks[0].method, list(tasks[0].images), tasks[0].subject
+        rule = get_fusion(method.fusion)
+        lends = rule.keys and subject != ""
         pipe = replace(self.pipe, controls={label: self.pipe.controls[label] for label in labels})
         output = pipe(
             [task.prompt for task in tasks],
             [stack([task.images[label] for task in tasks]) for label in labels],
-            fusion=method.fusion,
+            fusion=replace(rule, keys=lends),
+            subject=subject if lends else None,
             controlnet_conditioning_scale=[method.weights.get(label, 1.0) for label in labels],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,

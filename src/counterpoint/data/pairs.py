@@ -7,12 +7,13 @@ conditions of one picture) and Minimal Impact ControlNet (2025, section 5.2: thr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from counterpoint.data.scenes.caption import LEVELS, caption
+from counterpoint.data.scenes.caption import LEVELS, caption, phrase
+from counterpoint.data.scenes.layout import Layout as SceneLayout
 from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.render import SPLITS, scene
 from counterpoint.data.scenes.vocabulary import BACKGROUNDS, KINDS, SEG_CLASSES, SEG_INDEX
@@ -36,6 +37,7 @@ class Case:
         active: label -> where the control has a voice, ``(h, w)`` bool; all true unless the case is about silence.
         photos: label -> the picture that the control was read from.
         person: where the person of the pose stands, ``(h, w)`` bool, if the case has one.
+        subject: the word of the prompt for what the first control shows, if it shows something that the prompt names.
     """
 
     prompt: str
@@ -43,6 +45,7 @@ class Case:
     active: dict[str, np.ndarray]
     photos: dict[str, Image]
     person: np.ndarray | None = None
+    subject: str = ""
 
 
 def conflicting(number: int, background: str = "seg", split: str = "test") -> Case:
@@ -57,14 +60,15 @@ def conflicting(number: int, background: str = "seg", split: str = "test") -> Ca
     images = {"pose": control_map(person, "pose"), background: control_map(other, background)}
     prompt = f"a photo of a person {BACKGROUNDS[other.layout.background]}"
     photos = {"pose": person.image, background: other.image}
-    return Case(prompt, images, everywhere(images), photos, person.person_mask)
+    return Case(prompt, images, everywhere(images), photos, person.person_mask, "person")
 
 
 def complementary(number: int, kinds: tuple[str, ...] = ("hed", "seg"), split: str = "test") -> Case:
     """Several controls of one and the same scene."""
     one = scene(SPLITS[split].start + number, style="photo")
     images = {kind: control_map(one, kind) for kind in kinds}
-    return Case(caption(one.layout, "detailed"), images, everywhere(images), dict.fromkeys(kinds, one.image))
+    photos = dict.fromkeys(kinds, one.image)
+    return Case(caption(one.layout, "detailed"), images, everywhere(images), photos, subject=_noun(one.layout))
 
 
 def alone(number: int, kind: str, split: str = "test") -> Case:
@@ -97,7 +101,14 @@ def silent(
     start = SPLITS[split].start + 2 * number
     scenes = {kind: scene(start + i, content="interaction", style="photo") for i, kind in enumerate(kinds)}
     full = [(control_map(scenes[kind], kind), scenes[kind].image) for kind in kinds]
-    return silenced(caption(scenes[kinds[0]].layout, level), kinds, full, layout)
+    first = scenes[kinds[0]].layout
+    case = silenced(caption(first, level), kinds, full, layout)
+    return case if level == "none" else replace(case, subject=_noun(first))
+
+
+def _noun(layout: SceneLayout) -> str:
+    """Who or what a caption names first."""
+    return phrase(layout.members[0], texture=False, colour=False).split()[-1]
 
 
 def silenced(prompt: str, kinds: tuple[str, str], full: Sequence[tuple[Image, Image]], layout: Layout) -> Case:

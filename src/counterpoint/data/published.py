@@ -207,7 +207,7 @@ class PublishedCases:
         person, other = self._photo(number, "coco2017"), self._photo(number, "bg20k")
         images = {"pose": person.maps["pose"], background: self._map(other, background)}
         photos = {"pose": person.image, background: other.image}
-        return Case("a photo of a person", images, everywhere(images), photos, person.person)
+        return Case("a photo of a person", images, everywhere(images), photos, person.person, "person")
 
     def complementary(self, number: int, kinds: tuple[str, ...] = ("hed", "seg")) -> Case:
         """Several maps of one captioned photo."""

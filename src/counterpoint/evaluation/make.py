@@ -81,8 +81,12 @@ def _path(folder: Path, key: str) -> Path:
 
 
 def _chunks(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
-    """Tasks that can share a batch, in order."""
-    for _, group in groupby(tasks, key=lambda task: (task.method.name, tuple(task.images))):
+    """Tasks that can share a batch."""
+
+    def alike(task: Task) -> tuple[str, ...]:
+        return (task.method.name, task.subject, *task.images)
+
+    for _, group in groupby(sorted(tasks, key=alike), key=alike):
         same = list(group)
         for start in range(0, len(same), size):
             yield same[start : start + size]

@@ -42,6 +42,7 @@ class Task:
         seed: of its noise.
         images: label -> condition image.
         method: how the controls are joined.
+        subject: the word of the prompt for what the first control shows, if there is one.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Task:
     seed: int
     images: Mapping[str, Image] = field(default_factory=dict)
     method: Method = Method()
+    subject: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,7 @@ def demo(
                 case.prompt,
                 [PIL.Image.fromarray(picture) for picture in case.images.values()],
                 fusion=rule or "sum",
+                subject=case.subject if rule and rule.keys else None,
                 controlnet_conditioning_scale=1.0 if rule else 0.0,
                 num_inference_steps=steps,
                 generator=torch.Generator().manual_seed(seed),

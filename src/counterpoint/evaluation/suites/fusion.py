@@ -79,7 +79,7 @@ class FusionSuite:
     def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
         """Seeds are the numbers of the cases."""
         return [
-            Task(_key(method, name, number), case.prompt, number, case.images, method)
+            Task(_key(method, name, number), case.prompt, number, case.images, method, case.subject)
             for name, sort in self.sorts.items()
             for method in methods
             for number, case in enumerate(map(sort.build, range(n)))
