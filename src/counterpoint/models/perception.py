@@ -42,7 +42,7 @@ class PerceptionModel(ModelMixin, ConfigMixin):
         self.down = nn.ModuleList([_level(width, depth) for width in widths])
         self.shrink = nn.ModuleList([nn.Conv2d(a, b, 2, 2) for a, b in itertools.pairwise(widths)])
         self.grow = nn.ModuleList([nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(widths)])
-        self.double = nn.Upsample(scale_factor=2, mode="nearest")
+        self.enlarge = nn.Upsample(scale_factor=2, mode="nearest")
         self.up = nn.ModuleList([_level(width, depth) for width in widths[:-1]])
         self.head = nn.Conv2d(widths[0], 4 * (classes + 1 + 1 + 18), 3, padding=1)
 
@@ -56,7 +56,7 @@ class PerceptionModel(ModelMixin, ConfigMixin):
                 skips.append(x)
                 x = self.shrink[index](x)
         for index in reversed(range(len(self.up))):
-            x = self.up[index](self.double(self.grow[index](x)) + skips[index])
+            x = self.up[index](self.enlarge(self.grow[index](x)) + skips[index])
         classes = self.config["classes"]
         seg, depth, edge, joints = F.pixel_shuffle(self.head(x), 2).split([classes, 1, 1, 18], 1)
         return Reading(seg, depth.sigmoid(), edge.sigmoid(), joints)
