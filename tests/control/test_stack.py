@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -114,3 +116,30 @@ def test_keys_are_lent_from_the_foreground_to_the_others(parts: dict) -> None:
     assert torch.equal(run(pair, Lending({}, {"a": half, "b": half})), plain), "nobody is left to listen"
     same = [Branch("a", pair[0].network, pair[0].hint), Branch("b", pair[0].network, pair[1].hint)]
     assert not torch.allclose(run(same, Lending({}, {"a": half}))[1], run(same, None)[1]), "two hints, one network"
+
+
+@torch.no_grad()
+def test_a_branch_speaks_in_its_region(parts: dict) -> None:
+    """Outside the region of one branch only the other one is heard; a soft edge fades."""
+    region = torch.zeros(2, 1, 64, 64)
+    region[..., 32:] = 1
+    region[..., 24:32] = 0.25
+    hints = [torch.rand(2, 3, 64, 64) for _ in "ab"]
+    args = FUSIONS["sum"], torch.randn(2, 4, 8, 8), moment(0), torch.randn(2, 24, 32)
+    a, b = (Branch(name, net, hint) for name, net, hint in zip("ab", parts["networks"], hints, strict=True))
+    alone_a, alone_b = (run_stack([one], *args) for one in (a, b))
+    both = run_stack([replace(a, region=region), b], *args)
+    first = both.down[0]  # 8 x 8: one place for 8 pixels
+    assert torch.equal(first[..., :3], alone_b.down[0][..., :3])
+    torch.testing.assert_close(first[..., 3], 0.25 * alone_a.down[0][..., 3] + alone_b.down[0][..., 3])
+    torch.testing.assert_close(first[..., 4:], (alone_a.down[0] + alone_b.down[0])[..., 4:])
+
+
+@torch.no_grad()
+def test_decay_weakens_all_but_the_deepest_site(parts: dict) -> None:
+    branch = Branch("a", parts["networks"][0], torch.rand(2, 3, 64, 64))
+    args = FUSIONS["sum"], torch.randn(2, 4, 8, 8), moment(0), torch.randn(2, 24, 32)
+    full, weak = run_stack([branch], *args), run_stack([replace(branch, decay=0.5)], *args)
+    assert torch.equal(full.mid, weak.mid)
+    for depth, (one, other) in enumerate(zip(full.down, weak.down, strict=True)):
+        torch.testing.assert_close(other, one * 0.5 ** (len(full.down) - depth))

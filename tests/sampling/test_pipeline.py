@@ -86,6 +86,44 @@ def test_one_control_makes_every_rule_a_sum(parts: dict, pipe: Pipeline) -> None
             assert torch.equal(call(fusion=fusion, generator=seeded(1)).images, wanted), fusion.name
 
 
+def test_masks_gates_and_modes(pipe: Pipeline) -> None:
+    white, black = (Image.new("L", (64, 64), shade) for shade in (255, 0))
+    lines = Image.new("RGB", (64, 64))
+    empty = Image.new("RGB", (64, 64))
+    lines.paste((255, 255, 255), (4, 4, 6, 20))
+
+    def run(hints: list[Image.Image] = HINTS, **more: object) -> torch.Tensor:
+        return pipe("a person", hints, generator=seeded(1), output_type="latent", **more, **FAST).images
+
+    plain, without = run(), run(controlnet_conditioning_scale=[1, 0])
+    assert torch.equal(run(control_mask=[None, white]), plain)
+    assert torch.equal(run(control_mask=[None, black]), without), "a black mask is silence"
+    assert not torch.equal(run(control_mask=[None, lines]), plain)
+    # pose has a silent value, seg has none and always speaks
+    quiet = run([empty, HINTS[1]], gate_silence=True)
+    assert torch.equal(quiet, run([empty, HINTS[1]], controlnet_conditioning_scale=[0, 1]))
+    assert not torch.equal(quiet, run([empty, HINTS[1]]))
+    assert torch.equal(run([empty, HINTS[1]], gate_silence=True, control_mask=[white, None]), run([empty, HINTS[1]]))
+    modes = [run(control_mode=mode) for mode in ("balanced", "prompt", "control")]
+    assert torch.equal(modes[0], plain)
+    assert not torch.equal(modes[1], plain)
+    assert not torch.equal(modes[2], modes[1])
+    unguided = [run(control_mode=mode, guidance_scale=1) for mode in ("prompt", "control")]
+    assert torch.equal(*unguided), "without guidance there is no unconditional prediction to be absent from"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"control_mode": "loud"}, "unknown control mode 'loud'; there are balanced, prompt, control"),
+        ({"control_mask": [None]}, "1 values of control mask for 2 controls"),
+    ],
+)
+def test_wrong_masks_and_modes(pipe: Pipeline, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pipe("a person", HINTS, **change, **FAST)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

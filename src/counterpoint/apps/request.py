@@ -26,6 +26,8 @@ class ControlRequest(Strict):
     weight: str = "1"
     window: tuple[float, float] = (0.0, 1.0)
     controlnet: str | None = None
+    mask: Path | None = None
+    mode: Literal["balanced", "prompt", "control"] = "balanced"
 
     @property
     def kind(self) -> str:
@@ -63,6 +65,7 @@ class GenerateRequest(Strict):
     lora: tuple[str, ...] = ()
     controls: tuple[ControlRequest, ...] = ()
     fusion: str = "sum"
+    gate_silence: bool = False
     foreground: tuple[str, ...] = ()
     subject: tuple[str, ...] = ()
     subject_mask: tuple[Path, ...] = ()

@@ -69,6 +69,7 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
     start = None if request.init_image is None else read_image(request.init_image)
     mask = None if request.inpaint_mask is None else read_image(request.inpaint_mask)
     subjects = [read_image(path) for path in request.subject_mask]
+    regions = [None if control.mask is None else read_image(control.mask) for control in request.controls]
     pipe = pipe or load_for(request)
     width, height = request.width or pipe.native_size, request.height or pipe.native_size
     controls = {
@@ -81,12 +82,15 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
         if listen is not None:
             listen(index + 1, pipe.scheduler.num_inference_steps)
 
+    def sized(picture: Image) -> PIL.Image.Image:
+        return PIL.Image.fromarray(resize(picture, width, height, request.resize))
+
     began = time.perf_counter()
     output = pipe(
         request.prompt,
         [PIL.Image.fromarray(picture) for picture in controls.values()],
-        image=None if start is None else PIL.Image.fromarray(resize(start, width, height, request.resize)),
-        mask_image=None if mask is None else PIL.Image.fromarray(resize(mask, width, height, request.resize)),
+        image=None if start is None else sized(start),
+        mask_image=None if mask is None else sized(mask),
         strength=request.strength,
         width=width,
         height=height,
@@ -98,10 +102,13 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
         fusion=request.fusion,
         foreground=request.foreground,
         subject=request.subject,
-        subject_mask=[PIL.Image.fromarray(resize(one, width, height, request.resize)) for one in subjects] or None,
+        subject_mask=[sized(one) for one in subjects] or None,
         controlnet_conditioning_scale=[control.weight for control in request.controls],
         control_guidance_start=[control.window[0] for control in request.controls],
         control_guidance_end=[control.window[1] for control in request.controls],
+        control_mask=[None if region is None else sized(region) for region in regions],
+        control_mode=[control.mode for control in request.controls],
+        gate_silence=request.gate_silence,
         callback_on_step_end=heard,
     )
     return Result(output.images, seeds, controls, time.perf_counter() - began)

@@ -79,6 +79,9 @@ class Branch:
         hint: condition images in 0..1, one a row of the latents that the host sees, in the network's dtype.
         weight: conditioning scale over the schedule.
         window: part of the schedule, as ``(start, end)`` in 0..1, outside which the branch is not run.
+        region: how strongly it speaks where, in 0..1, one a row of the latents and at any resolution; ``None`` is
+            everywhere.
+        decay: what a site's residual loses for every site that is deeper.
     """
 
     name: str
@@ -86,6 +89,8 @@ class Branch:
     hint: Float[Tensor, "b 3 _ _"]
     weight: Weight = Weight(((0.0, 1.0),))
     window: tuple[float, float] = (0.0, 1.0)
+    region: Float[Tensor, "b 1 _ _"] | None = None
+    decay: float = 1.0
 
     def __post_init__(self) -> None:
         start, end = self.window
@@ -94,9 +99,23 @@ class Branch:
                 f"the window of {self.name} must be START:END with 0 <= START < END <= 1, got {start:g}:{end:g}"
             )
 
+    def shaped(self, residuals: Residuals) -> Residuals:
+        """Residuals as ``region`` and ``decay`` have them."""
+        sites = [*residuals.down, residuals.mid]
+        if self.decay != 1:
+            sites = [site * self.decay ** (len(sites) - 1 - depth) for depth, site in enumerate(sites)]
+        if self.region is not None:
+            sites = [site * area(self.region, site.shape[2:]).to(site.dtype) for site in sites]
+        return Residuals(tuple(sites[:-1]), sites[-1])
+
     def scale(self, moment: Moment) -> float:
         """The conditioning scale at a step; 0 means the branch is not run."""
         return self.weight.at(moment.progress) if moment.inside(self.window) else 0.0
+
+
+def area(region: Float[Tensor, "b 1 _ _"], size: Sequence[int]) -> Float[Tensor, "b 1 _ _"]:
+    """A region at the size of a site: each place takes the mean of what it covers."""
+    return torch.nn.functional.interpolate(region, size=tuple(size), mode="area")
 
 
 def run_stack(
@@ -138,7 +157,7 @@ def run_stack(
 
         order = sorted(active, key=lambda branch: branch not in kept)
         said = _run(order, fusion, latents, moment, text, listening)
-    results = [said[branch] for branch in active]
+    results = [branch.shaped(said[branch]) for branch in active]
     down = tuple(
         fusion.at(f"down.{number}")(torch.stack(site))
         for number, site in enumerate(zip(*[one.down for one in results], strict=True))

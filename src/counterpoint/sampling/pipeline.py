@@ -17,15 +17,23 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from counterpoint.control.attach import hints_encoded_once
+from counterpoint.control.coverage import coverage
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight
 from counterpoint.fusion import get_fusion
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.loop import Settle, sample
 from counterpoint.sampling.prompt import encode_prompts, match_length, subject_places
-from counterpoint.types import Fusion, Latents, Moment, UserError
+from counterpoint.types import CONTROL_KINDS, Fusion, Latents, Moment, UserError
 
 Generators = torch.Generator | list[torch.Generator] | None
+MODES = {
+    "balanced": "as trained",
+    "prompt": "weaker at coarse sites, so that the prompt decides the rest",
+    "control": "the same, and absent from the unconditional prediction, so that guidance strengthens it",
+}
+"""How a control and the prompt share the picture: the control modes of sd-webui-controlnet."""
+_DECAY = {"balanced": 1.0, "prompt": 0.825, "control": 0.825}
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Pipeline:
         self.masks = VaeImageProcessor(
             vae_scale_factor=self.factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
         )
+        self.shades = VaeImageProcessor(vae_scale_factor=self.factor, do_normalize=False, do_convert_grayscale=True)
 
     @property
     def factor(self) -> int:
@@ -101,6 +110,9 @@ class Pipeline:
         controlnet_conditioning_scale: float | str | Weight | Sequence[float | str | Weight] = 1.0,
         control_guidance_start: float | Sequence[float] = 0.0,
         control_guidance_end: float | Sequence[float] = 1.0,
+        control_mask: Sequence[PipelineImageInput | None] | None = None,
+        control_mode: str | Sequence[str] = "balanced",
+        gate_silence: bool = False,
         foreground: str | Sequence[str] | None = None,
         subject: str | Sequence[str] | None = None,
         subject_mask: PipelineImageInput | Sequence[PipelineImageInput] | None = None,
@@ -130,6 +142,11 @@ class Pipeline:
                 ``"0:1,0.5:0.4"`` is a schedule.
             control_guidance_start: share of the steps before which a control is silent, for all or each.
             control_guidance_end: share of the steps after which it is silent.
+            control_mask: for each control, grey images that say how strongly it speaks where: white is fully, black not
+                at all; ``None`` is everywhere.
+            control_mode: one of :data:`MODES`, for all controls or one each.
+            gate_silence: let a control whose kind has a silent value speak only where its image shows something else,
+                unless it has a mask (:func:`counterpoint.control.coverage.coverage`).
             foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
             subject: words of the prompt, one for each foreground, whose place the host's attention tells.
             subject_mask: white where the subject is, one for each foreground, in place of ``subject``. With neither,
@@ -157,16 +174,25 @@ class Pipeline:
         if isinstance(generator, list) and len(generator) != len(prompts):
             raise UserError(f"{len(generator)} generators for {len(prompts)} images; give one, or one an image")
         pictures = [self._hint(label, one, height, width, len(prompts)) for label, one in self._labelled(hints)]
-        guided = 2 if guidance_scale > 1 else 1
+        modes = _each("control mode", control_mode, list(self.controls))
+        if unknown := [mode for mode in modes if mode not in MODES]:
+            raise UserError(f"unknown control mode {unknown[0]!r}; there are {', '.join(MODES)}")
+        regions = self._regions(pictures, None if control_mask is None else _listed(control_mask), gate_silence)
+        if guidance_scale > 1:
+            regions = [_guided(*one) for one in zip(regions, modes, pictures, strict=True)]
         branches = self._branches(
-            [torch.cat([one] * guided) for one in pictures],
+            [torch.cat([one] * (2 if guidance_scale > 1 else 1)) for one in pictures],
+            regions,
+            [_DECAY[mode] for mode in modes],
             controlnet_conditioning_scale,
             control_guidance_start,
             control_guidance_end,
         )
         rule = get_fusion(fusion) if isinstance(fusion, str) else fusion
         denoise = self._denoiser(prompts, negatives, guidance_scale, branches, rule)
-        masks = None if subject_mask is None else self._regions(_listed(subject_mask), height, width, len(prompts))
+        masks = None
+        if subject_mask is not None:
+            masks = [self._grey(self.masks, mask, height, width, len(prompts)) for mask in _listed(subject_mask)]
         denoise = replace(denoise, lending=self._lending(rule, prompts, _words(foreground), _words(subject), masks))
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         timesteps = self.scheduler.timesteps
@@ -226,7 +252,30 @@ class Pipeline:
             raise UserError(f"{len(hint)} images for the control {label} and {count} pictures; give one, or one each")
         return hint.repeat_interleave(count // len(hint), 0)
 
-    def _branches(self, hints: list[Tensor], weights: Any, starts: Any, ends: Any) -> list[Branch]:
+    def _regions(self, hints: list[Tensor], masks: Any, gated: bool) -> list[Tensor | None]:
+        """Where each control speaks, ``(count, 1, height, width)`` in 0..1; ``None`` is everywhere."""
+        regions: list[Tensor | None] = []
+        for label, hint, mask in zip(
+            self.controls, hints, _each("control mask", masks, list(self.controls)), strict=True
+        ):
+            kind = CONTROL_KINDS.get(label.partition(":")[0])
+            if mask is not None:
+                regions.append(self._grey(self.shades, mask, hint.shape[2], hint.shape[3], len(hint)))
+            elif gated and kind is not None and kind.silent is not None:
+                regions.append(coverage(hint, kind))
+            else:
+                regions.append(None)
+        return regions
+
+    def _branches(
+        self,
+        hints: list[Tensor],
+        regions: list[Tensor | None],
+        decays: list[float],
+        weights: Any,
+        starts: Any,
+        ends: Any,
+    ) -> list[Branch]:
         names = list(self.controls)
         settings = [
             _each(what, value, names) for what, value in (("weight", weights), ("start", starts), ("end", ends))
@@ -238,8 +287,12 @@ class Pipeline:
                 hint=hint,
                 weight=weight if isinstance(weight, Weight) else Weight.parse(weight),
                 window=(start, end),
+                region=region,
+                decay=decay,
             )
-            for name, hint, weight, start, end in zip(names, hints, *settings, strict=True)
+            for name, hint, region, decay, weight, start, end in zip(
+                names, hints, regions, decays, *settings, strict=True
+            )
         ]
 
     def _denoiser(
@@ -252,10 +305,12 @@ class Pipeline:
             text, negative = (match_length(self.tokenizer, self.text_encoder, one, length) for one in (text, negative))
         return ControlledDenoiser(self.unet, branches, fusion, text, negative, guidance_scale)
 
-    def _regions(self, masks: list[Any], height: int, width: int, count: int) -> list[Tensor]:
-        """Each mask image as 0 and 1 for every picture, ``(count, 1, height, width)``."""
-        whole = [self.masks.preprocess(mask, height=height, width=width).to(self.device) for mask in masks]
-        return [mask.repeat_interleave(count // len(mask), 0) for mask in whole]
+    def _grey(self, processor: VaeImageProcessor, mask: Any, height: int, width: int, count: int) -> Tensor:
+        """A mask image for every picture, ``(count, 1, height, width)`` in 0..1, from one for all, or one each."""
+        grey: Tensor = processor.preprocess(mask, height=height, width=width).to(self.device)
+        if count % len(grey):
+            raise UserError(f"{len(grey)} mask images for {count} pictures; give one, or one each")
+        return grey.repeat_interleave(count // len(grey), 0)
 
     def _lending(
         self, rule: Fusion, prompts: list[str], front: list[str], subjects: list[str], masks: list[Tensor] | None
@@ -351,7 +406,7 @@ def _words(text: str | Sequence[str] | None) -> list[str]:
 
 def _each(what: str, value: Any, names: list[str]) -> list[Any]:
     """One value a control, from one for all or one each."""
-    if isinstance(value, (int, float, str, Weight)):
+    if value is None or isinstance(value, (int, float, str, Weight)):
         return [value] * len(names)
     if len(value) != len(names):
         raise UserError(
@@ -359,3 +414,11 @@ def _each(what: str, value: Any, names: list[str]) -> list[Any]:
             "one each"
         )
     return list(value)
+
+
+def _guided(region: Tensor | None, mode: str, hint: Tensor) -> Tensor | None:
+    """A region for both halves of a guided batch; nothing of the unconditional one if the control comes first."""
+    if mode != "control":
+        return None if region is None else torch.cat([region] * 2)
+    region = torch.ones_like(hint[:, :1]) if region is None else region
+    return torch.cat([torch.zeros_like(region), region])

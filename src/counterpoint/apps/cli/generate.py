@@ -36,6 +36,21 @@ def generate(
         list[str] | None,
         typer.Option(metavar="NAME=MODEL", help="Another ControlNet for a control: folder, .safetensors or hub id."),
     ] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=IMAGE", help="Where a control speaks: white fully, grey partly, black not at all."),
+    ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODE", help="What comes first: balanced (default), prompt or control."),
+    ] = None,
+    gate_silence: Annotated[
+        bool,
+        typer.Option(
+            "--gate-silence",
+            help="Let edges and poses speak only near what they show, so that their black wipes nothing out.",
+        ),
+    ] = False,
     fusion: Annotated[
         str,
         typer.Option(
@@ -102,7 +117,13 @@ def generate(
         )
     details = {
         option: pairs(f"--{option}", given)
-        for option, given in (("weight", weight), ("window", window), ("controlnet", controlnet))
+        for option, given in (
+            ("weight", weight),
+            ("window", window),
+            ("controlnet", controlnet),
+            ("mask", mask),
+            ("mode", mode),
+        )
     }
     for option, values in details.items():
         for name in values:
@@ -123,9 +144,12 @@ def generate(
                 weight=details["weight"].get(name, "1"),
                 window=_window(name, details["window"].get(name)),
                 controlnet=details["controlnet"].get(name),
+                mask=details["mask"].get(name),
+                mode=details["mode"].get(name, "balanced"),
             )
             for name, path in {**images, **photos}.items()
         ),
+        gate_silence=gate_silence,
         foreground=tuple(foreground or ()),
         subject=tuple(subject or ()),
         subject_mask=tuple(subject_mask or ()),

@@ -1,0 +1,43 @@
+"""Where a control has something to say (ours): its silent value, black for edges and poses, is no control there."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.types import ControlKind, UserError
+
+REACH = 1 / 16
+"""How far around its lines a control speaks, as a share of the picture's shorter side."""
+
+
+def coverage(hint: Float[Tensor, "b 3 h w"], kind: ControlKind, reach: float = REACH) -> Float[Tensor, "b 1 h w"]:
+    """1 where a condition image shows more than its silent value, falling smoothly to 0 within twice ``reach``.
+
+    Args:
+        hint: condition images in 0..1.
+        kind: tells the silent value.
+        reach: share of the shorter side.
+
+    Raises:
+        UserError: every value of the kind means something, as in depth maps: a mask must say where it speaks.
+    """
+    if kind.silent is None:
+        raise UserError(f"{kind.name} has no silent value: say with a mask where it speaks")
+    radius = max(1, round(reach * min(hint.shape[2:])))
+    active = ((hint.float() - kind.silent / 255).abs().amax(1, keepdim=True) > 0.05).float()
+    grown = F.max_pool2d(active, 2 * radius + 1, 1, radius)
+    return _blur(grown, radius / 3).clamp(0, 1).to(hint.dtype)
+
+
+def _blur(maps: Float[Tensor, "b 1 h w"], sigma: float) -> Float[Tensor, "b 1 h w"]:
+    reach = math.ceil(3 * sigma)
+    places = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
+    kernel = torch.exp(-(places**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    maps = F.conv2d(F.pad(maps, (reach, reach, 0, 0), mode="replicate"), kernel[None, None, None])
+    return F.conv2d(F.pad(maps, (0, 0, reach, reach), mode="replicate"), kernel[None, None, :, None])
