@@ -82,6 +82,7 @@ class Fusion:
         exchange_skips: whether the residuals of each block are exchanged too, or its running feature only.
         keys: whether a foreground branch lends its keys and values to the others (KV-injection).
         cite: keys of the papers to cite.
+        stages: other rules for parts of the schedule: ``(share of the steps from which on, rule)``, rising.
     """
 
     name: str
@@ -93,6 +94,11 @@ class Fusion:
     exchange_skips: bool = True
     keys: bool = False
     cite: tuple[str, ...] = ()
+    stages: tuple[tuple[float, Fusion], ...] = ()
+
+    def during(self, progress: float) -> Fusion:
+        """The rule that holds after a share of the steps."""
+        return next((rule for start, rule in reversed(self.stages) if progress >= start), self)
 
     def at(self, site: str, last: bool = False) -> Combine:
         """What combines the branches at a site."""

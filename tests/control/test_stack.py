@@ -98,7 +98,7 @@ def test_keys_are_lent_from_the_foreground_to_the_others(parts: dict) -> None:
         said.append(features)
         return features.sum(0)
 
-    rule = Fusion("note", "", note)
+    rule = Fusion("note", "", note, keys=True)
 
     def run(branches: list[Branch], lending: Lending | None, index: int = 5) -> torch.Tensor:
         """The branches' features at the last site."""

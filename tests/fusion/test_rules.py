@@ -160,6 +160,18 @@ def test_settings_in_a_name() -> None:
     assert not torch.equal(pixel.combine(x), FUSIONS["mgda"].combine(x))
 
 
+def test_a_rule_for_each_part_of_the_schedule() -> None:
+    rule = get_fusion("0:cross:delta=0.5,0.4:mgda:reading=literal,granularity=pixel,0.8:sum")
+    assert [rule.during(progress).name for progress in (0, 0.39, 0.4, 0.79, 0.8, 1)] == [
+        *["cross:delta=0.5"] * 2,
+        *["mgda:reading=literal,granularity=pixel"] * 2,
+        *["sum"] * 2,
+    ]
+    assert rule.keys
+    assert {"cross-controlnet", "mgda", "controlnet"} < set(rule.cite)
+    assert FUSIONS["pix"].during(0.7) is FUSIONS["pix"]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -168,6 +180,11 @@ def test_settings_in_a_name() -> None:
         ("pix:gamma=1", "it has delta"),
         ("pix:delta=high", "is a number, got 'high'"),
         ("pix:delta=nan", "is a number, got 'nan'"),
+        ("0.1:sum", "rise from 0 and stay below 1, got 0.1:sum"),
+        ("0:sum,1:mean", "stay below 1"),
+        ("0:sum,0.5:mean,0.2:max", "rise from 0"),
+        ("0:best", "unknown fusion 'best'"),
+        ("0:", "unknown fusion ''"),
         ("mgda:reading=left", "one of min-norm, literal, got 'left'"),
     ],
 )

@@ -77,6 +77,20 @@ def test_keys_are_lent_where_the_subject_is(pipe: Pipeline) -> None:
     assert not torch.equal(masked, run(fusion="cross", subject_mask=right))
 
 
+def test_the_rule_changes_with_the_schedule(pipe: Pipeline) -> None:
+    def run(fusion: str, **more: object) -> torch.Tensor:
+        return pipe("a person", HINTS, fusion=fusion, generator=seeded(1), output_type="latent", **more, **FAST).images
+
+    assert torch.equal(run("0:pix,0.5:pix"), run("pix"))
+    two = run("0:pix,0.5:sum")
+    assert not torch.equal(two, run("pix"))
+    assert not torch.equal(two, run("sum"))
+    # of three steps, keys are lent in the second and third, or in the third only
+    always, late = (run(name, subject="person") for name in ("cross", "0:pix+channel,0.6:cross"))
+    assert not torch.equal(always, late)
+    assert not torch.equal(late, run("pix+channel"))
+
+
 def test_one_control_makes_every_rule_a_sum(parts: dict, pipe: Pipeline) -> None:
     pipe = replace(pipe, controls={"pose": parts["networks"][0]})
     call = partial(pipe, "a person", HINTS[:1], output_type="latent", **FAST)

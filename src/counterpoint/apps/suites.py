@@ -73,6 +73,7 @@ class PipelineMaker:
             [stack([task.images[label] for task in tasks]) for label in labels],
             fusion=replace(rule, keys=lends),
             subject=subject if lends else None,
+            gate_silence=method.gated,
             controlnet_conditioning_scale=[method.weights.get(label, 1.0) for label in labels],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,

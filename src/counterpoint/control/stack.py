@@ -142,11 +142,12 @@ def run_stack(
     active = [branch for branch in branches if branch.scale(moment) != 0]
     if not active:
         return None
-    front = [] if lending is None or not lending.active(moment) else [b for b in active if b.name in lending.masks]
+    subjects = lending.masks if lending is not None and fusion.keys and lending.active(moment) else {}
+    front = [branch for branch in active if branch.name in subjects]
     if lending is None or len(front) in {0, len(active)}:
         said = _run(active, fusion, latents, moment, text, lambda _: nullcontext())
     else:  # foregrounds first: the others listen to what they leave
-        masks = torch.stack([lending.masks[branch.name] for branch in front])
+        masks = torch.stack([subjects[branch.name] for branch in front])
         masks = masks.repeat(1, len(latents) // masks.shape[1], 1, 1, 1)
         kept: dict[Branch, KeyValues] = {branch: {} for branch in front}
 

@@ -21,15 +21,17 @@ Pictures = Float[Tensor, "b 3 h w"]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to join controls: a rule by name, and weights by label where they are not 1."""
+    """A way to join controls: a rule by name, weights by label where they are not 1, and whether silence is gated."""
 
     fusion: str = "sum"
     weights: Mapping[str, float] = field(default_factory=dict)
+    gated: bool = False
 
     @property
     def name(self) -> str:
-        """The rule, then the weights: ``sum``, or ``sum pose=0.5``."""
-        return " ".join([self.fusion, *(f"{label}={weight:g}" for label, weight in self.weights.items())])
+        """The rule, then the rest: ``sum``, ``sum gated`` or ``sum pose=0.5``."""
+        weights = (f"{label}={weight:g}" for label, weight in self.weights.items())
+        return " ".join([self.fusion, *["gated"] * self.gated, *weights])
 
 
 @dataclass(frozen=True, eq=False)

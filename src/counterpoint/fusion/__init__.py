@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args, get_type_hints
@@ -101,11 +102,31 @@ FUSIONS = {name: build() for name, build in RULES.items()}
 
 
 def get_fusion(name: str) -> Fusion:
-    """The rule of a name: ``cross``, or with settings ``cross:delta=0.5``.
+    """The rule of a name: ``cross``, with settings ``cross:delta=0.5``, over the schedule ``0:cross,0.5:sum``.
 
     Raises:
         UserError: there is none, or it has no such setting or value; the message lists those there are.
     """
+    if not _STAGE.match(name):
+        return _rule(name)
+    _, *parts = _STAGE.split(name)
+    starts, rules = [float(start) for start in parts[::2]], [_rule(part) for part in parts[1::2]]
+    if starts[0] != 0 or starts[-1] >= 1 or starts != sorted(set(starts)):
+        raise UserError(f"the starts of a schedule of fusions rise from 0 and stay below 1, got {name}")
+    return replace(
+        rules[0],
+        name=name,
+        summary="; then ".join(rule.summary for rule in rules),
+        keys=any(rule.keys for rule in rules),
+        cite=tuple(dict.fromkeys(key for rule in rules for key in rule.cite)),
+        stages=tuple(zip(starts, rules, strict=True)),
+    )
+
+
+_STAGE = re.compile(r"(?:^|,)(\d*\.?\d+):")
+
+
+def _rule(name: str) -> Fusion:
     base, _, text = name.partition(":")
     if base not in RULES:
         raise UserError(f"unknown fusion {base!r}; there are {', '.join(RULES)}")

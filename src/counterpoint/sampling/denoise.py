@@ -49,13 +49,14 @@ class ControlledDenoiser:
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _predict(self, latents: Latents, moment: Moment, text: Tensor) -> Latents:
-        residuals = run_stack(self.branches, self.fusion, latents, moment, text, self.lending)
+        fusion = self.fusion.during(moment.progress)
+        residuals = run_stack(self.branches, fusion, latents, moment, text, self.lending)
         extra: dict[str, object] = {}
-        if residuals is not None and self.fusion.inject is torch.add:
+        if residuals is not None and fusion.inject is torch.add:
             extra = {"down_block_additional_residuals": residuals.down, "mid_block_additional_residual": residuals.mid}
         with ExitStack() as stack:
             if residuals is not None and not extra:
-                stack.enter_context(injecting(self.unet, residuals, self.fusion.inject))
+                stack.enter_context(injecting(self.unet, residuals, fusion.inject))
             places = {} if self.lending is None else self.lending.places
             size = (latents.shape[2], latents.shape[3])
             seen = {name: stack.enter_context(watching(self.unet, one, size)) for name, one in places.items()}

@@ -330,7 +330,8 @@ class Pipeline:
             raise UserError(
                 f"every control ({', '.join(self.controls)}) is a foreground; {rule.name} needs one that is not"
             )
-        if rule.exchange is not None and len(set(map(id, self.controls.values()))) < len(self.controls):
+        stages = [rule, *(stage for _, stage in rule.stages)]
+        if any(stage.exchange for stage in stages) and len(set(map(id, self.controls.values()))) < len(self.controls):
             raise UserError(f"{rule.name} runs the controls side by side: two of them cannot share one network")
         if not told:
             warnings.warn(

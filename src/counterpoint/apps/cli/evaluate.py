@@ -23,6 +23,9 @@ def evaluate(
     sweep: Annotated[
         str | None, typer.Option(metavar="NAME=FROM:TO:STEP", help="Compare weights of a control instead of rules.")
     ] = None,
+    gate_silence: Annotated[
+        bool, typer.Option("--gate-silence", help="Try each rule a second time, gated as in generate --gate-silence.")
+    ] = False,
     n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=2, max=100_000)] = 64,
     model: Annotated[
         str, typer.Option(help="tiny, or another folder of the same layout with judges; with --data any model.")
@@ -86,7 +89,8 @@ def evaluate(
         if folders or metrics:
             raise UserError(f"folders and --metrics belong to evaluate folder, not to the suite {suite!r}")
         named = [pairs("--controlnet", controlnet), pairs("--data", data), pairs("--reader", read)]
-        results, strips = _run(suite, fusion, sweep, n, model, named, clip, steps, guidance_scale, batch_size, folder)
+        methods = _methods(fusion, sweep, gate_silence)
+        results, strips = _run(suite, methods, n, model, named, clip, steps, guidance_scale, batch_size, folder)
     results = {
         "schema": record.SCHEMA,
         "suite": suite,
@@ -124,8 +128,7 @@ def _score(
 
 def _run(
     suite: str,
-    fusion: list[str] | None,
-    sweep: str | None,
+    methods: list[Any],
     n: int,
     model: str,
     named: list[dict[str, str]],
@@ -135,11 +138,6 @@ def _run(
     batch_size: int,
     folder: Path,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    from counterpoint.fusion import FUSIONS, get_fusion
-    from counterpoint.types import UserError
-
-    rules = [get_fusion(name).name for name in fusion or FUSIONS]
-
     import torch
 
     from counterpoint.apps.cli import output
@@ -147,11 +145,10 @@ def _run(
     from counterpoint.apps.suites import SUITES, PipelineMaker, settle
     from counterpoint.evaluation.make import make, reader, seconds_a_picture
     from counterpoint.evaluation.report import records, sentences
-    from counterpoint.evaluation.suite import Method
+    from counterpoint.types import UserError
 
     if suite not in SUITES:
         raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)} and folder")
-    methods = [Method(rule, weights) for rule in rules for weights in (_weights(sweep) if sweep else [{}])]
     bench = _bench(model, *named, clip)
     settings = {"suite": suite, **bench.identity, "steps": steps, "guidance_scale": guidance_scale}
     chosen = SUITES[suite](bench)
@@ -169,6 +166,20 @@ def _run(
         "seconds_a_picture": seconds_a_picture(folder / "pictures"),
         "settings": settings,
     }, strips(tasks, reader(folder / "pictures"))
+
+
+def _methods(fusion: list[str] | None, sweep: str | None, gate_silence: bool) -> list[Any]:
+    from counterpoint.evaluation.suite import Method
+    from counterpoint.fusion import FUSIONS, get_fusion
+
+    rules = [get_fusion(name).name for name in fusion or FUSIONS]
+    gates = [False, True] if gate_silence else [False]
+    return [
+        Method(rule, weights, gated)
+        for rule in rules
+        for weights in (_weights(sweep) if sweep else [{}])
+        for gated in gates
+    ]
 
 
 def _bench(model: str, controls: dict[str, str], data: dict[str, str], read: dict[str, str], clip: Path | None) -> Any:
