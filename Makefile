@@ -11,7 +11,7 @@ export GOMP_SPINCOUNT ?= 10000
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test prove lint install clean
+.PHONY: demo test prove family lint install clean
 
 install: $(READY)
 
@@ -38,6 +38,37 @@ test: lint
 
 prove: $(READY)
 	$(BIN)/python -m pytest -m prove --timeout 1800
+
+# The shipped models from nothing, in runs/: docs/tiny-family.md says how long it takes. What is finished is not trained
+# again, what was begun is resumed. Two members at a time: `make -j2 family OMP_NUM_THREADS=1`.
+KINDS := canny hed depth pose seg
+RESUME = $(if $(wildcard $(@D)/checkpoint-*/complete.json),--resume)
+TRAIN = $(BIN)/counterpoint train --set output_dir=$(@D) --set cache_dir=runs/scenes
+GATHER = $(BIN)/python -m counterpoint.recipes.family runs
+ON = --set pretrained_model_name_or_path=runs/family
+
+family: $(KINDS:%=runs/control-%/config.json) runs/judge-a/config.json runs/judge-b/config.json
+	$(GATHER) runs/family
+	$(GATHER) src/counterpoint/models/tiny
+
+runs/codec/config.json: | $(READY)
+	$(TRAIN) tiny-codec $(RESUME)
+
+runs/towers/config.json: | runs/codec/config.json
+	$(TRAIN) tiny-towers $(RESUME)
+
+runs/base/config.json: | runs/codec/config.json runs/towers/config.json
+	$(GATHER) runs/family
+	$(TRAIN) tiny-base $(ON) $(RESUME)
+
+runs/family/unet/config.json: | runs/base/config.json
+	$(GATHER) runs/family
+
+runs/control-%/config.json: | runs/family/unet/config.json
+	$(TRAIN) tiny-controlnet $(ON) --set control_type=$* $(RESUME)
+
+runs/judge-%/config.json: | runs/codec/config.json
+	$(TRAIN) tiny-judge --set judge=$* $(RESUME)
 
 clean:
 	rm -rf .venv dist build

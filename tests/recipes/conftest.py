@@ -20,7 +20,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for source in ("_scenes", "_latents"):
-            patch.setattr(tiny, source, lambda *_: SceneShards(runs, 0, 2048))
+            patch.setattr(tiny, source, lambda *_, **__: SceneShards(runs, 0, 2048))
 
         def export(recipe: str, run: str, *settings: str) -> None:
             config = override(RECIPES[recipe].config, [*settings])
@@ -33,5 +33,6 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         export("tiny-base", "base", folder)
         assemble(runs, runs / "family")
         export("tiny-controlnet", "control-pose", folder, "control_type=pose")
-        export("tiny-judge", "judge-a")
+        for name in "ab":
+            export("tiny-judge", f"judge-{name}", f"judge={name}")
         return assemble(runs, runs / "family")

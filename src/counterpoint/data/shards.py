@@ -82,7 +82,7 @@ class SceneShards:
         """Add a stored field: ``make(images (n, 128, 128, 3)) -> (n, ...)``, shard by shard."""
         missing = [start for start in self._starts() if not (self._folder(start) / f"{field}.npy").exists()]
         for start in tqdm(missing, desc=f"computing {field}", unit="shard", disable=not missing):
-            partial = self._folder(start) / f"{field}.partial.npy"
+            partial = self._folder(start) / f"{field}.partial-{os.getpid()}.npy"
             np.save(partial, make(np.load(self._folder(start) / "image.npy", mmap_mode="r")))
             partial.rename(self._folder(start) / f"{field}.npy")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ MEMBERS: dict[str, tuple[str, Any]] = {
     "vae": ("codec", AutoencoderTiny),
     "unet": ("base", UNet2DConditionModel),
     **{f"controls/{kind}": (f"control-{kind}", ControlNetModel) for kind in ("canny", "hed", "depth", "pose", "seg")},
-    "judges/a": ("judge-a", PerceptionModel),
+    **{f"judges/{name}": (f"judge-{name}", PerceptionModel) for name in "ab"},
 }
 """Place in the family -> output folder of its training run, and its class."""
 
@@ -81,6 +82,12 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def main() -> None:
+    """``python -m counterpoint.recipes.family RUNS OUT``."""
+    runs, out = map(Path, sys.argv[1:])
+    print(assemble(runs, out))
+
+
 _SCHEDULER = {
     "_class_name": "UniPCMultistepScheduler",
     "num_train_timesteps": 1000,
@@ -118,3 +125,6 @@ _INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderTiny"],
 }
+
+if __name__ == "__main__":
+    main()

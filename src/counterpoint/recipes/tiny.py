@@ -55,6 +55,13 @@ class ControlConfig(FamilyConfig):
     control_type: KINDS = "pose"
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class JudgeConfig(TrainConfig):
+    """One of two judges. A only evaluates, B only rewards, so that a reward is never marked by its own judge."""
+
+    judge: Literal["a", "b"] = "a"
+
+
 def codec(config: TrainConfig) -> Job:
     """Stride 8, 16 latent channels, 1.1 M parameters: 30.6 dB on test scenes after 92 minutes."""
     torch.manual_seed(config.seed)
@@ -134,11 +141,13 @@ def controlnet(config: ControlConfig) -> Job:
     return Job(stage, _latents(config, f"control:{config.control_type}"))
 
 
-def judge(config: TrainConfig) -> Job:
-    """Judge A: reads segmentation, depth, pose and soft edges from a picture."""
-    torch.manual_seed(config.seed)
-    model = PerceptionModel(len(SEG_CLASSES), widths=(24, 48, 96, 128), depth=2)
-    return Job(JudgeStage(_fast(model)), _scenes(config, "image", "seg", "depth", "keypoints", "control:hed"))
+def judge(config: JudgeConfig) -> Job:
+    """Reads segmentation, depth, pose and soft edges from a picture. Judge B has other widths, noise and scenes."""
+    second = config.judge == "b"
+    torch.manual_seed(config.seed + second)
+    model = PerceptionModel(len(SEG_CLASSES), widths=(32, 48, 80, 112) if second else (24, 48, 96, 128), depth=2)
+    fields = ("image", "seg", "depth", "keypoints", "control:hed")
+    return Job(JudgeStage(_fast(model)), _scenes(config, *fields, first=second * config.max_train_samples))
 
 
 CODEC = Recipe(
@@ -207,8 +216,8 @@ CONTROLNET = Recipe(
 )
 JUDGE = Recipe(
     "tiny-judge",
-    "judge A, which reads controls back from pictures",
-    TrainConfig(
+    "a judge, which reads controls back from pictures (--set judge=b)",
+    JudgeConfig(
         max_train_steps=12000,
         train_batch_size=16,
         learning_rate=2e-3,
@@ -221,8 +230,8 @@ JUDGE = Recipe(
 )
 
 
-def _scenes(config: TrainConfig, *fields: str) -> SceneShards:
-    shards = SceneShards(config.cache_dir, 0, config.max_train_samples, fields).prepare()
+def _scenes(config: TrainConfig, *fields: str, first: int = 0) -> SceneShards:
+    shards = SceneShards(config.cache_dir, first, config.max_train_samples, fields).prepare()
     return shards.soft_edges() if "control:hed" in fields else shards
 
 
