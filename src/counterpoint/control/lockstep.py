@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,14 +31,20 @@ def walk(
     text: Float[Tensor, "b t d"],
     hint: Float[Tensor, "b 3 _ _"],
     scale: float = 1.0,
+    added: Mapping[str, Tensor] | None = None,
 ) -> Walk:
     """A ControlNet's forward pass that stops after ``conv_in``, every ``down.i`` and ``mid``.
 
     It yields what it holds there and goes on with what it is sent. Sent back unchanged, the result is that of the
-    network's own ``forward``, bit for bit.
+    network's own ``forward``, bit for bit. ``added`` is what SDXL's networks read besides the text: ``text_embeds`` and
+    ``time_ids``.
     """
     embedding = network.time_proj(timestep.expand(len(latents))).to(latents.dtype)
     embedding = network.time_embedding(embedding)
+    if added:
+        sizes = network.add_time_proj(added["time_ids"].flatten()).reshape(len(latents), -1)
+        pooled = torch.cat([added["text_embeds"], sizes], -1).to(embedding.dtype)
+        embedding = embedding + network.add_embedding(pooled)
     sample, _ = (yield Hidden("conv_in", network.conv_in(latents), ()))[1:]
     sample = sample + network.controlnet_cond_embedding(hint)
     skips = [sample]
@@ -47,7 +53,8 @@ def walk(
         sample, residuals = block(hidden_states=sample, temb=embedding, **cross)
         sample, residuals = (yield Hidden(f"down.{number}", sample, residuals))[1:]
         skips += residuals
-    sample = network.mid_block(sample, embedding, encoder_hidden_states=text)
+    cross = {"encoder_hidden_states": text} if getattr(network.mid_block, "has_cross_attention", False) else {}
+    sample = network.mid_block(sample, embedding, **cross)
     sample, _ = (yield Hidden("mid", sample, ()))[1:]
     down = tuple(conv(skip) * scale for conv, skip in zip(network.controlnet_down_blocks, skips, strict=True))
     return Residuals(down, network.controlnet_mid_block(sample) * scale)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers import ControlNetModel
 from jaxtyping import Float
 from torch import Tensor
@@ -99,23 +100,9 @@ class Branch:
                 f"the window of {self.name} must be START:END with 0 <= START < END <= 1, got {start:g}:{end:g}"
             )
 
-    def shaped(self, residuals: Residuals) -> Residuals:
-        """Residuals as ``region`` and ``decay`` have them."""
-        sites = [*residuals.down, residuals.mid]
-        if self.decay != 1:
-            sites = [site * self.decay ** (len(sites) - 1 - depth) for depth, site in enumerate(sites)]
-        if self.region is not None:
-            sites = [site * area(self.region, site.shape[2:]).to(site.dtype) for site in sites]
-        return Residuals(tuple(sites[:-1]), sites[-1])
-
     def scale(self, moment: Moment) -> float:
         """The conditioning scale at a step; 0 means the branch is not run."""
         return self.weight.at(moment.progress) if moment.inside(self.window) else 0.0
-
-
-def area(region: Float[Tensor, "b 1 _ _"], size: Sequence[int]) -> Float[Tensor, "b 1 _ _"]:
-    """A region at the size of a site: each place takes the mean of what it covers."""
-    return torch.nn.functional.interpolate(region, size=tuple(size), mode="area")
 
 
 def run_stack(
@@ -142,43 +129,13 @@ def run_stack(
     active = [branch for branch in branches if branch.scale(moment) != 0]
     if not active:
         return None
-    subjects = lending.masks if lending is not None and fusion.keys and lending.active(moment) else {}
-    front = [branch for branch in active if branch.name in subjects]
-    if lending is None or len(front) in {0, len(active)}:
-        said = _run(active, fusion, latents, moment, text, lambda _: nullcontext())
-    else:  # foregrounds first: the others listen to what they leave
-        masks = torch.stack([subjects[branch.name] for branch in front])
-        masks = masks.repeat(1, len(latents) // masks.shape[1], 1, 1, 1)
-        kept: dict[Branch, KeyValues] = {branch: {} for branch in front}
-
-        def listening(branch: Branch) -> AbstractContextManager[None]:
-            if branch in kept:
-                return keeping_keys(branch.network, kept[branch], lending.first)
-            return injecting_keys(branch.network, list(kept.values()), masks, lending.first)
-
-        order = sorted(active, key=lambda branch: branch not in kept)
-        said = _run(order, fusion, latents, moment, text, listening)
-    results = [branch.shaped(said[branch]) for branch in active]
-    down = tuple(
-        fusion.at(f"down.{number}")(torch.stack(site))
-        for number, site in enumerate(zip(*[one.down for one in results], strict=True))
-    )
-    return Residuals(down, fusion.at("mid", last=True)(torch.stack([one.mid for one in results])))
-
-
-def _run(
-    branches: Sequence[Branch],
-    fusion: Fusion,
-    latents: Latents,
-    moment: Moment,
-    text: Tensor,
-    around: Callable[[Branch], AbstractContextManager[None]],
-) -> dict[Branch, Residuals]:
-    """What each branch says, run one after the other, or side by side where the rule lets them exchange."""
-    said = {}
+    by_name = {branch.name: branch for branch in active}
+    said: dict[str, Residuals] = {}
+    order = surround({name: one.network for name, one in by_name.items()}, fusion, lending, moment, len(latents))
     if fusion.exchange is None:
-        for branch in branches:
-            with around(branch):
+        for name, around in order.items():
+            branch = by_name[name]
+            with around:
                 down, mid = branch.network(
                     latents,
                     moment.timestep,
@@ -187,14 +144,66 @@ def _run(
                     conditioning_scale=branch.scale(moment),
                     return_dict=False,
                 )
-            said[branch] = Residuals(tuple(down), mid)
-        return said
-    with ExitStack() as stack:
-        for branch in branches:
-            stack.enter_context(around(branch))
-        walks = [
-            walk(branch.network, latents, moment.timestep, text, branch.hint, branch.scale(moment))
-            for branch in branches
-        ]
-        results = run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips)
-    return dict(zip(branches, results, strict=True))
+            said[name] = Residuals(tuple(down), mid)
+    else:
+        with ExitStack() as stack:
+            walks = []
+            for name, around in order.items():
+                stack.enter_context(around)
+                one = by_name[name]
+                walks.append(walk(one.network, latents, moment.timestep, text, one.hint, one.scale(moment)))
+            said = dict(zip(order, run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips), strict=True))
+    sites = fuse(
+        fusion, [shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()]
+    )
+    return Residuals(tuple(sites[:-1]), sites[-1])
+
+
+def surround(
+    networks: Mapping[str, ControlNetModel], fusion: Fusion, lending: Lending | None, moment: Moment, rows: int
+) -> dict[str, AbstractContextManager[None]]:
+    """In which order branches run, and what lasts while each does: foregrounds first, where keys are lent.
+
+    Args:
+        networks: branch -> its network, of those that are active.
+        fusion: the rule.
+        lending: KV-injection, idle where no foreground or no background is active.
+        moment: the step.
+        rows: of the batch that the branches see.
+    """
+    subjects = lending.masks if lending is not None and fusion.keys and lending.active(moment) else {}
+    front = [name for name in networks if name in subjects]
+    if lending is None or len(front) in {0, len(networks)}:
+        return {name: nullcontext() for name in networks}
+    masks = torch.stack([subjects[name] for name in front])
+    masks = masks.repeat(1, rows // masks.shape[1], 1, 1, 1)
+    kept: list[KeyValues] = [{} for _ in front]
+    return {
+        **{name: keeping_keys(networks[name], keys, lending.first) for name, keys in zip(front, kept, strict=True)},
+        **{
+            name: injecting_keys(network, kept, masks, lending.first)
+            for name, network in networks.items()
+            if name not in subjects
+        },
+    }
+
+
+def shaped(sites: Sequence[Tensor], region: Tensor | None, decay: float) -> list[Tensor]:
+    """One branch's features as its region and decay have them, from the first site to the deepest."""
+    if decay != 1:
+        sites = [site * decay ** (len(sites) - 1 - depth) for depth, site in enumerate(sites)]
+    if region is not None:
+        sites = [site * F.interpolate(region, site.shape[2:], mode="area").to(site.dtype) for site in sites]
+    return list(sites)
+
+
+def fuse(fusion: Fusion, said: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Several branches' features, one at each site.
+
+    Args:
+        fusion: the rule; sites are called ``down.0``, ``down.1`` and so on, the last one ``mid``.
+        said: of each branch, its features from the first site to the deepest.
+    """
+    *down, mid = zip(*said, strict=True)
+    sites = [fusion.at(f"down.{number}")(torch.stack(site)) for number, site in enumerate(down)]
+    return [*sites, fusion.at("mid", last=True)(torch.stack(mid))]
