@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from counterpoint.api import attach as attach
     from counterpoint.api import load as load
     from counterpoint.fusion import FUSIONS as FUSIONS
     from counterpoint.sampling.pipeline import Output as Output
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "attach": "counterpoint.api",
     "load": "counterpoint.api",
     "FUSIONS": "counterpoint.fusion",
     "Output": "counterpoint.sampling.pipeline",
@@ -24,7 +26,7 @@ _WHERE = {
 }
 """Public name -> the module it comes from; it is imported when it is first used."""
 
-__all__ = ["FUSIONS", "Fusion", "Output", "Pipeline", "UserError", "load"]
+__all__ = ["FUSIONS", "Fusion", "Output", "Pipeline", "UserError", "attach", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+import numpy as np
+import PIL.Image
 import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
 
+from counterpoint.fusion import get_fusion
 from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
-from counterpoint.types import UserError
+from counterpoint.sampling.stock import attached
+from counterpoint.types import Fusion, UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,6 +63,64 @@ def load(
         controls=load_controls(model, controls, parts, kind),
     )
     return pipe.to(where)
+
+
+@contextmanager
+def attach(
+    pipeline: DiffusionPipeline,
+    fusion: str | Fusion = "cross",
+    *,
+    controls: Sequence[str] = (),
+    foreground: str | Sequence[str] = (),
+    subject: str | Sequence[str] = (),
+    subject_mask: PIL.Image.Image | Tensor | Sequence[PIL.Image.Image | Tensor] = (),
+    control_mask: Mapping[str, PIL.Image.Image | Tensor] | None = None,
+    gate_silence: bool = False,
+) -> Iterator[DiffusionPipeline]:
+    """Let a rule join the controls of a stock diffusers pipeline for as long as a ``with`` block lasts.
+
+    Afterwards, also after an exception, the pipeline is what it was. Any pipeline will do that holds several
+    ControlNets (SD1.5, SDXL, FLUX; text-to-image, image-to-image, inpainting), a ControlNet-Union or T2I-Adapters. A
+    union network is asked for one control at a time.
+
+    Args:
+        pipeline: the pipeline.
+        fusion: the rule, by name or of your own.
+        controls: names for its controls, in their order; a kind such as ``"pose"`` tells ``gate_silence`` what their
+            images mean. Default ``"0"``, ``"1"`` and so on.
+        foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
+        subject: words of the prompt, one for each foreground.
+        subject_mask: white where the subject is, one for each foreground, in place of ``subject``: pictures, or tensors
+            ``(b, 1, h, w)`` in 0..1.
+        control_mask: control -> how strongly it speaks where, likewise.
+        gate_silence: let controls of a kind with a silent value speak only where their image shows something else.
+
+    Raises:
+        UserError: what does not fit; the message says what to do.
+
+    Example:
+        >>> with attach(pipeline, "cross", subject="person"):
+        ...     image = pipeline("a person on a meadow", image=[pose, depth]).images[0]
+    """
+    masks = [subject_mask] if isinstance(subject_mask, (PIL.Image.Image, Tensor)) else subject_mask
+    with attached(
+        pipeline,
+        get_fusion(fusion) if isinstance(fusion, str) else fusion,
+        controls,
+        foreground=[foreground] if isinstance(foreground, str) else foreground,
+        subject=[subject] if isinstance(subject, str) else subject,
+        subject_masks=[_grey(mask, pipeline) for mask in masks],
+        regions={name: _grey(mask, pipeline) for name, mask in (control_mask or {}).items()},
+        gate_silence=gate_silence,
+    ):
+        yield pipeline
+
+
+def _grey(mask: PIL.Image.Image | Tensor, pipeline: DiffusionPipeline) -> Tensor:
+    """``(b, 1, h, w)`` in 0..1, where the pipeline runs."""
+    if isinstance(mask, PIL.Image.Image):
+        mask = torch.from_numpy(np.asarray(mask.convert("L"), np.float32) / 255)[None, None]
+    return mask.to(pipeline._execution_device)
 
 
 def _device(name: str) -> torch.device:

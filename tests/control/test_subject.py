@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterpoint.control.subject import SubjectMap, watching
-from counterpoint.sampling.prompt import subject_places
+from counterpoint.sampling.prompt import subject_places, unweighted
 from counterpoint.types import UserError
 
 
@@ -56,8 +56,8 @@ def test_places_of_words(parts: dict) -> None:
     tokenizer = parts["tokenizer"]
     assert subject_places(tokenizer, "a person on a meadow", "person") == [2]
     assert subject_places(tokenizer, "a red ball on a red meadow", "red") == [2, 6]
-    assert subject_places(tokenizer, "a (red ball)1.3 on meadow", "red ball") == [2, 3]
-    assert subject_places(tokenizer, "a person++ on meadow", "person") == [2]
+    assert subject_places(tokenizer, unweighted("a (red ball)1.3 on meadow"), "red ball") == [2, 3]
+    assert subject_places(tokenizer, unweighted("a person++ on meadow"), "person") == [2]
     with pytest.raises(UserError, match="its words are: a person"):
         subject_places(tokenizer, "a person", "ball")
     with pytest.raises(UserError, match="beyond"):

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel
 from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.types import Moment
 
@@ -49,14 +48,14 @@ class Lending:
         return moment.progress >= self.start and self.foregrounds == set(self.masks)
 
 
-def self_attention(network: ControlNetModel, first: int = 0) -> dict[str, Attention]:
+def self_attention(network: nn.Module, first: int = 0) -> dict[str, Attention]:
     """A ControlNet's self-attention layers by name, in the order in which they run, from layer ``first`` on."""
     layers = {name: module for name, module in network.named_modules() if name.endswith(".attn1")}
     return dict(list(layers.items())[first:])
 
 
 @contextmanager
-def keeping_keys(network: ControlNetModel, kept: KeyValues, first: int = 0) -> Iterator[None]:
+def keeping_keys(network: nn.Module, kept: KeyValues, first: int = 0) -> Iterator[None]:
     """Let a foreground branch leave its keys and values in ``kept``; what it computes does not change."""
     handles = []
     halves: dict[str, Tensor] = {}
@@ -79,7 +78,7 @@ def keeping_keys(network: ControlNetModel, kept: KeyValues, first: int = 0) -> I
 
 @contextmanager
 def injecting_keys(
-    network: ControlNetModel, foregrounds: Sequence[KeyValues], masks: Masks, first: int = 0
+    network: nn.Module, foregrounds: Sequence[KeyValues], masks: Masks, first: int = 0
 ) -> Iterator[None]:
     """Let a background branch attend to what foreground branches left, inside and outside their masks.
 

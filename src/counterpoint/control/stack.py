@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.control.keys import KeyValues, Lending, injecting_keys, keeping_keys
 from counterpoint.control.lockstep import run_lockstep, walk
@@ -160,7 +160,7 @@ def run_stack(
 
 
 def surround(
-    networks: Mapping[str, ControlNetModel], fusion: Fusion, lending: Lending | None, moment: Moment, rows: int
+    networks: Mapping[str, nn.Module], fusion: Fusion, lending: Lending | None, moment: Moment, rows: int
 ) -> dict[str, AbstractContextManager[None]]:
     """In which order branches run, and what lasts while each does: foregrounds first, where keys are lent.
 

@@ -23,7 +23,7 @@ from counterpoint.control.stack import Branch, Weight
 from counterpoint.fusion import get_fusion
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.loop import Settle, sample
-from counterpoint.sampling.prompt import encode_prompts, match_length, subject_places
+from counterpoint.sampling.prompt import encode_prompts, match_length, subject_places, unweighted
 from counterpoint.types import CONTROL_KINDS, Fusion, Latents, Moment, UserError
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -344,7 +344,9 @@ class Pipeline:
             raise UserError(f"{len(told)} subjects for {len(front)} foregrounds ({', '.join(front)}); give one each")
         if masks is not None:
             return Lending({}, dict(zip(front, masks, strict=True)))
-        places = [[subject_places(self.tokenizer, prompt, words) for prompt in prompts] for words in subjects]
+        places = [
+            [subject_places(self.tokenizer, unweighted(prompt), words) for prompt in prompts] for words in subjects
+        ]
         return Lending(dict(zip(front, places, strict=True)))
 
     def _noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:

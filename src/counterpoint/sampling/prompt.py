@@ -71,18 +71,22 @@ def _plain(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
     return cast(Tensor, embeddings.to(text_encoder.dtype))
 
 
+def unweighted(prompt: str) -> str:
+    """A prompt without compel's syntax."""
+    return re.sub(r"[()\"]|(?<=\w)[+-]+|(?<=\))[\d.]+", "", prompt)
+
+
 def subject_places(tokenizer: CLIPTokenizer, prompt: str, subject: str) -> list[int]:
-    """Positions of a subject's tokens in the embeddings of a prompt.
+    """Positions of a subject's tokens in the embeddings of a prompt without weights.
 
     Raises:
         UserError: the prompt does not have these words, or has them beyond what the model reads.
     """
-    words = re.sub(r"[()\"]|(?<=\w)[+-]+|(?<=\))[\d.]+", "", prompt)
-    tokens = tokenizer(words, truncation=False, verbose=False).input_ids
+    tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
     wanted = tokenizer(subject, add_special_tokens=False).input_ids
     starts = [i for i in range(len(tokens) - len(wanted) + 1) if tokens[i : i + len(wanted)] == wanted]
     if not wanted or not starts:
-        raise UserError(f"the subject {subject!r} is not in the prompt; its words are: {words}")
+        raise UserError(f"the subject {subject!r} is not in the prompt; its words are: {prompt}")
     places = [start + i for start in starts for i in range(len(wanted))]
     if max(places) >= tokenizer.model_max_length - 1:
         raise UserError(

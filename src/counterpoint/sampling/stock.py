@@ -1,0 +1,347 @@
+"""Fusion rules inside stock diffusers pipelines, for as long as a ``with`` block lasts.
+
+Nothing of a pipeline is copied or rewritten: what holds its control networks is asked for one network at a time, with
+the arguments that the pipeline gave, and the rule makes one answer of them. So every pipeline with such a container is
+served, whatever its model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers import (
+    ControlNetModel,
+    ControlNetUnionModel,
+    DiffusionPipeline,
+    FluxControlNetModel,
+    FluxMultiControlNetModel,
+    MultiAdapter,
+)
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from counterpoint.control.attach import injecting
+from counterpoint.control.coverage import coverage
+from counterpoint.control.keys import Lending
+from counterpoint.control.lockstep import run_lockstep, walk
+from counterpoint.control.stack import fuse, shaped, surround
+from counterpoint.control.subject import watching
+from counterpoint.sampling.prompt import subject_places
+from counterpoint.types import CONTROL_KINDS, Fusion, Moment, Residuals, UserError
+
+Region = Float[Tensor, "b 1 h w"]
+Forward = Callable[..., Any]
+_PER_CONTROL = ("controlnet_cond", "controlnet_mode", "control_type", "control_type_idx", "conditioning_scale")
+_UNETS = (ControlNetModel, MultiControlNetModel, ControlNetUnionModel, MultiControlNetUnionModel)
+_FLUX = (FluxControlNetModel, FluxMultiControlNetModel)
+_WALKED = (ControlNetModel, MultiControlNetModel)
+
+
+@contextmanager
+def attached(
+    pipeline: DiffusionPipeline,
+    fusion: Fusion,
+    names: Sequence[str] = (),
+    *,
+    foreground: Sequence[str] = (),
+    subject: Sequence[str] = (),
+    subject_masks: Sequence[Region] = (),
+    regions: Mapping[str, Region] | None = None,
+    gate_silence: bool = False,
+) -> Iterator[None]:
+    """Let a rule join the controls of a diffusers pipeline. See :func:`counterpoint.attach`."""
+    inside = _Inside(pipeline, fusion, names, foreground, subject, subject_masks, dict(regions or {}), gate_silence)
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(inside.container, _slot(inside.container), inside.controls))
+        if inside.watches_host:
+            stack.enter_context(_replaced(pipeline.unet, _slot(pipeline.unet), inside.host))
+        if hasattr(pipeline, "encode_prompt"):
+            stack.enter_context(_replaced(pipeline, "encode_prompt", inside.prompt))
+        yield
+
+
+class _Inside:
+    """What the rule needs to remember between the calls of one pipeline run."""
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        fusion: Fusion,
+        names: Sequence[str],
+        foreground: Sequence[str],
+        subject: Sequence[str],
+        subject_masks: Sequence[Region],
+        regions: dict[str, Region],
+        gate_silence: bool,
+    ) -> None:
+        self.pipeline, self.fusion, self.regions, self.gate_silence = pipeline, fusion, regions, gate_silence
+        self.container = _container(pipeline)
+        self.networks = _networks(self.container)
+        self.names, self.foreground = list(names), list(foreground)
+        self.subject, self.subject_masks = list(subject), list(subject_masks)
+        self.lending: Lending | None = None
+        self._check_family()
+        if names or len(self.networks) > 1:
+            self._name(len(names) or len(self.networks))
+
+    @property
+    def watches_host(self) -> bool:
+        """Whether the host itself must be reached: a rule of injection, or a subject to be found."""
+        stages = (self.fusion, *(rule for _, rule in self.fusion.stages))
+        return bool(self.subject) or any(rule.inject is not torch.add for rule in stages)
+
+    def prompt(self, original: Forward, call: dict[str, Any]) -> Any:
+        """Around ``encode_prompt``: a run begins, and this is what it is about."""
+        self.lending = None
+        if self.subject_masks or self.subject:
+            self._name(len(self.names) or 1)
+        if self.subject_masks:
+            self.lending = Lending({}, dict(zip(self.foreground, self.subject_masks, strict=True)))
+        elif self.subject:
+            if call.get("prompt") is None:
+                raise UserError("the prompt came as embeddings: show where the subject is with subject_mask")
+            prompts = [call["prompt"]] if isinstance(call["prompt"], str) else list(call["prompt"])
+            prompts = [one for one in prompts for _ in range(call.get("num_images_per_prompt") or 1)]
+            places = [
+                [subject_places(self.pipeline.tokenizer, one, words) for one in prompts] for words in self.subject
+            ]
+            self.lending = Lending(dict(zip(self.foreground, places, strict=True)))
+        return original(**call)
+
+    def controls(self, original: Forward, call: dict[str, Any]) -> Any:
+        """Around the container's ``forward``: every active control alone, then the rule."""
+        images = call["xs"] if "xs" in call else call["controlnet_cond"]
+        self._name(len(images) if isinstance(images, list) else 1)
+        count = len(self.names)
+        scales = call.get("adapter_weights" if "xs" in call else "conditioning_scale")
+        scales = [1 / count] * count if scales is None else scales
+        scales = list(scales) if isinstance(scales, (list, tuple)) else [scales] * count
+        active = {name: i for i, name in enumerate(self.names) if scales[i] != 0}
+        if not active:
+            return original(**call)
+        moment = self._moment(call.get("timestep"))
+        rule = self.fusion.during(moment.progress)
+        parts = {name: _part(self.container, call, i, scales) for name, i in active.items()}
+        rows = len(call["sample"]) if "sample" in call else 1
+        order = surround(
+            {name: self.networks[min(i, len(self.networks) - 1)] for name, i in active.items()},
+            rule,
+            self.lending,
+            moment,
+            rows,
+        )
+        said: dict[str, Any] = {}
+        if rule.exchange is None:
+            for name, around in order.items():
+                with around, _only(self.container, active[name]):
+                    said[name] = original(**parts[name])
+        else:
+            with ExitStack() as stack:
+                walks = []
+                for name, around in order.items():
+                    stack.enter_context(around)
+                    walks.append(_walk(self.networks[active[name]], parts[name], scales[active[name]]))
+                said = dict(zip(order, run_lockstep(walks, rule.exchange, skips=rule.exchange_skips), strict=True))
+        layout = _layout(self.container, call)
+        flat = []
+        for name in active:
+            sites, sizes = layout.flatten(said[name])
+            region = self._region(name, parts[name])
+            if region is not None:
+                region = region.repeat(len(sites[0]) // len(region), 1, 1, 1)
+            flat.append(shaped(sites, region, 1.0))
+        return layout.rebuild(fuse(rule, flat), sizes)
+
+    def host(self, original: Forward, call: dict[str, Any]) -> Any:
+        """Around the host's ``forward``: features go in by the rule, and subjects are watched."""
+        moment = self._moment(call["timestep"])
+        rule = self.fusion.during(moment.progress)
+        with ExitStack() as stack:
+            if rule.inject is not torch.add and call.get("mid_block_additional_residual") is not None:
+                down, mid = call.pop("down_block_additional_residuals"), call.pop("mid_block_additional_residual")
+                stack.enter_context(injecting(self.pipeline.unet, Residuals(tuple(down), mid), rule.inject))
+            places = {} if self.lending is None else self.lending.places
+            size = (call["sample"].shape[2], call["sample"].shape[3])
+            seen = {name: stack.enter_context(watching(self.pipeline.unet, one, size)) for name, one in places.items()}
+            result = original(**call)
+        if self.lending is not None:
+            self.lending.masks.update({name: found.mask() for name, found in seen.items()})
+        return result
+
+    def _moment(self, timestep: Any) -> Moment:
+        """Where the pipeline's scheduler stands; adapters run once, before the first step."""
+        steps = self.pipeline.scheduler.timesteps
+        if timestep is None:
+            return Moment(0, len(steps), steps[0])
+        now = torch.as_tensor(timestep).flatten()[0].to(steps)
+        if isinstance(self.container, _FLUX):
+            now = now * 1000
+        first = getattr(self.pipeline.scheduler, "begin_index", None) or 0
+        return Moment(int((steps[first:] - now).abs().argmin()), len(steps) - first, torch.as_tensor(timestep))
+
+    def _region(self, name: str, part: Mapping[str, Any]) -> Tensor | None:
+        """Where a control speaks: its mask, or what its image covers."""
+        kind = CONTROL_KINDS.get(name.partition(":")[0])
+        if name not in self.regions and self.gate_silence and kind is not None and kind.silent is not None:
+            hint = part["xs"] if "xs" in part else part["controlnet_cond"]
+            return coverage(hint[0] if isinstance(hint, list) else hint, kind)
+        return self.regions.get(name)
+
+    def _name(self, count: int) -> None:
+        """Hold the settings against the controls, as soon as it is known how many there are."""
+        self.names = self.names or [str(i) for i in range(count)]
+        if len(self.names) != count:
+            raise UserError(f"{len(self.names)} names ({', '.join(self.names)}) for {count} controls; give one each")
+        if unknown := [name for name in (*self.foreground, *self.regions) if name not in self.names]:
+            raise UserError(f"there is no control {unknown[0]!r}; there are {', '.join(self.names)}")
+        self.foreground = self.foreground or self.names[:1]
+        told = self.subject_masks or self.subject
+        if told and len(told) != len(self.foreground):
+            raise UserError(f"{len(told)} subjects for {len(self.foreground)} foregrounds; give one each")
+        if told and len(set(self.foreground)) == count > 1:
+            raise UserError(f"every control is a foreground; {self.fusion.name} needs one that is not")
+
+    def _check_family(self) -> None:
+        """Refuse what the model's family or its compilation cannot give."""
+        kind, told = type(self.container).__name__, bool(self.subject_masks or self.subject)
+        stages = (self.fusion, *(rule for _, rule in self.fusion.stages))
+        keys, walks = any(rule.keys for rule in stages), any(rule.exchange for rule in stages)
+        if told and not keys:
+            raise UserError(f"the fusion {self.fusion.name} lends no keys: foreground and subject belong to cross")
+        if told and not isinstance(self.container, _UNETS):
+            raise UserError(f"{kind} has no keys to lend: leave subject and subject_mask out")
+        if walks and not isinstance(self.container, _WALKED):
+            raise UserError(f"{self.fusion.name} walks ControlNets side by side and cannot walk {kind}; try cross")
+        if any(rule.inject is not torch.add for rule in stages) and not isinstance(self.container, _UNETS):
+            raise UserError(f"{self.fusion.name} changes how a U-Net takes features in; {kind} feeds none: try mgda")
+        reached = [self.container, *(self.networks if told or walks else [])]
+        for module in [*reached, self.pipeline.unet] if self.watches_host else reached:
+            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+                raise UserError(
+                    f"{self.fusion.name} must reach inside {type(getattr(module, '_orig_mod', module)).__name__}, "
+                    "which is compiled: compile its blocks (compile_repeated_blocks), not the whole"
+                )
+        if keys and not told and isinstance(self.container, _UNETS):
+            warnings.warn(
+                f"{self.fusion.name} lends keys only where it knows the subject: name its words with subject, or give "
+                "a subject_mask",
+                stacklevel=6,
+            )
+
+
+def _container(pipeline: DiffusionPipeline) -> nn.Module:
+    for name in ("controlnet", "adapter"):
+        module: Any = getattr(pipeline, name, None)
+        if isinstance(getattr(module, "_orig_mod", module), (*_UNETS, *_FLUX, MultiAdapter)):
+            return module  # type: ignore[no-any-return]
+    raise UserError(f"{type(pipeline).__name__} holds no ControlNets and no T2I-Adapters that can be joined")
+
+
+def _networks(container: nn.Module) -> list[nn.Module]:
+    return list(getattr(container, "nets", None) or getattr(container, "adapters", None) or [container])
+
+
+def _part(container: nn.Module, call: Mapping[str, Any], index: int, scales: Sequence[float]) -> dict[str, Any]:
+    """A call for one control, from the call for all."""
+    if "xs" in call:
+        return {"xs": [call["xs"][index]], "adapter_weights": [scales[index]]}
+    part: dict[str, Any] = {
+        key: [value[index]] if key in _PER_CONTROL and isinstance(value, (list, tuple)) else value
+        for key, value in call.items()
+    }
+    if isinstance(container, ControlNetUnionModel):
+        part["control_type"] = torch.zeros_like(call["control_type"])
+        part["control_type"][:, part["control_type_idx"][0]] = 1
+    return {**part, "return_dict": False}
+
+
+@contextmanager
+def _only(container: nn.Module, index: int) -> Iterator[None]:
+    """Let a container hold one network."""
+    name = "adapters" if isinstance(container, MultiAdapter) else "nets"
+    whole: Any = container._modules.get(name, ())
+    if len(whole) < 2:
+        yield
+        return
+    container._modules[name] = nn.ModuleList([whole[index]])
+    try:
+        yield
+    finally:
+        container._modules[name] = whole
+
+
+def _walk(network: nn.Module, part: Mapping[str, Any], scale: float) -> Any:
+    if part["guess_mode"]:
+        raise UserError("guess_mode weighs a network's own sites and cannot be walked: leave it out, or fuse by pix")
+    timestep = torch.as_tensor(part["timestep"], device=part["sample"].device)
+    hint = part["controlnet_cond"]
+    return walk(
+        network,
+        part["sample"],
+        timestep,
+        part["encoder_hidden_states"],
+        hint[0] if isinstance(hint, list) else hint,
+        scale,
+        part.get("added_cond_kwargs"),
+    )
+
+
+class _Layout:
+    """How one family of containers answers, as a list of maps from the first site to the deepest, and back."""
+
+    def __init__(self, flatten: Forward, rebuild: Forward) -> None:
+        self.flatten, self.rebuild = flatten, rebuild
+
+
+def _layout(container: nn.Module, call: Mapping[str, Any]) -> _Layout:
+    if isinstance(container, MultiAdapter):
+        return _Layout(lambda said: (list(said), None), lambda sites, _: sites)
+    if isinstance(container, _UNETS):
+        return _Layout(lambda said: ([*said[0], said[1]], None), lambda sites, _: (sites[:-1], sites[-1]))
+    height, width = (int(call["img_ids"][:, axis].max()) + 1 for axis in (1, 2))
+
+    def flatten(said: Any) -> tuple[list[Tensor], tuple[int | None, int | None]]:
+        tokens = [site for group in said for site in group or ()]
+        maps = [site.transpose(1, 2).reshape(len(site), -1, height, width) for site in tokens]
+        return maps, (None if said[0] is None else len(said[0]), None if said[1] is None else len(said[1]))
+
+    def rebuild(sites: list[Tensor], sizes: tuple[int | None, int | None]) -> tuple[Any, Any]:
+        tokens = [site.flatten(2).transpose(1, 2) for site in sites]
+        double = tokens[: sizes[0] or 0]
+        return (double if sizes[0] else None), (tokens[len(double) :] if sizes[1] else None)
+
+    return _Layout(flatten, rebuild)
+
+
+def _slot(module: nn.Module) -> str:
+    """Where a module's own forward is: accelerate keeps it aside when it offloads."""
+    return "_old_forward" if "_old_forward" in module.__dict__ else "forward"
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, around: Callable[[Forward, dict[str, Any]], Any]) -> Iterator[None]:
+    """Let ``around(original, arguments by name)`` stand in for a method of one object."""
+    original = getattr(owner, name)
+    before = owner.__dict__.get(name)
+    signature = inspect.signature(original)
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        return around(original, dict(signature.bind(*args, **kwargs).arguments))
+
+    owner.__dict__[name] = stand_in
+    try:
+        yield
+    finally:
+        if owner.__dict__.get(name) is not stand_in:  # offloading was switched on meanwhile and keeps it aside
+            owner.__dict__["_old_forward"] = original
+        elif before is None:
+            del owner.__dict__[name]
+        else:
+            owner.__dict__[name] = before

@@ -1,0 +1,296 @@
+"""A rule inside a stock pipeline: neutral where it should be, ours where it is the same model, and gone afterwards."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from diffusers import (
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from PIL import Image
+
+from counterpoint import attach
+from counterpoint.fusion import FUSIONS
+from counterpoint.types import Fusion, UserError
+from tests.parity import families
+from tests.parity.test_stock import hints, ours, stock
+
+FAMILIES = {name: getattr(families, name) for name in ("sdxl", "union", "flux", "adapters")}
+CALL = {
+    "num_inference_steps": 4,
+    "negative_prompt": "red",
+    "guidance_scale": 5.0,
+    "width": 64,
+    "height": 64,
+    "output_type": "latent",
+    "num_images_per_prompt": 2,
+}
+PROMPT = "a person on meadow"
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "cross.* lends keys only", UserWarning)
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        yield
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, parts: dict) -> tuple[Any, families.Call]:
+    return FAMILIES[request.param](parts)
+
+
+def test_sum_is_stock_in_every_family(family: tuple[Any, families.Call]) -> None:
+    pipe, call = family
+    wanted = call()
+    with attach(pipe, "sum"):
+        assert torch.equal(call(), wanted)
+    with attach(pipe, "pix"):
+        other = call()
+    assert torch.isfinite(other).all()
+    assert not torch.equal(other, wanted), "the controls do speak, and pix chooses between them"
+    assert torch.equal(call(), wanted), "afterwards nothing is left"
+
+
+def test_one_control_is_stock_under_every_rule(parts: dict) -> None:
+    pipe, call = families.sdxl(parts, count=1)
+    wanted = call()
+    for rule in FUSIONS.values():
+        if rule.inject is torch.add:
+            with attach(pipe, rule):
+                assert torch.equal(call(), wanted), rule.name
+
+
+@pytest.mark.parametrize("fusion", ["cross", "cross-authors", "maxfusion", "minimal-impact", "0:sum,0.5:maxfusion"])
+def test_every_mechanism_runs_in_sdxl(parts: dict, fusion: str) -> None:
+    pipe, call = families.sdxl(parts)
+    plain = call()
+    with attach(pipe, fusion, subject="person" if "cross" in fusion else ()):
+        fused = call()
+    assert torch.isfinite(fused).all()
+    assert not torch.equal(fused, plain)
+    assert torch.equal(call(), plain)
+
+
+def test_a_union_network_is_asked_for_one_control_at_a_time(parts: dict) -> None:
+    pipe, call = families.union(parts, -2)
+    seen: list[list[float]] = []
+    handle = pipe.controlnet.control_add_embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    with attach(pipe, "sum", controls=["pose", "depth"]):
+        fused = call()
+    handle.remove()
+    assert len(seen) == 2 * 3, "two controls in three steps"
+    assert torch.isfinite(fused).all()
+    single, alone = families.union(parts, -1)
+    wanted = alone()
+    with attach(single, "pix"):
+        assert torch.equal(alone(), wanted)
+
+
+@pytest.mark.parametrize("fusion", [*FUSIONS, "0:sum,0.5:cross", "0:minimal-impact,0.5:mean"])
+def test_it_is_our_own_pipeline(parts: dict, fusion: str) -> None:
+    """Two ways to the same numbers: our loop, and a rule inside diffusers' loop."""
+    more, images = {"subject": "person"} if "cross" in fusion else {}, hints(2)
+    scales = {"controlnet_conditioning_scale": [0.7, 1.3], "control_guidance_end": [1.0, 0.8]}
+    mine = ours(parts, 2)(PROMPT, images, fusion=fusion, generator=torch.manual_seed(3), **scales, **more, **CALL)
+    pipe = stock(parts, 2)
+    with attach(pipe, fusion, **more):
+        theirs = pipe(PROMPT, image=images, generator=torch.manual_seed(3), **scales, **CALL)
+    assert torch.equal(mine.images, theirs.images)
+
+
+def test_masks_and_gates_are_those_of_our_pipeline(parts: dict) -> None:
+    left = Image.fromarray(np.repeat([[255] * 32 + [0] * 32], 64, 0).astype(np.uint8))
+    lines = Image.new("RGB", (64, 64))
+    lines.paste((255, 255, 255), (4, 4, 6, 20))
+    pipe = stock(parts, 2)
+
+    def run(given: dict, **how: Any) -> torch.Tensor:
+        with attach(pipe, "sum", **how):
+            return pipe(PROMPT, image=given, generator=torch.manual_seed(3), **CALL).images
+
+    own = ours(parts, 2)
+    own.controls = dict(zip(("pose", "seg"), own.controls.values(), strict=True))
+    noise = hints(2)
+    for images, here, there in (
+        (noise, {"control_mask": {"1": left}}, {"control_mask": [None, left]}),
+        ([lines, noise[1]], {"controls": ["pose", "seg"], "gate_silence": True}, {"gate_silence": True}),
+    ):
+        wanted = own(PROMPT, images, generator=torch.manual_seed(3), **there, **CALL).images
+        assert torch.equal(run(images, **here), wanted)
+    assert not torch.equal(run(noise, control_mask={"1": left}), run(noise))
+
+
+def test_after_an_exception_nothing_is_left(parts: dict) -> None:
+    pipe = stock(parts, 2)
+    call = families.caller(pipe, PROMPT, image=hints(2))
+    wanted = call()
+    owners = (pipe, pipe.controlnet, pipe.unet)
+    before = [set(owner.__dict__) for owner in owners]
+
+    def stop(*_: Any) -> Any:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), attach(pipe, "cross", subject="person"):
+        call(callback_on_step_end=stop)
+    assert [set(owner.__dict__) for owner in owners] == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
+    assert torch.equal(call(), wanted)
+
+
+def test_silent_controls_are_not_run(parts: dict) -> None:
+    pipe = stock(parts, 2)
+    seen: list[torch.nn.Module] = []
+    handles = [net.register_forward_hook(lambda module, *_: seen.append(module)) for net in pipe.controlnet.nets]
+    with attach(pipe, "pix"):
+        pipe(PROMPT, image=hints(2), controlnet_conditioning_scale=[1.0, 0.0], **CALL)
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 4
+    assert set(seen) == {pipe.controlnet.nets[0]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_channels_last(parts: dict, dtype: torch.dtype) -> None:
+    pipe = stock(parts, 2)
+    call = families.caller(pipe, PROMPT, image=hints(2))
+    pipe.to(dtype)
+    pipe.unet.to(memory_format=torch.channels_last)
+    try:
+        wanted = call()
+        with attach(pipe, "sum"):
+            assert torch.equal(call(), wanted)
+        with attach(pipe, "cross", subject="person"):
+            fused = call()
+    finally:
+        pipe.to(torch.float32)
+        pipe.unet.to(memory_format=torch.contiguous_format)
+    assert fused.dtype == dtype
+    assert torch.isfinite(fused).all()
+
+
+def compiled(pipe: Any) -> None:
+    pipe.unet = torch.compile(pipe.unet)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "how", "message"),
+    [
+        (None, {"fusion": "sum", "subject": "person"}, "lends no keys"),
+        (None, {"fusion": "cross", "subject": "ball"}, "'ball' is not in the prompt"),
+        (None, {"fusion": "cross", "subject": "person", "foreground": "depth"}, "no control 'depth'; there are 0, 1"),
+        (None, {"fusion": "cross", "subject": ["a", "person"], "foreground": ["0", "1"]}, "every control is a foregr"),
+        (None, {"controls": ["pose"]}, "1 names .pose. for 2 controls"),
+        (None, {"control_mask": {"2": Image.new("L", (8, 8))}}, "no control '2'"),
+        (compiled, {"fusion": "cross", "subject": "person"}, "UNet2DConditionModel, which is compiled"),
+    ],
+)
+def test_what_does_not_fit_is_said(parts: dict, spoil: Callable[[Any], None] | None, how: dict, message: str) -> None:
+    pipe = stock(parts, 2)
+    if spoil is not None:
+        spoil(pipe)
+    with pytest.raises(UserError, match=message), attach(pipe, **how):
+        pipe(PROMPT, image=hints(2), **CALL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "message"),
+    [
+        ("flux", {"fusion": "cross", "subject": "person"}, "FluxMultiControlNetModel has no keys to lend"),
+        ("flux", {"fusion": "maxfusion"}, "cannot walk FluxMultiControlNetModel"),
+        ("adapters", {"fusion": "minimal-impact"}, "MultiAdapter feeds none: try mgda"),
+        ("union", {"fusion": "cross-authors"}, "cannot walk MultiControlNetUnionModel"),
+    ],
+)
+def test_what_a_family_cannot_give(parts: dict, kind: str, how: dict, message: str) -> None:
+    pipe, _ = FAMILIES[kind](parts)
+    with pytest.raises(UserError, match=message), attach(pipe, **how):
+        pass
+
+
+def test_a_pipeline_without_controls(parts: dict) -> None:
+    pipe = stock(parts, 0, kind=StableDiffusionPipeline)
+    with pytest.raises(UserError, match="holds no ControlNets"), attach(pipe):
+        pass
+
+
+def test_a_rule_of_ones_own(parts: dict) -> None:
+    pipe = stock(parts, 2)
+    call = families.caller(pipe, PROMPT, image=hints(2))
+    wanted = call(controlnet_conditioning_scale=[1.0, 0.0])
+    with attach(pipe, Fusion("first", "the first control", lambda features: features[0])):
+        assert torch.equal(call(), wanted)
+
+
+class Counting(ModelHook):
+    """Stands for offloading: something of accelerate's that must run around every forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+        self.count += 1
+        return args, kwargs
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_offloading_hooks_keep_working(parts: dict, when: str) -> None:
+    pipe = stock(parts, 2)
+    call = families.caller(pipe, PROMPT, image=hints(2))
+    wanted, hooks = call(), [Counting(), Counting()]
+
+    def offload() -> None:
+        for module, hook in zip((pipe.controlnet, pipe.unet), hooks, strict=True):
+            add_hook_to_module(module, hook)
+
+    if when == "before":
+        offload()
+    try:
+        with attach(pipe, "cross", subject="person"):
+            if when == "inside":
+                offload()
+            fused = call()
+        assert [hook.count for hook in hooks] == [3, 3]
+        assert torch.equal(call(), wanted)
+        assert [hook.count for hook in hooks] == [6, 6]
+    finally:
+        for module in (pipe.controlnet, pipe.unet):
+            remove_hook_from_module(module)
+    assert torch.equal(call(), wanted)
+    assert not torch.equal(fused, wanted)
+
+
+@pytest.mark.parametrize("kind", [StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetInpaintPipeline])
+def test_image_to_image_and_inpainting(parts: dict, kind: type) -> None:
+    pipe, images = stock(parts, 2, kind=kind), hints(3)
+    mask = {"mask_image": Image.new("L", (64, 64), 255)} if "Inpaint" in kind.__name__ else {}
+    call = families.caller(pipe, PROMPT, image=images[2], control_image=images[:2], strength=0.7, **mask)
+    wanted = call()
+    with attach(pipe, "sum"):
+        assert torch.equal(call(), wanted)
+    with attach(pipe, "cross", subject="person"):
+        assert not torch.equal(call(), wanted)
+
+
+def test_networks_may_be_compiled_where_nothing_reaches_inside(parts: dict) -> None:
+    pipe = stock(parts, 2)
+    call = families.caller(pipe, PROMPT, image=hints(2))
+    nets = list(pipe.controlnet.nets)
+    with attach(pipe, "pix"):
+        wanted = call()
+    for i, net in enumerate(nets):
+        pipe.controlnet.nets[i] = torch.compile(net, backend="eager")
+    with attach(pipe, "pix"):
+        torch.testing.assert_close(call(), wanted)
+    with pytest.raises(UserError, match="ControlNetModel, which is compiled"), attach(pipe, "cross", subject="person"):
+        pass
