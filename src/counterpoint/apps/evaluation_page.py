@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from counterpoint.apps.pages import render
 from counterpoint.evaluation.report import Record, tables
 from counterpoint.evaluation.suite import Finished, Task
+from counterpoint.pages import render
 from counterpoint.types import Image
 
 STRIPS = 6

@@ -18,6 +18,7 @@ from counterpoint.conditions.canny import canny
 from counterpoint.conditions.image import read_image, resize
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.sampling.report import Report
 from counterpoint.types import Image, UserError
 
 EXTRACTORS: dict[str, Callable[[Image], Image]] = {"canny": canny, "hed": soft_edge}
@@ -28,12 +29,14 @@ Listener = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Result:
-    """Pictures with their seeds, the control images as the networks saw them, and the seconds that sampling took."""
+    """Pictures with their seeds, the control images as the networks saw them, the seconds that sampling took, and who
+    won where if that was asked."""
 
     images: list[PIL.Image.Image]
     seeds: list[int]
     controls: dict[str, Image]
     seconds: float
+    report: Report | None = None
 
 
 def load_for(request: GenerateRequest) -> Pipeline:
@@ -53,13 +56,16 @@ def load_for(request: GenerateRequest) -> Pipeline:
     )
 
 
-def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Listener | None = None) -> Result:
+def run(
+    request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Listener | None = None, report: bool = False
+) -> Result:
     """Carry out a request.
 
     Args:
         request: what to do.
         pipe: its pipeline, if it is loaded already.
         listen: hears every step.
+        report: whether to note which control was heard where.
 
     Raises:
         UserError: an image, model or setting is wrong.
@@ -109,9 +115,10 @@ def run(request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Liste
         control_mask=[None if region is None else sized(region) for region in regions],
         control_mode=[control.mode for control in request.controls],
         gate_silence=request.gate_silence,
+        report=report,
         callback_on_step_end=heard,
     )
-    return Result(output.images, seeds, controls, time.perf_counter() - began)
+    return Result(output.images, seeds, controls, time.perf_counter() - began, output.report)
 
 
 def image_hashes(controls: dict[str, Image]) -> dict[str, str]:

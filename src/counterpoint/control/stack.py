@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
@@ -105,6 +105,11 @@ class Branch:
         return self.weight.at(moment.progress) if moment.inside(self.window) else 0.0
 
 
+Watch = Callable[[Moment, Sequence[str], Mapping[str, tuple[Tensor, Tensor]]], None]
+"""Hears, at every step at which a control is active: the step, the active branches, and for each site their features
+``(n, b, ...)`` and the fused one."""
+
+
 def run_stack(
     branches: Sequence[Branch],
     fusion: Fusion,
@@ -112,6 +117,7 @@ def run_stack(
     moment: Moment,
     text: Float[Tensor, "b t d"],
     lending: Lending | None = None,
+    watch: Watch | None = None,
 ) -> Residuals | None:
     """Run the branches that are active at this step and fuse what they say.
 
@@ -122,6 +128,7 @@ def run_stack(
         moment: the step.
         text: prompt embeddings, one a row of ``latents``.
         lending: KV-injection, idle at steps where no foreground or no background is active.
+        watch: hears what the rule makes of what the branches said.
 
     Returns:
         One residual a site, or ``None`` if no branch is active.
@@ -153,9 +160,12 @@ def run_stack(
                 one = by_name[name]
                 walks.append(walk(one.network, latents, moment.timestep, text, one.hint, one.scale(moment)))
             said = dict(zip(order, run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips), strict=True))
-    sites = fuse(
-        fusion, [shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()]
-    )
+    spoken = [shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()]
+    sites = fuse(fusion, spoken)
+    if watch is not None:
+        names = [*(f"down.{number}" for number in range(len(sites) - 1)), "mid"]
+        before = [torch.stack(site) for site in zip(*spoken, strict=True)]
+        watch(moment, list(by_name), dict(zip(names, zip(before, sites, strict=True), strict=True)))
     return Residuals(tuple(sites[:-1]), sites[-1])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from counterpoint.control.attach import injecting
 from counterpoint.control.keys import Lending
-from counterpoint.control.stack import Branch, run_stack
+from counterpoint.control.stack import Branch, Watch, run_stack
 from counterpoint.control.subject import watching
 from counterpoint.types import Fusion, Latents, Moment
 
@@ -30,6 +30,7 @@ class ControlledDenoiser:
         negative: unconditional embeddings, or ``None`` for no guidance.
         guidance_scale: weight of the difference between the two (Ho and Salimans 2022, arXiv:2207.12598).
         lending: KV-injection, if the rule has it.
+        watch: hears what the rule makes of the controls.
     """
 
     unet: UNet2DConditionModel
@@ -39,6 +40,7 @@ class ControlledDenoiser:
     negative: Float[Tensor, "b t d"] | None = None
     guidance_scale: float = 1.0
     lending: Lending | None = None
+    watch: Watch | None = None
 
     def __call__(self, latents: Latents, moment: Moment) -> Latents:
         """The guided prediction for ``latents`` as the scheduler scaled them."""
@@ -50,7 +52,7 @@ class ControlledDenoiser:
 
     def _predict(self, latents: Latents, moment: Moment, text: Tensor) -> Latents:
         fusion = self.fusion.during(moment.progress)
-        residuals = run_stack(self.branches, fusion, latents, moment, text, self.lending)
+        residuals = run_stack(self.branches, fusion, latents, moment, text, self.lending, self.watch)
         extra: dict[str, object] = {}
         if residuals is not None and fusion.inject is torch.add:
             extra = {"down_block_additional_residuals": residuals.down, "mid_block_additional_residual": residuals.mid}

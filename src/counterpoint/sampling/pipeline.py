@@ -24,6 +24,7 @@ from counterpoint.fusion import get_fusion
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.loop import Settle, sample
 from counterpoint.sampling.prompt import encode_prompts, match_length, subject_places, unweighted
+from counterpoint.sampling.report import Report
 from counterpoint.types import CONTROL_KINDS, Fusion, Latents, Moment, UserError
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -38,10 +39,11 @@ _DECAY = {"balanced": 1.0, "prompt": 0.825, "control": 0.825}
 
 @dataclass(frozen=True)
 class Output:
-    """What a call returns: ``images`` in the form that was asked for, ``nsfw_content_detected`` as diffusers has it."""
+    """What a call returns: ``images`` in the form that was asked for, the rest as diffusers has it, and a report."""
 
     images: Any
     nsfw_content_detected: list[bool] | None = None
+    report: Report | None = None
 
 
 @dataclass(eq=False)
@@ -116,6 +118,7 @@ class Pipeline:
         foreground: str | Sequence[str] | None = None,
         subject: str | Sequence[str] | None = None,
         subject_mask: PipelineImageInput | Sequence[PipelineImageInput] | None = None,
+        report: bool = False,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         callback_on_step_end: Callable[[Pipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
         | None = None,
@@ -151,6 +154,7 @@ class Pipeline:
             subject: words of the prompt, one for each foreground, whose place the host's attention tells.
             subject_mask: white where the subject is, one for each foreground, in place of ``subject``. With neither,
                 no keys are lent.
+            report: note at every step which control was heard where; see :class:`Report`.
             output_type: form of the images; ``"latent"`` skips decoding.
             callback_on_step_end: called as in diffusers; may return ``{"latents": ...}`` to replace them.
 
@@ -177,9 +181,8 @@ class Pipeline:
         modes = _each("control mode", control_mode, list(self.controls))
         if unknown := [mode for mode in modes if mode not in MODES]:
             raise UserError(f"unknown control mode {unknown[0]!r}; there are {', '.join(MODES)}")
-        regions = self._regions(pictures, None if control_mask is None else _listed(control_mask), gate_silence)
-        if guidance_scale > 1:
-            regions = [_guided(*one) for one in zip(regions, modes, pictures, strict=True)]
+        spoken = self._regions(pictures, None if control_mask is None else _listed(control_mask), gate_silence)
+        regions = [_guided(*one) if guidance_scale > 1 else one[0] for one in zip(spoken, modes, pictures, strict=True)]
         branches = self._branches(
             [torch.cat([one] * (2 if guidance_scale > 1 else 1)) for one in pictures],
             regions,
@@ -193,10 +196,12 @@ class Pipeline:
         masks = None
         if subject_mask is not None:
             masks = [self._grey(self.masks, mask, height, width, len(prompts)) for mask in _listed(subject_mask)]
-        denoise = replace(denoise, lending=self._lending(rule, prompts, _words(foreground), _words(subject), masks))
+        lending = self._lending(rule, prompts, _words(foreground), _words(subject), masks)
+        shape = (len(prompts), self.unet.config.in_channels, height // self.factor, width // self.factor)
+        noted = Report(tuple(self.controls), prompts, shape[2:]) if report and self.controls else None
+        denoise = replace(denoise, lending=lending, watch=None if noted is None else noted.watch)
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         timesteps = self.scheduler.timesteps
-        shape = (len(prompts), self.unet.config.in_channels, height // self.factor, width // self.factor)
         settle = None
         if image is None:
             noise = self._noise(shape, generator) if latents is None else latents.to(self.device)
@@ -209,7 +214,12 @@ class Pipeline:
         with hints_encoded_once(list(self.controls.values())):
             for step in sample(denoise, self.scheduler, start, timesteps, generator=generator, settle=settle):
                 final = step.latents
-        return Output(final if output_type == "latent" else self.decode(final, output_type, generator))
+        images = final if output_type == "latent" else self.decode(final, output_type, generator)
+        if noted is not None:
+            noted.images = list(images) if output_type == "pil" else []
+            noted.hints = dict(zip(self.controls, pictures, strict=True))
+            noted.regions = {name: one for name, one in zip(self.controls, spoken, strict=True) if one is not None}
+        return Output(images, report=noted)
 
     def decode(self, latents: Latents, output_type: str = "pil", generator: Generators = None) -> Any:
         """Latents -> images: a list of PIL images, an array ``(b, h, w, 3)`` in 0..1, or a tensor ``(b, 3, h, w)``."""

@@ -22,10 +22,10 @@ def demo(
     from counterpoint.api import load
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
-    from counterpoint.apps.pages import render
     from counterpoint.apps.record import save_png, write_whole
     from counterpoint.data.pairs import complementary, conflicting, silent
     from counterpoint.fusion import FUSIONS
+    from counterpoint.pages import render
     from counterpoint.types import CONTROL_KINDS
 
     record.check_writable(out)

@@ -100,6 +100,9 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for the images, or one file name ending in .png.")] = Path(
         "counterpoint-out"
     ),
+    report: Annotated[
+        bool, typer.Option("--report", help="Beside each image, a page that shows which control was heard where.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one machine-readable record.")] = False,
 ) -> None:
     """Turn a prompt and any number of controls into images."""
@@ -185,7 +188,7 @@ def generate(
     output.quiet_libraries()
 
     with output.spoken_warnings(PromptCut), output.progress("sampling") as listen:
-        result = run(request, listen=listen)
+        result = run(request, listen=listen, report=report)
     paths = [out] if out.suffix else [_free(out, image_seed) for image_seed in result.seeds]
     recipe = {
         "request": request.model_dump(mode="json"),
@@ -194,6 +197,10 @@ def generate(
     }
     for path, image_seed, image in zip(paths, result.seeds, result.images, strict=True):
         record.save_png(image, path, {**recipe, "seed": image_seed})
+    pages = [path.with_suffix(".html") for path in paths] if result.report else []
+    for number, page in enumerate(pages):
+        html = result.report.html(number)
+        record.write_whole(page, lambda file, html=html: file.write(html.encode()))
     if json:
         output.record(
             {
@@ -207,7 +214,7 @@ def generate(
             }
         )
     else:
-        for path in paths:
+        for path in (*paths, *pages):
             print(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jinja2
 
 _PAGES = jinja2.Environment(
-    loader=jinja2.PackageLoader("counterpoint.apps.pages", ""),
+    loader=jinja2.PackageLoader("counterpoint.pages", ""),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,

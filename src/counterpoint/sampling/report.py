@@ -1,0 +1,138 @@
+"""Who won where: of every step, site and place, how much of what the host heard was each control's (ours)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.fusion.attribution import shares
+from counterpoint.pages import render
+from counterpoint.types import Features, Moment
+
+_COLOURS = ("#e4572e", "#2e86de", "#1faa59", "#b620e0", "#e0a800", "#00a7a7")
+"""One a control, from the seventh on again."""
+
+
+@dataclass(eq=False)
+class Report:
+    """What happened between the controls in one call of the pipeline.
+
+    Attributes:
+        names: the controls.
+        prompts: one an image.
+        size: rows and columns of the latents.
+        maps: one a step: each control's part at each place, the mean over sites, ``(n, b, h, w)``; silent steps are 0.
+        sites: one a step: site -> each control's part, the mean over images and places, ``(n,)``.
+        images: the pictures, if they were decoded to PIL.
+        hints: control -> its condition images, ``(b, 3, h, w)`` in 0..1.
+        regions: control -> where it was allowed to speak, ``(b, 1, h, w)`` in 0..1; those that were restricted only.
+    """
+
+    names: tuple[str, ...]
+    prompts: list[str]
+    size: tuple[int, int]
+    maps: list[Float[Tensor, "n b h w"]] = field(default_factory=list)
+    sites: list[dict[str, Tensor]] = field(default_factory=list)
+    images: list[PIL.Image.Image] = field(default_factory=list)
+    hints: dict[str, Tensor] = field(default_factory=dict)
+    regions: dict[str, Tensor] = field(default_factory=dict)
+
+    def watch(self, moment: Moment, names: Sequence[str], sites: Mapping[str, tuple[Features, Tensor]]) -> None:
+        """Take in one step: what the active branches ``names`` said at each site, and what the rule made of it."""
+        count = len(self.prompts)
+        whole = torch.zeros(len(self.names), count, *self.size)
+        rows = [self.names.index(name) for name in names]
+        by_site: dict[str, Tensor] = {}
+        for site, (features, fused) in sites.items():
+            found = shares(features[:, -count:], fused[-count:]).cpu()
+            part = torch.zeros(len(self.names))
+            part[rows] = found.mean((1, 2, 3))
+            by_site[site] = part
+            whole[rows] += F.interpolate(found, self.size, mode="nearest") / len(sites)
+        while len(self.maps) <= moment.index:
+            self.maps.append(torch.zeros_like(whole))
+            self.sites.append({})
+        self.maps[moment.index], self.sites[moment.index] = whole, by_site
+
+    def shares(self, image: int = 0) -> dict[str, float]:
+        """Control -> its part in what the host heard of one image, over all steps and places; the parts sum to 1."""
+        total = torch.stack(self.maps)[:, :, image].mean((0, 2, 3))
+        return dict(zip(self.names, (total / total.sum().clamp(min=1e-12)).tolist(), strict=True))
+
+    def winners(self, step: int, image: int = 0) -> np.ndarray:
+        """``(h, w)``: at each place the control of the largest part, -1 where all were silent."""
+        part = self.maps[step][:, image]
+        return torch.where(part.amax(0) > 0, part.argmax(0), -1).numpy()
+
+    def save(self, path: str | os.PathLike[str], image: int = 0) -> None:
+        """Write the page of one of the images."""
+        Path(path).write_text(self.html(image))
+
+    def html(self, image: int = 0) -> str:
+        """One self-contained page about one of the images."""
+        share = self.shares(image)
+        steps = [
+            {
+                "number": step + 1,
+                "parts": self.maps[step][:, image].mean((1, 2)).tolist(),
+                "map": self._overlay(step, image),
+            }
+            for step in range(len(self.maps))
+        ]
+        sites = sorted({site for step in self.sites for site in step}, key=_depth)
+        by_site = {
+            site: torch.stack([step[site] for step in self.sites if site in step]).mean(0).tolist() for site in sites
+        }
+        return render(
+            "report.html",
+            names=self.names,
+            colours=[_COLOURS[i % len(_COLOURS)] for i in range(len(self.names))],
+            prompt=self.prompts[image],
+            picture=_data(self.images[image]) if self.images else None,
+            hints={name: _data(_picture(hint[image])) for name, hint in self.hints.items()},
+            regions={name: _data(_picture(region[image])) for name, region in self.regions.items()},
+            share=share,
+            parts={name: _data(self._part(i, image)) for i, name in enumerate(self.names)},
+            steps=steps,
+            sites=by_site,
+        )
+
+    def _part(self, control: int, image: int) -> PIL.Image.Image:
+        """One control's part over all steps, white is all of it."""
+        return _picture(torch.stack(self.maps).mean(0)[control, image][None])
+
+    def _overlay(self, step: int, image: int) -> str:
+        """The winners in their colours."""
+        winners = self.winners(step, image)
+        picture = np.zeros((*winners.shape, 3), np.uint8)
+        for i in range(len(self.names)):
+            colour = _COLOURS[i % len(_COLOURS)]
+            picture[winners == i] = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        return _data(PIL.Image.fromarray(picture))
+
+
+def _depth(site: str) -> tuple[int, int]:
+    name, _, number = site.partition(".")
+    return (name != "down", int(number or 0))
+
+
+def _picture(values: Tensor) -> PIL.Image.Image:
+    grey = values.float().cpu().clamp(0, 1).mul(255).round().byte()
+    return PIL.Image.fromarray(grey.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+
+
+def _data(picture: PIL.Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
