@@ -11,10 +11,17 @@ import typer
 def evaluate(
     suite: Annotated[
         str,
-        typer.Argument(help="conflicting, complementary, silent, single or tiny-quality; or folder, to score files."),
+        typer.Argument(
+            help="conflicting, complementary, silent, single or tiny-quality; folder, to score files; or leaderboard, "
+            "to gather stored results."
+        ),
     ],
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="For folder: A, or A and B, whose pictures are paired by file name.")
+        list[Path] | None,
+        typer.Argument(
+            help="For folder: A, or A and B, whose pictures are paired by file name. For leaderboard: where "
+            "results.json files are."
+        ),
     ] = None,
     metrics: Annotated[str, typer.Option(help="For folder: measures, separated by commas.", show_default=False)] = "",
     fusion: Annotated[
@@ -77,6 +84,9 @@ def evaluate(
     from counterpoint.apps.cli.generate import pairs
     from counterpoint.types import UserError
 
+    if suite == "leaderboard":
+        print(_gather(folders or [], out))
+        return
     began = time.perf_counter()
     folder = out or Path("counterpoint-evaluation") / suite
     record.check_writable(folder)
@@ -110,6 +120,28 @@ def evaluate(
     for sentence in results["differences"]:
         print(sentence)
     print(folder / "index.html")
+
+
+def _gather(folders: list[Path], out: Path | None) -> Path:
+    """Every ``results.json`` below some folders, as one Markdown page."""
+    from json import JSONDecodeError, loads
+
+    from counterpoint.apps import record
+    from counterpoint.evaluation.leaderboard import leaderboard
+    from counterpoint.types import UserError
+
+    found = sorted(path for folder in folders for path in folder.rglob("*.json"))
+    if not found or out is None or out.suffix != ".md":
+        raise UserError("evaluate leaderboard wants folders that hold results, and --out NAME.md")
+    results = []
+    for path in found:
+        try:
+            results.append({**loads(path.read_text())})
+        except (OSError, UnicodeDecodeError, JSONDecodeError, TypeError):
+            raise UserError(f"{path} is no results file") from None
+    page = leaderboard(results, record.SCHEMA)
+    record.write_whole(out, lambda file: file.write(page.encode()))
+    return out
 
 
 def _score(

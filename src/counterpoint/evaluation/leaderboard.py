@@ -1,0 +1,58 @@
+"""Stored results of the suites as one page, next to what the papers report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from counterpoint.evaluation.report import markdown
+from counterpoint.types import UserError
+
+_HEAD = """# Leaderboard
+
+Every table was made by the command under it, with 95 % intervals; the best of a column is bold. Tables marked
+*as published* are the papers' own, on other models and other pictures: compare orders, never numbers across the two.
+"""
+
+
+def leaderboard(results: Sequence[dict[str, Any]], schema: int) -> str:
+    """The page, in Markdown.
+
+    Args:
+        results: what ``results.json`` of each run holds.
+        schema: the version of the records that this program writes.
+
+    Raises:
+        UserError: a record of another version, or with no rows.
+    """
+    parts = [_HEAD]
+    papers = json.loads((files("counterpoint.evaluation") / "published.json").read_text())
+    for one in sorted(results, key=lambda result: str(result.get("suite"))):
+        if one.get("schema") != schema or not one.get("rows"):
+            said = f"schema {one.get('schema')}" if one.get("rows") else "no rows"
+            raise UserError(
+                f"the results of {one.get('suite')!r} have {said}; this program reads schema {schema}: "
+                "run the suite again"
+            )
+        parts.append(f"## {one['suite']}\n\n{_measured(one)}")
+        parts += [_published(paper) for paper in papers if paper["suite"] == one["suite"]]
+    return "\n".join(parts)
+
+
+def _measured(result: dict[str, Any]) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in result.get("settings", {}).items() if key != "suite")
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    said = "\n".join(f"- {sentence}" for sentence in result["differences"])
+    return (
+        f"{markdown(result['rows'])}\n{said}\n\n`{result['command']}`: {result['n']} cases of each sort, "
+        f"{result['seconds']:.0f} s. {settings}. {versions}.\n"
+    )
+
+
+def _published(table: dict[str, Any]) -> str:
+    lines = [["", *table["measures"]], ["---"] * (1 + len(table["measures"]))]
+    lines += [[name, *(f"{value:g}" for value in values)] for name, values in table["rows"].items()]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"*As published*: {table['paper']}, {table['case']}; {table['settings']}.\n\n{body}\n"
