@@ -9,7 +9,12 @@ import pytest
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "folders that hold results"), ("[1]", "is no results file"), ("{", "is no results file"), ("{}", "no rows")],
+    [
+        (None, "folders that hold results"),
+        ("[1]", "is no results file"),
+        ("{", "is no results file"),
+        ("{}", "no rows"),
+    ],
 )
 def test_leaderboard_of_what_is_no_result(cli, tmp_path: Path, content: str | None, said: str) -> None:
     folder = tmp_path / "results"

@@ -90,6 +90,8 @@ def test_a_union_network_is_asked_for_one_control_at_a_time(parts: dict) -> None
     handle.remove()
     assert len(seen) == 2 * 3, "two controls in three steps"
     assert torch.isfinite(fused).all()
+    with attach(pipe, "cross", subject="person"):
+        assert torch.isfinite(call()).all()
     single, alone = families.union(parts, -1)
     wanted = alone()
     with attach(single, "pix"):

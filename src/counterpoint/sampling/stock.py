@@ -88,8 +88,8 @@ class _Inside:
         self.subject, self.subject_masks = list(subject), list(subject_masks)
         self.lending: Lending | None = None
         self._check_family()
-        if names or len(self.networks) > 1:
-            self._name(len(names) or len(self.networks))
+        if len(self.networks) > 1:  # of one network, a union, the number of controls is not known before it is called
+            self._named(len(self.networks))
 
     @property
     def watches_host(self) -> bool:
@@ -100,10 +100,9 @@ class _Inside:
     def prompt(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around ``encode_prompt``: a run begins, and this is what it is about."""
         self.lending = None
-        if self.subject_masks or self.subject:
-            self._name(len(self.names) or 1)
+        front = self.foreground or self.names[:1] or ["0"]
         if self.subject_masks:
-            self.lending = Lending({}, dict(zip(self.foreground, self.subject_masks, strict=True)))
+            self.lending = Lending({}, dict(zip(front, self.subject_masks, strict=True)))
         elif self.subject:
             if call.get("prompt") is None:
                 raise UserError("the prompt came as embeddings: show where the subject is with subject_mask")
@@ -112,18 +111,18 @@ class _Inside:
             places = [
                 [subject_places(self.pipeline.tokenizer, one, words) for one in prompts] for words in self.subject
             ]
-            self.lending = Lending(dict(zip(self.foreground, places, strict=True)))
+            self.lending = Lending(dict(zip(front, places, strict=True)))
         return original(**call)
 
     def controls(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around the container's ``forward``: every active control alone, then the rule."""
         images = call["xs"] if "xs" in call else call["controlnet_cond"]
-        self._name(len(images) if isinstance(images, list) else 1)
-        count = len(self.names)
+        names = self._named(len(images) if isinstance(images, list) else 1)
+        count = len(names)
         scales = call.get("adapter_weights" if "xs" in call else "conditioning_scale")
         scales = [1 / count] * count if scales is None else scales
         scales = list(scales) if isinstance(scales, (list, tuple)) else [scales] * count
-        active = {name: i for i, name in enumerate(self.names) if scales[i] != 0}
+        active = {name: i for i, name in enumerate(names) if scales[i] != 0}
         if not active:
             return original(**call)
         moment = self._moment(call.get("timestep"))
@@ -194,29 +193,28 @@ class _Inside:
             return coverage(hint[0] if isinstance(hint, list) else hint, kind)
         return self.regions.get(name)
 
-    def _name(self, count: int) -> None:
-        """Hold the settings against the controls, as soon as it is known how many there are."""
-        self.names = self.names or [str(i) for i in range(count)]
-        if len(self.names) != count:
-            raise UserError(f"{len(self.names)} names ({', '.join(self.names)}) for {count} controls; give one each")
-        if unknown := [name for name in (*self.foreground, *self.regions) if name not in self.names]:
-            raise UserError(f"there is no control {unknown[0]!r}; there are {', '.join(self.names)}")
-        self.foreground = self.foreground or self.names[:1]
-        told = self.subject_masks or self.subject
-        if told and len(told) != len(self.foreground):
-            raise UserError(f"{len(told)} subjects for {len(self.foreground)} foregrounds; give one each")
-        if told and len(set(self.foreground)) == count > 1:
+    def _named(self, count: int) -> list[str]:
+        """The controls' names; holds the settings against them."""
+        names = self.names or [str(i) for i in range(count)]
+        if len(names) != count:
+            raise UserError(f"{len(names)} names ({', '.join(names)}) for {count} controls; give one each")
+        if unknown := [name for name in (*self.foreground, *self.regions) if name not in names]:
+            raise UserError(f"there is no control {unknown[0]!r}; there are {', '.join(names)}")
+        if count > 1 and set(self.foreground) == set(names):
             raise UserError(f"every control is a foreground; {self.fusion.name} needs one that is not")
+        return names
 
     def _check_family(self) -> None:
         """Refuse what the model's family or its compilation cannot give."""
-        kind, told = type(self.container).__name__, bool(self.subject_masks or self.subject)
+        kind, told = type(self.container).__name__, self.subject_masks or self.subject
         stages = (self.fusion, *(rule for _, rule in self.fusion.stages))
         keys, walks = any(rule.keys for rule in stages), any(rule.exchange for rule in stages)
         if told and not keys:
             raise UserError(f"the fusion {self.fusion.name} lends no keys: foreground and subject belong to cross")
         if told and not isinstance(self.container, _UNETS):
             raise UserError(f"{kind} has no keys to lend: leave subject and subject_mask out")
+        if told and len(told) != max(len(self.foreground), 1):
+            raise UserError(f"{len(told)} subjects for {max(len(self.foreground), 1)} foregrounds; give one each")
         if walks and not isinstance(self.container, _WALKED):
             raise UserError(f"{self.fusion.name} walks ControlNets side by side and cannot walk {kind}; try cross")
         if any(rule.inject is not torch.add for rule in stages) and not isinstance(self.container, _UNETS):
