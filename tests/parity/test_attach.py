@@ -209,6 +209,7 @@ def test_what_does_not_fit_is_said(parts: dict, spoil: Callable[[Any], None] | N
     [
         ("flux", {"fusion": "cross", "subject": "person"}, "FluxMultiControlNetModel has no keys to lend"),
         ("flux", {"fusion": "maxfusion"}, "cannot walk FluxMultiControlNetModel"),
+        ("flux", {"fusion": "pix", "gate_silence": True}, "sees encoded images"),
         ("adapters", {"fusion": "minimal-impact"}, "MultiAdapter feeds none: try mgda"),
         ("union", {"fusion": "cross-authors"}, "cannot walk MultiControlNetUnionModel"),
     ],

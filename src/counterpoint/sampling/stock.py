@@ -215,6 +215,8 @@ class _Inside:
             raise UserError(f"{kind} has no keys to lend: leave subject and subject_mask out")
         if told and len(told) != max(len(self.foreground), 1):
             raise UserError(f"{len(told)} subjects for {max(len(self.foreground), 1)} foregrounds; give one each")
+        if self.gate_silence and isinstance(self.container, _FLUX):
+            raise UserError(f"{kind} sees encoded images, whose silence cannot be read: give control_mask")
         if walks and not isinstance(self.container, _WALKED):
             raise UserError(f"{self.fusion.name} walks ControlNets side by side and cannot walk {kind}; try cross")
         if any(rule.inject is not torch.add for rule in stages) and not isinstance(self.container, _UNETS):
