@@ -204,7 +204,7 @@ CONTROLNET = Recipe(
     ControlConfig(
         max_train_steps=5000,
         train_batch_size=32,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         lr_scheduler="cosine",
         lr_warmup_steps=200,
         torch_compile=True,
