@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from counterpoint import __version__
+from counterpoint.apps.cli.benchmark import benchmark
 from counterpoint.apps.cli.cite import cite
 from counterpoint.apps.cli.demo import demo
 from counterpoint.apps.cli.evaluate import evaluate
@@ -32,6 +33,7 @@ app.command()(generate)
 app.command()(extract)
 app.command()(train)
 app.command()(evaluate)
+app.command()(benchmark)
 app.add_typer(models, name="models")
 app.command()(cite)
 

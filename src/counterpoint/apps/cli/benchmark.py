@@ -1,0 +1,53 @@
+"""``counterpoint benchmark``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def benchmark(
+    what: Annotated[str, typer.Argument(help="fusion: every rule's operator, and whole steps.")] = "fusion",
+    size: Annotated[
+        str, typer.Option(help="tiny, or sd15: Stable Diffusion 1.5's shapes at 512 x 512, random weights.")
+    ] = "tiny",
+    rounds: Annotated[int, typer.Option(help="How often everything is timed, in turns.", min=3, max=1000)] = 5,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    json: Annotated[bool, typer.Option("--json", help="Print one machine-readable record.")] = False,
+) -> None:
+    """Measure speed and memory, everything in one process and in turns."""
+    from counterpoint.api import DTYPES
+    from counterpoint.apps import benchmark as bench
+    from counterpoint.apps import record
+    from counterpoint.apps.cli import output
+    from counterpoint.types import UserError
+
+    for name, value, known in (
+        ("", what, ["fusion"]),
+        ("--size ", size, ["tiny", "sd15"]),
+        ("--dtype ", dtype, DTYPES),
+    ):
+        if value not in known:
+            raise UserError(f"{name} {value}: there are {', '.join(known)}")
+    output.quiet_libraries()
+    output.say("preparing")
+    cases, baseline = bench.fusion_cases(size, device, dtype)
+    with output.progress("measuring", unit="case") as listen:
+        rows = bench.compare(bench.alternate(cases, rounds, listen), baseline)
+    if json:
+        output.record(
+            {
+                "schema": record.SCHEMA,
+                "what": what,
+                "size": size,
+                "dtype": dtype,
+                "rows": rows,
+                "baseline": baseline,
+                "machine": bench.machine(),
+            }
+        )
+        return
+    print(bench.plain(rows, baseline))
+    print(", ".join(f"{key} {value}" for key, value in bench.machine().items()))

@@ -1,0 +1,43 @@
+"""Timings are taken in turns and compared round by round."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from counterpoint.apps.benchmark import Timing, alternate, compare, plain
+
+
+def test_cases_take_turns() -> None:
+    seen: list[str] = []
+    timings = alternate({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3)
+    assert seen == ["a", "b"] * 4, "one round more than is counted"
+    assert [len(timing.seconds) for timing in timings.values()] == [3, 3]
+
+
+def test_seconds_are_those_of_the_case() -> None:
+    timings = alternate({"sleep": lambda: time.sleep(0.02), "nothing": lambda: None}, 3)
+    assert min(timings["sleep"].seconds) >= 0.02
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """A machine that is twice as slow in one round changes no ratio."""
+    timings = {"base": Timing([1.0, 2.0, 1.0], 10.0), "half": Timing([0.5, 1.0, 0.5], None)}
+    base, half = compare(timings, "base")
+    assert base["ratio"] == {"median": 1, "low": 1, "high": 1}
+    assert half["ratio"] == {"median": 0.5, "low": 0.5, "high": 0.5}
+    assert half["seconds"]["median"] == 0.5
+    assert base["peak_mb"] == 10
+    assert half["peak_mb"] is None
+    assert "50.00% of base" in plain([base, half], "base")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("music",), "there are fusion"), (("--size", "huge"), "tiny, sd15"), (("--dtype", "fp8"), "fp32, bf16, fp16")],
+)
+def test_what_cannot_be_measured(cli, arguments: tuple[str, ...], said: str) -> None:
+    status, _, message = cli("benchmark", *arguments)
+    assert status == 2
+    assert said in message
