@@ -43,21 +43,43 @@ _EDGES = {
 }
 
 
-def family_readers(folder: Path) -> Readers:
-    """The judge and the towers of a family's folder as readers of its pictures."""
+Maps = dict[str, Callable[[Tensor], Tensor]]
+"""Kind -> what reads its condition images back from pictures, both ``(b, 3, h, w)`` in 0..1."""
+
+
+def control_readers(folder: Path, named: Mapping[str, Path]) -> Maps:
+    """Whatever can read controls back: extractors, the judge of a model's folder if it has one, networks by name.
+
+    Raises:
+        UserError: a named folder holds no such model, or there is no reader of such a kind.
+    """
+    if unknown := sorted(set(named) - set(READ)):
+        raise UserError(f"--reader {unknown[0]}: readers are named for {' and '.join(READ)}")
+    own = _judge(folder)[0] if (folder / "judges" / "a").is_dir() else {}
+    makers = {"depth": _depths, "seg": lambda path: _coloured(_segmenter(path), ADE20K_PALETTE)}
+    return {**_EDGES, **own, **{kind: makers[kind](path) for kind, path in named.items()}}
+
+
+def _judge(folder: Path) -> tuple[Maps, Callable[[Tensor], Tensor]]:
+    """A family's judge as readers of controls, and of classes."""
     judge = load_diffusers(folder / "judges" / "a").eval()
-    embed_pictures, embed_texts = load_clip(*(folder / part for part in ("image_encoder", "text_encoder", "tokenizer")))
 
     def classes(pictures: Tensor) -> Tensor:
         return judge(pictures * 2 - 1).seg.argmax(1)
 
+    return {
+        "depth": lambda pictures: judge(pictures * 2 - 1).depth.expand(-1, 3, -1, -1),
+        "seg": _coloured(classes, SEG_PALETTE),
+        "pose": lambda pictures: stack([_drawn(joints) for joints in judge(pictures * 2 - 1).joints]),
+    }, classes
+
+
+def family_readers(folder: Path) -> Readers:
+    """The judge and the towers of a family's folder as readers of its pictures."""
+    maps, classes = _judge(folder)
+    embed_pictures, embed_texts = load_clip(*(folder / part for part in ("image_encoder", "text_encoder", "tokenizer")))
     return Readers(
-        maps={
-            **_EDGES,
-            "depth": lambda pictures: judge(pictures * 2 - 1).depth.expand(-1, 3, -1, -1),
-            "seg": lambda pictures: stack(list(SEG_PALETTE[classes(pictures).numpy()])),
-            "pose": lambda pictures: stack([_drawn(joints) for joints in judge(pictures * 2 - 1).joints]),
-        },
+        maps={**_EDGES, **maps},
         person=lambda pictures: classes(pictures) == PERSON,
         classes=classes,
         classes_of=lambda images: nearest_colour(torch.from_numpy(np.stack(images)), torch.from_numpy(SEG_PALETTE)),
@@ -80,19 +102,12 @@ def user_readers(folders: Mapping[str, Path], clip: Path) -> Readers:
         UserError: a folder holds no such model.
     """
     embed_pictures, embed_texts = load_clip(clip, clip, clip)
-    depth = _load(folders["depth"], AutoModelForDepthEstimation) if "depth" in folders else _absent("depth")
     classes = _segmenter(folders["seg"]) if "seg" in folders else _absent("seg")
-
-    def depths(pictures: Tensor) -> Tensor:
-        near = depth(pictures, "post_process_depth_estimation", "predicted_depth")[:, None]
-        low, high = near.amin((2, 3), keepdim=True), near.amax((2, 3), keepdim=True)
-        return ((near - low) / (high - low).clamp(min=torch.finfo(near.dtype).tiny)).expand(-1, 3, -1, -1)
-
     return Readers(
         maps={
             **_EDGES,
-            "depth": depths,
-            "seg": lambda pictures: stack(list(ADE20K_PALETTE[classes(pictures).numpy()])),
+            "depth": _depths(folders["depth"]) if "depth" in folders else _absent("depth"),
+            "seg": _coloured(classes, ADE20K_PALETTE),
         },
         person=lambda pictures: classes(pictures) == _PERSON_OF_ADE20K,
         classes=classes,
@@ -101,6 +116,23 @@ def user_readers(folders: Mapping[str, Path], clip: Path) -> Readers:
         embed_texts=embed_texts,
         pristine=load_pristine(),
     )
+
+
+def _coloured(classes: Callable[[Tensor], Tensor], palette: Any) -> Callable[[Tensor], Tensor]:
+    """What reads classes as a reader of segmentation images."""
+    return lambda pictures: stack(list(palette[classes(pictures).numpy()]))
+
+
+def _depths(folder: Path) -> Callable[[Tensor], Tensor]:
+    """A depth estimator in transformers' folder as a reader, stretched to 0..1 a picture."""
+    depth = _load(folder, AutoModelForDepthEstimation)
+
+    def depths(pictures: Tensor) -> Tensor:
+        near = depth(pictures, "post_process_depth_estimation", "predicted_depth")[:, None]
+        low, high = near.amin((2, 3), keepdim=True), near.amax((2, 3), keepdim=True)
+        return ((near - low) / (high - low).clamp(min=torch.finfo(near.dtype).tiny)).expand(-1, 3, -1, -1)
+
+    return depths
 
 
 _PERSON_OF_ADE20K = 12

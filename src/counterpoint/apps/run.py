@@ -29,13 +29,14 @@ Listener = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Result:
-    """Pictures with their seeds, the control images as the networks saw them, the seconds that sampling took, and who
-    won where if that was asked."""
+    """Pictures with their seeds, the control images as the networks saw them, the seconds that sampling took, the
+    pipeline that did it, and who won where if that was asked."""
 
     images: list[PIL.Image.Image]
     seeds: list[int]
     controls: dict[str, Image]
     seconds: float
+    pipe: Pipeline
     report: Report | None = None
 
 
@@ -118,7 +119,7 @@ def run(
         report=report,
         callback_on_step_end=heard,
     )
-    return Result(output.images, seeds, controls, time.perf_counter() - began, output.report)
+    return Result(output.images, seeds, controls, time.perf_counter() - began, pipe, output.report)
 
 
 def image_hashes(controls: dict[str, Image]) -> dict[str, str]:

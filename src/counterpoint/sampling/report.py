@@ -79,8 +79,13 @@ class Report:
         """Write the page of one of the images."""
         Path(path).write_text(self.html(image))
 
-    def html(self, image: int = 0) -> str:
-        """One self-contained page about one of the images."""
+    def html(self, image: int = 0, readings: Mapping[str, tuple[PIL.Image.Image, float]] | None = None) -> str:
+        """One self-contained page about one of the images.
+
+        Args:
+            image: which.
+            readings: control -> how it was read back from the picture, and how well that agrees with it, 0..1.
+        """
         share = self.shares(image)
         steps = [
             {
@@ -102,6 +107,7 @@ class Report:
             picture=_data(self.images[image]) if self.images else None,
             hints={name: _data(_picture(hint[image])) for name, hint in self.hints.items()},
             regions={name: _data(_picture(region[image])) for name, region in self.regions.items()},
+            readings={name: (_data(read), score) for name, (read, score) in (readings or {}).items()},
             share=share,
             parts={name: _data(self._part(i, image)) for i, name in enumerate(self.names)},
             steps=steps,

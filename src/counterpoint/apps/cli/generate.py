@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -103,6 +103,18 @@ def generate(
     report: Annotated[
         bool, typer.Option("--report", help="Beside each image, a page that shows which control was heard where.")
     ] = False,
+    tune: Annotated[
+        int,
+        typer.Option(
+            metavar="K", help="Then try up to K changes at few steps, and say which help the controls.", min=0, max=20
+        ),
+    ] = 0,
+    reader: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=FOLDER", help="For --report and --tune: what reads depth or seg back from a picture."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one machine-readable record.")] = False,
 ) -> None:
     """Turn a prompt and any number of controls into images."""
@@ -176,6 +188,8 @@ def generate(
         device=device,
         dtype=dtype,
     )
+    if tune and not request.controls:
+        raise UserError("--tune: there are no controls to follow")
     if out.suffix and out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: images are written as .png; give a folder or a name ending in .png")
     if out.suffix and n > 1:
@@ -197,10 +211,9 @@ def generate(
     }
     for path, image_seed, image in zip(paths, result.seeds, result.images, strict=True):
         record.save_png(image, path, {**recipe, "seed": image_seed})
-    pages = [path.with_suffix(".html") for path in paths] if result.report else []
-    for number, page in enumerate(pages):
-        html = result.report.html(number)
-        record.write_whole(page, lambda file, html=html: file.write(html.encode()))
+    pages, trials = [], []
+    if report or tune:
+        pages, trials = _looked(request, result, paths, tune, pairs("--reader", reader))
     if json:
         output.record(
             {
@@ -211,11 +224,43 @@ def generate(
                 "steps": steps,
                 "fusion": fusion,
                 "model": model,
+                **({"tuned": [{"options": one.options, "followed": one.followed} for one in trials]} if trials else {}),
             }
         )
     else:
         for path in (*paths, *pages):
             print(path)
+
+
+def _looked(
+    request: Any, result: Any, paths: list[Path], tune: int, named: dict[str, str]
+) -> tuple[list[Path], list[Any]]:
+    """Pages that show who was heard, and trials of what might help."""
+    from counterpoint.apps import record
+    from counterpoint.apps import tune as tuning
+    from counterpoint.apps.cli import output
+    from counterpoint.apps.readers import control_readers
+    from counterpoint.models.load import locate
+    from counterpoint.types import UserError
+
+    maps = control_readers(locate(request.model), {kind: Path(path) for kind, path in named.items()})
+    pages = [path.with_suffix(".html") for path in paths] if result.report else []
+    for number, page in enumerate(pages):
+        readings = {label: (one.image, one.agreement) for label, one in tuning.read_back(result, maps, number).items()}
+        html = result.report.html(number, readings)
+        record.write_whole(page, lambda file, html=html: file.write(html.encode()))
+    if not tune:
+        return pages, []
+    unread = [label for label in result.controls if label.partition(":")[0] not in maps]
+    if unread:
+        raise UserError(f"--tune: nothing here reads {unread[0]} from a picture; name what does with --reader")
+    with output.progress("tuning", unit="trial") as listen:
+        trials = tuning.tune(request, result.pipe, maps, tune, listen)
+    for trial in trials:
+        followed = ", ".join(f"{label} {value:.2f}" for label, value in trial.followed.items())
+        output.say(f"{trial.options or 'as asked'}: {followed}")
+    output.say(tuning.verdict(trials))
+    return pages, trials
 
 
 def pairs(option: str, given: list[str] | None) -> dict[str, str]:
