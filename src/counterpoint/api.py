@@ -34,7 +34,8 @@ def load(
     """Load a model and its ControlNets.
 
     Args:
-        model: ``"tiny"``, a diffusers folder, a single safetensors file or a hub id, of the SD1.5 layout.
+        model: ``"tiny"``, a diffusers folder or a hub id of the SD1.5 or SDXL layout, or a single safetensors file
+            of the SD1.5 layout.
         controls: labels of the model's own ControlNets (``["pose", "seg"]``), or label -> folder, file or hub id.
         scheduler: a short name such as ``"unipc"`` or ``"ddim"``, or a diffusers class name.
         lora: LoRA files, ``"PATH"`` or ``"PATH:SCALE"``.
@@ -61,6 +62,9 @@ def load(
         unet=parts.unet,
         scheduler=make_scheduler(scheduler, parts.scheduler),
         controls=load_controls(model, controls, parts, kind),
+        tokenizer_2=parts.tokenizer_2,
+        text_encoder_2=parts.text_encoder_2,
+        zero_empty_prompt=parts.zero_empty_prompt,
     )
     return pipe.to(where)
 

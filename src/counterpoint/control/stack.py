@@ -118,6 +118,7 @@ def run_stack(
     text: Float[Tensor, "b t d"],
     lending: Lending | None = None,
     watch: Watch | None = None,
+    added: Mapping[str, Tensor] | None = None,
 ) -> Residuals | None:
     """Run the branches that are active at this step and fuse what they say.
 
@@ -129,6 +130,7 @@ def run_stack(
         text: prompt embeddings, one a row of ``latents``.
         lending: KV-injection, idle at steps where no foreground or no background is active.
         watch: hears what the rule makes of what the branches said.
+        added: what SDXL's networks read besides: ``text_embeds`` and ``time_ids``.
 
     Returns:
         One residual a site, or ``None`` if no branch is active.
@@ -149,6 +151,7 @@ def run_stack(
                     text,
                     branch.hint,
                     conditioning_scale=branch.scale(moment),
+                    added_cond_kwargs=added,
                     return_dict=False,
                 )
             said[name] = Residuals(tuple(down), mid)
@@ -158,7 +161,7 @@ def run_stack(
             for name, around in order.items():
                 stack.enter_context(around)
                 one = by_name[name]
-                walks.append(walk(one.network, latents, moment.timestep, text, one.hint, one.scale(moment)))
+                walks.append(walk(one.network, latents, moment.timestep, text, one.hint, one.scale(moment), added))
             said = dict(zip(order, run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips), strict=True))
     spoken = [shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()]
     sites = fuse(fusion, spoken)

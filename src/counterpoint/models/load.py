@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    ControlNetModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.single_file import components_from_file, controlnet_from_file
@@ -33,7 +40,7 @@ _CLASSES = {
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The parts of a Stable Diffusion model; ``scheduler`` is the configuration of its noise schedule."""
+    """The parts of a Stable Diffusion model, 1.5 or SDXL; ``scheduler`` is the configuration of its noise schedule."""
 
     vae: AutoencoderKL | AutoencoderTiny
     text_encoder: CLIPTextModel
@@ -41,6 +48,9 @@ class Components:
     unet: UNet2DConditionModel
     scheduler: dict[str, Any]
     origin: Path
+    tokenizer_2: CLIPTokenizer | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    zero_empty_prompt: bool = False
 
 
 def load_components(model: str, dtype: torch.dtype = torch.float32, config: str | None = None) -> Components:
@@ -52,7 +62,7 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
         config: for a single file, the diffusers folder or hub id with its configurations and tokenizer.
 
     Raises:
-        UserError: it is not there, is a pickle, is damaged, or is not of the SD1.5 layout.
+        UserError: it is not there, is a pickle, is damaged, or is of neither layout.
     """
     path = locate(model)
     if path.is_file():
@@ -61,11 +71,15 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
     if not index.is_file():
         raise UserError(f"{path} is not a diffusers model: it has no model_index.json")
     parts = json.loads(index.read_text())
-    missing = [part for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler") if not (path / part).is_dir()]
-    if missing:
-        raise UserError(f"{path} is not a Stable Diffusion 1.5 model: it has no {', '.join(missing)}")
-    if "text_encoder_2" in parts or "transformer" in parts:
-        raise UserError(f"{path} is a {parts.get('_class_name')}; models of the SD1.5 layout are supported")
+    if "transformer" in parts:
+        raise UserError(
+            f"{path} is a {parts.get('_class_name')}; models of the SD1.5 and SDXL layouts are loaded. In Python, "
+            "counterpoint.attach fuses the controls of diffusers' own pipeline"
+        )
+    second = ("tokenizer_2", "text_encoder_2") if "text_encoder_2" in parts else ()
+    wanted = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", *second)
+    if missing := [part for part in wanted if not (path / part).is_dir()]:
+        raise UserError(f"{path} is not a Stable Diffusion model: it has no {', '.join(missing)}")
     unet = load_diffusers(path / "unet", dtype)
     if unet.config.in_channels != unet.config.out_channels:
         raise UserError(
@@ -79,6 +93,9 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
         unet=unet,
         scheduler=json.loads((path / "scheduler" / "scheduler_config.json").read_text()),
         origin=path,
+        tokenizer_2=CLIPTokenizer.from_pretrained(path / "tokenizer_2", local_files_only=True) if second else None,
+        text_encoder_2=_text_encoder(path / "text_encoder_2", dtype, CLIPTextModelWithProjection) if second else None,
+        zero_empty_prompt=bool(second and parts.get("force_zeros_for_empty_prompt", True)),
     )
 
 
@@ -117,16 +134,16 @@ def load_lora(components: Components, source: str) -> None:
     path, strength = (Path(name), scale) if colon and scale.replace(".", "", 1).isdigit() else (Path(source), "1")
     file = path if path.is_file() else next(iter(weight_files(path)), path) if path.is_dir() else path
     shapes(file)
-    host = StableDiffusionPipeline(
-        vae=components.vae,
-        text_encoder=components.text_encoder,
-        tokenizer=components.tokenizer,
-        unet=components.unet,
-        scheduler=None,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    texts = {"text_encoder": components.text_encoder, "tokenizer": components.tokenizer}
+    rest = {"vae": components.vae, "unet": components.unet, "scheduler": None}
+    host: Any
+    if components.text_encoder_2 is None:
+        host = StableDiffusionPipeline(
+            **texts, **rest, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    else:
+        texts |= {"text_encoder_2": components.text_encoder_2, "tokenizer_2": components.tokenizer_2}
+        host = StableDiffusionXLPipeline(**texts, **rest, add_watermarker=False)
     label = f"lora{len(getattr(components.unet, 'peft_config', {}))}"
     try:
         host.load_lora_weights(load_file(file), adapter_name=label)
@@ -164,11 +181,11 @@ def load_diffusers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     )
 
 
-def _text_encoder(folder: Path, dtype: torch.dtype) -> CLIPTextModel:
+def _text_encoder(folder: Path, dtype: torch.dtype, kind: Any = CLIPTextModel) -> Any:
     for file in weight_files(folder):
         shapes(file)
     try:
-        model, report = CLIPTextModel.from_pretrained(
+        model, report = kind.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -31,6 +31,7 @@ class ControlledDenoiser:
         guidance_scale: weight of the difference between the two (Ho and Salimans 2022, arXiv:2207.12598).
         lending: KV-injection, if the rule has it.
         watch: hears what the rule makes of the controls.
+        added: what SDXL reads besides the text, for the whole guided batch: ``text_embeds`` and ``time_ids``.
     """
 
     unet: UNet2DConditionModel
@@ -41,6 +42,7 @@ class ControlledDenoiser:
     guidance_scale: float = 1.0
     lending: Lending | None = None
     watch: Watch | None = None
+    added: Mapping[str, Tensor] | None = None
 
     def __call__(self, latents: Latents, moment: Moment) -> Latents:
         """The guided prediction for ``latents`` as the scheduler scaled them."""
@@ -52,7 +54,7 @@ class ControlledDenoiser:
 
     def _predict(self, latents: Latents, moment: Moment, text: Tensor) -> Latents:
         fusion = self.fusion.during(moment.progress)
-        residuals = run_stack(self.branches, fusion, latents, moment, text, self.lending, self.watch)
+        residuals = run_stack(self.branches, fusion, latents, moment, text, self.lending, self.watch, self.added)
         extra: dict[str, object] = {}
         if residuals is not None and fusion.inject is torch.add:
             extra = {"down_block_additional_residuals": residuals.down, "mid_block_additional_residual": residuals.mid}
@@ -63,7 +65,12 @@ class ControlledDenoiser:
             size = (latents.shape[2], latents.shape[3])
             seen = {name: stack.enter_context(watching(self.unet, one, size)) for name, one in places.items()}
             prediction: Tensor = self.unet(
-                latents, moment.timestep, encoder_hidden_states=text, return_dict=False, **extra
+                latents,
+                moment.timestep,
+                encoder_hidden_states=text,
+                added_cond_kwargs=self.added,
+                return_dict=False,
+                **extra,
             )[0]
         if self.lending is not None:
             self.lending.masks.update({name: found.mask() for name, found in seen.items()})

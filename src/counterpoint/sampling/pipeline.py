@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, Scheduler
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from counterpoint.control.attach import hints_encoded_once
 from counterpoint.control.coverage import coverage
@@ -23,7 +23,7 @@ from counterpoint.control.stack import Branch, Weight
 from counterpoint.fusion import get_fusion
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.loop import Settle, sample
-from counterpoint.sampling.prompt import encode_prompts, match_length, subject_places, unweighted
+from counterpoint.sampling.prompt import PromptEncoder, subject_places, unweighted
 from counterpoint.sampling.report import Report
 from counterpoint.types import CONTROL_KINDS, Fusion, Latents, Moment, UserError
 
@@ -48,11 +48,14 @@ class Output:
 
 @dataclass(eq=False)
 class Pipeline:
-    """A Stable Diffusion model with any number of ControlNets.
+    """A Stable Diffusion model, 1.5 or SDXL, with any number of ControlNets.
 
     Attributes:
         controls: label -> ControlNet, in the order in which a call's control images come. A label such as ``"pose"``
-            is what messages, reports and ``controlnet_conditioning_scale`` dictionaries call a control.
+            is what messages and reports call a control.
+        tokenizer_2: of SDXL.
+        text_encoder_2: likewise.
+        zero_empty_prompt: whether an empty negative prompt is zeros (``force_zeros_for_empty_prompt``), as SDXL wants.
     """
 
     vae: AutoencoderKL | AutoencoderTiny
@@ -61,6 +64,9 @@ class Pipeline:
     unet: UNet2DConditionModel
     scheduler: SchedulerMixin
     controls: dict[str, ControlNetModel] = field(default_factory=dict)
+    tokenizer_2: CLIPTokenizer | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    zero_empty_prompt: bool = False
 
     def __post_init__(self) -> None:
         self.pixels = VaeImageProcessor(vae_scale_factor=self.factor)
@@ -87,8 +93,9 @@ class Pipeline:
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Move every model."""
-        for model in (self.vae, self.text_encoder, self.unet, *self.controls.values()):
-            model.to(device)
+        for model in (self.vae, self.text_encoder, self.text_encoder_2, self.unet, *self.controls.values()):
+            if model is not None:
+                model.to(device)
         return self
 
     @torch.no_grad()
@@ -192,7 +199,9 @@ class Pipeline:
             control_guidance_end,
         )
         rule = get_fusion(fusion) if isinstance(fusion, str) else fusion
-        denoise = self._denoiser(prompts, negatives, guidance_scale, branches, rule)
+        copies = num_images_per_prompt
+        told = (prompts[::copies], negatives[::copies], copies)
+        denoise = self._denoiser(*told, guidance_scale, branches, rule, (height, width))
         masks = None
         if subject_mask is not None:
             masks = [self._grey(self.masks, mask, height, width, len(prompts)) for mask in _listed(subject_mask)]
@@ -306,14 +315,40 @@ class Pipeline:
         ]
 
     def _denoiser(
-        self, prompts: list[str], negatives: list[str], guidance_scale: float, branches: list[Branch], fusion: Fusion
+        self,
+        prompts: list[str],
+        negatives: list[str],
+        copies: int,
+        guidance_scale: float,
+        branches: list[Branch],
+        fusion: Fusion,
+        size: tuple[int, int],
     ) -> ControlledDenoiser:
-        text = encode_prompts(self.tokenizer, self.text_encoder, prompts)
-        negative = encode_prompts(self.tokenizer, self.text_encoder, negatives) if guidance_scale > 1 else None
-        if negative is not None:
-            length = max(text.shape[1], negative.shape[1])
-            text, negative = (match_length(self.tokenizer, self.text_encoder, one, length) for one in (text, negative))
-        return ControlledDenoiser(self.unet, branches, fusion, text, negative, guidance_scale)
+        if self.text_encoder_2 is None or self.tokenizer_2 is None:
+            encode = PromptEncoder([self.tokenizer], [self.text_encoder])
+        else:
+            encode = PromptEncoder([self.tokenizer, self.tokenizer_2], [self.text_encoder, self.text_encoder_2])
+        text, negative = encode(prompts), encode(negatives)
+        length = max(text.embeddings.shape[1], negative.embeddings.shape[1])
+        text, negative = encode.match(text, length), encode.match(negative, length)
+        if self.zero_empty_prompt:
+            negative = encode.blank(negative, [not one for one in negatives])
+        text, negative = text.repeated(copies), negative.repeated(copies)
+        guided = guidance_scale > 1
+        added = None
+        if text.pooled is not None and negative.pooled is not None:
+            pooled = torch.cat([negative.pooled, text.pooled]) if guided else text.pooled
+            ids = torch.tensor([[*size, 0, 0, *size]], dtype=pooled.dtype, device=self.device)
+            added = {"text_embeds": pooled, "time_ids": ids.repeat(len(pooled), 1)}
+        return ControlledDenoiser(
+            self.unet,
+            branches,
+            fusion,
+            text.embeddings,
+            negative.embeddings if guided else None,
+            guidance_scale,
+            added=added,
+        )
 
     def _grey(self, processor: VaeImageProcessor, mask: Any, height: int, width: int, count: int) -> Tensor:
         """A mask image for every picture, ``(count, 1, height, width)`` in 0..1, from one for all, or one each."""

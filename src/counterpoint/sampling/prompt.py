@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from counterpoint.types import UserError
 
@@ -22,39 +23,92 @@ class PromptCut(UserWarning):
     """Part of a prompt did not fit and was left out."""
 
 
-@torch.no_grad()
-def encode_prompts(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]
-) -> Float[Tensor, "b t d"]:
-    """Embeddings of prompts, all equally long.
+class Text(NamedTuple):
+    """What a model reads of prompts: a row of embeddings a token, and of models with two text encoders one more row."""
 
-    A plain prompt that is longer than the tokenizer takes is cut, with a :class:`PromptCut` warning that names what
-    was lost. Weights (``ball++``, ``(a red ball)1.3``) and long prompts (``("part one", "part two").and()``) are
-    compel's.
-    """
-    if not any(_WEIGHTED.search(prompt) for prompt in prompts):
-        return _plain(tokenizer, text_encoder, prompts)
-    from compel import Compel
+    embeddings: Float[Tensor, "b t d"]
+    pooled: Float[Tensor, "b p"] | None = None
 
-    compel = Compel(tokenizer=tokenizer, text_encoder=text_encoder, truncate_long_prompts=False)
-    rows = [
-        compel(prompt) if _WEIGHTED.search(prompt) else _plain(tokenizer, text_encoder, [prompt]) for prompt in prompts
-    ]
-    return torch.cat(compel.pad_conditioning_tensors_to_same_length(rows))
+    def repeated(self, copies: int) -> Text:
+        """Each row several times."""
+        pooled = None if self.pooled is None else self.pooled.repeat_interleave(copies, 0)
+        return Text(self.embeddings.repeat_interleave(copies, 0), pooled)
 
 
-def match_length(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, short: Tensor, length: int) -> Tensor:
-    """Lengthen embeddings ``(b, t, d)`` to ``length`` tokens with those of the empty prompt."""
-    if short.shape[1] >= length:
-        return short
-    blank = _plain(tokenizer, text_encoder, [""]).repeat(len(short), -(-length // short.shape[1]), 1)
-    return torch.cat([short, blank[:, : length - short.shape[1]]], 1)
+@dataclass(frozen=True, eq=False)
+class PromptEncoder:
+    """The text encoders of a model: one as Stable Diffusion 1.5 reads it, or two as SDXL does."""
+
+    tokenizers: Sequence[CLIPTokenizer]
+    text_encoders: Sequence[CLIPTextModel | CLIPTextModelWithProjection]
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Text:
+        """Embeddings of prompts, all equally long.
+
+        A plain prompt that is longer than the tokenizer takes is cut, with a :class:`PromptCut` warning that names
+        what was lost. Weights (``ball++``, ``(a red ball)1.3``) and long prompts (``("part one", "part two").and()``)
+        are compel's.
+        """
+        if not any(_WEIGHTED.search(prompt) for prompt in prompts):
+            return self._plain(prompts)
+        compel = self._compel()
+        rows = [self._weighted(compel, [p]) if _WEIGHTED.search(p) else self._plain([p]) for p in prompts]
+        length = max(row.embeddings.shape[1] for row in rows)
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        return Text(
+            torch.cat([self.match(row, length).embeddings for row in rows]), torch.cat(pooled) if pooled else None
+        )
+
+    def match(self, text: Text, length: int) -> Text:
+        """Lengthen embeddings to ``length`` tokens with those of the empty prompt."""
+        count, short = text.embeddings.shape[:2]
+        if short >= length:
+            return text
+        blank = self._plain([""]).embeddings.repeat(count, -(-length // short), 1)
+        return text._replace(embeddings=torch.cat([text.embeddings, blank[:, : length - short]], 1))
+
+    @staticmethod
+    def blank(text: Text, rows: Sequence[bool]) -> Text:
+        """Zeros in place of some rows."""
+        gone = torch.tensor(rows, device=text.embeddings.device)[:, None]
+        pooled = None if text.pooled is None else torch.where(gone, 0, text.pooled)
+        return Text(torch.where(gone[..., None], 0, text.embeddings), pooled)
+
+    def _plain(self, prompts: Sequence[str]) -> Text:
+        read = [
+            _read(tokenizer, text_encoder, prompts, first=place == 0)
+            for place, (tokenizer, text_encoder) in enumerate(zip(self.tokenizers, self.text_encoders, strict=True))
+        ]
+        if len(read) == 1:
+            return Text(read[0][0].to(self.text_encoders[0].dtype))
+        # SDXL reads the layer before the last of both, and the second one's summary of the prompt.
+        return Text(torch.cat([one.hidden_states[-2] for one in read], -1), read[-1][0])
+
+    def _compel(self) -> Any:
+        from compel import Compel, ReturnedEmbeddingsType
+
+        if len(self.tokenizers) == 1:
+            (tokenizer,), (text_encoder,) = self.tokenizers, self.text_encoders
+            return Compel(tokenizer=tokenizer, text_encoder=text_encoder, truncate_long_prompts=False)
+        return Compel(
+            tokenizer=list(self.tokenizers),
+            text_encoder=list(self.text_encoders),
+            returned_embeddings_type=ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED,
+            requires_pooled=[False, True],
+            truncate_long_prompts=False,
+        )
+
+    def _weighted(self, compel: Any, prompts: list[str]) -> Text:
+        found = compel(prompts)
+        return Text(*found) if isinstance(found, (tuple, list)) else Text(found)
 
 
-def _plain(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
+def _read(tokenizer: CLIPTokenizer, text_encoder: Any, prompts: Sequence[str], *, first: bool) -> Any:
+    """A text encoder's output for plain prompts; the first of several speaks of what was cut."""
     limit = tokenizer.model_max_length
     tokens = tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    for prompt in prompts:
+    for prompt in prompts if first else ():
         whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(whole) > limit:
             lost = tokenizer.decode(whole[limit - 1 : -1]).strip()
@@ -62,13 +116,14 @@ def _plain(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Seque
                 f'the prompt is longer than the {limit - 2} tokens this model reads, so this was cut: "{lost}"; '
                 'write ("first part", "second part").and() to keep all of it',
                 PromptCut,
-                stacklevel=4,
+                stacklevel=6,
             )
     mask = tokens.attention_mask if getattr(text_encoder.config, "use_attention_mask", False) else None
-    embeddings = text_encoder(
-        tokens.input_ids.to(text_encoder.device), attention_mask=None if mask is None else mask.to(text_encoder.device)
-    )[0]
-    return cast(Tensor, embeddings.to(text_encoder.dtype))
+    return text_encoder(
+        tokens.input_ids.to(text_encoder.device),
+        attention_mask=None if mask is None else mask.to(text_encoder.device),
+        output_hidden_states=True,
+    )
 
 
 def unweighted(prompt: str) -> str:
