@@ -11,7 +11,7 @@ export GOMP_SPINCOUNT ?= 10000
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test prove family lint install clean
+.PHONY: demo test prove family card lint install clean
 
 install: $(READY)
 
@@ -69,6 +69,11 @@ runs/control-%/config.json: | runs/family/unet/config.json
 
 runs/judge-%/config.json: | runs/codec/config.json
 	$(TRAIN) tiny-judge --set judge=$* $(RESUME)
+
+# What the family measures, and 64 samples that nobody picked: docs/model-card.md.
+card: $(READY)
+	$(BIN)/counterpoint evaluate tiny-quality -n 256 --out runs/quality
+	$(BIN)/python -m counterpoint.apps.model_card runs/quality src/counterpoint/models/tiny docs
 
 clean:
 	rm -rf .venv dist build

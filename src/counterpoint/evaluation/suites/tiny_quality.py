@@ -40,7 +40,7 @@ class TinyQuality:
 
     def tasks(self, n: int, _: Sequence[Method] = ()) -> list[Task]:
         """``n`` prompts for one thing; for each control ``n`` scenes' captions and maps; the captions alone."""
-        made = [Task(f"prompt/{number}", caption(_one_thing(number).layout, "brief"), number) for number in range(n)]
+        made = [Task(f"prompt/{number}", prompt, number) for number, prompt in enumerate(one_thing_prompts(n))]
         alone: dict[int, Task] = {}
         for kind in CONTROLS:
             for one in _scenes(kind, n):
@@ -149,6 +149,11 @@ def _prompt(finished: Finished, n: int, readers: Readers) -> tuple[Metric, ...]:
         for metric in metrics:
             metric.update(torch.tensor(hits))
     return tuple(metrics)
+
+
+def one_thing_prompts(n: int) -> list[str]:
+    """The prompts of the row ``prompt``: each names one thing, its colour and where it is."""
+    return [caption(_one_thing(number).layout, "brief") for number in range(n)]
 
 
 def _one_thing(number: int) -> Scene:
