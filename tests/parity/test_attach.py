@@ -132,6 +132,27 @@ def test_masks_and_gates_are_those_of_our_pipeline(parts: dict) -> None:
     assert not torch.equal(run(noise, control_mask={"1": left}), run(noise))
 
 
+def test_keys_are_lent_in_flux(parts: dict) -> None:
+    """By default everywhere, as the paper has it; an empty mask lends as if the subject were nowhere, not nothing."""
+    pipe, call = families.flux(parts)
+
+    def run(fusion: str, **how: Any) -> torch.Tensor:
+        with attach(pipe, fusion, **how):
+            return call(num_inference_steps=4)
+
+    left = torch.zeros(1, 1, 8, 12)
+    left[..., :6] = 1
+    plain, everywhere = run("pix+channel"), run("cross")
+    assert torch.isfinite(everywhere).all()
+    assert not torch.equal(everywhere, plain)
+    assert torch.equal(run("cross", subject_mask=torch.ones(1, 1, 8, 12)), everywhere)
+    half = run("cross", subject_mask=left)
+    assert not torch.equal(half, everywhere)
+    assert not torch.equal(half, run("cross", subject_mask=1 - left))
+    assert not torch.equal(half, run("cross", subject_mask=left, foreground="1"))
+    assert torch.equal(run("pix+channel"), plain), "processors are back"
+
+
 def test_after_an_exception_nothing_is_left(parts: dict) -> None:
     pipe = stock(parts, 2)
     call = families.caller(pipe, PROMPT, image=hints(2))
@@ -207,7 +228,8 @@ def test_what_does_not_fit_is_said(parts: dict, spoil: Callable[[Any], None] | N
 @pytest.mark.parametrize(
     ("kind", "how", "message"),
     [
-        ("flux", {"fusion": "cross", "subject": "person"}, "FluxMultiControlNetModel has no keys to lend"),
+        ("flux", {"fusion": "cross", "subject": "person"}, "show it with subject_mask"),
+        ("adapters", {"fusion": "cross", "subject": "person"}, "MultiAdapter has no keys to lend"),
         ("flux", {"fusion": "maxfusion"}, "cannot walk FluxMultiControlNetModel"),
         ("flux", {"fusion": "pix", "gate_silence": True}, "sees encoded images"),
         ("adapters", {"fusion": "minimal-impact"}, "MultiAdapter feeds none: try mgda"),

@@ -105,6 +105,7 @@ def inject(
     own: tuple[Tensor, Tensor],
     foregrounds: Sequence[tuple[Tensor, Tensor]],
     shares: Float[Tensor, "k b t"],
+    always: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, "b n t d"]:
     """Attention of a background branch with k foregrounds' keys and values (Eq. 9, for any k).
 
@@ -117,13 +118,21 @@ def inject(
         own: its keys and values, ``(b, n, t, d)``.
         foregrounds: theirs.
         shares: their masks, which sum to at most 1.
+        always: keys and values that every query sees everywhere, such as a text's.
     """
     outside = 1 - shares.sum(0)
-    keys, values = (torch.cat([pair[i] for pair in (own, *foregrounds)], 2) for i in (0, 1))
-    seen = torch.cat([torch.ones_like(outside), *[outside] * len(foregrounds)], 1)
-    result = _column(outside, query) * _attend(query, keys, values, seen)
-    for share, (key, value) in zip(shares, foregrounds, strict=True):
-        result = result + _column(share, query) * _attend(query, key, value, share)
+    first = [] if always is None else [always]
+    ones = torch.ones(len(outside), always[0].shape[2] if always else 0, device=outside.device, dtype=outside.dtype)
+
+    def attend(pairs: Sequence[tuple[Tensor, Tensor]], seen: Sequence[Tensor]) -> Tensor:
+        keys, values = (torch.cat([pair[i] for pair in (*first, *pairs)], 2) for i in (0, 1))
+        return _attend(query, keys, values, torch.cat([ones, *seen], 1))
+
+    everywhere = torch.ones_like(outside)
+    background = attend([own, *foregrounds], [everywhere, *[outside] * len(foregrounds)])
+    result = _column(outside, query) * background
+    for share, pair in zip(shares, foregrounds, strict=True):
+        result = result + _column(share, query) * attend([pair], [share])
     return result
 
 

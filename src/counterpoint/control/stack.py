@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, FluxControlNetModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.control.keys import KeyValues, Lending, injecting_keys, keeping_keys
+from counterpoint.control.keys_flux import injecting_flux_keys, keeping_flux_keys
 from counterpoint.control.lockstep import run_lockstep, walk
 from counterpoint.types import Fusion, Latents, Moment, Residuals, UserError
 
@@ -191,13 +193,20 @@ def surround(
     masks = torch.stack([subjects[name] for name in front])
     masks = masks.repeat(1, rows // masks.shape[1], 1, 1, 1)
     kept: list[KeyValues] = [{} for _ in front]
+
+    def keeping(network: Any, keys: KeyValues) -> AbstractContextManager[None]:
+        if isinstance(network, FluxControlNetModel):
+            return keeping_flux_keys(network, keys)
+        return keeping_keys(network, keys, lending.first)
+
+    def injecting(network: Any) -> AbstractContextManager[None]:
+        if isinstance(network, FluxControlNetModel):
+            return injecting_flux_keys(network, kept, masks)
+        return injecting_keys(network, kept, masks, lending.first)
+
     return {
-        **{name: keeping_keys(networks[name], keys, lending.first) for name, keys in zip(front, kept, strict=True)},
-        **{
-            name: injecting_keys(network, kept, masks, lending.first)
-            for name, network in networks.items()
-            if name not in subjects
-        },
+        **{name: keeping(networks[name], keys) for name, keys in zip(front, kept, strict=True)},
+        **{name: injecting(network) for name, network in networks.items() if name not in subjects},
     }
 
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import (
     ControlNetModel,
     ControlNetUnionModel,
@@ -101,8 +102,11 @@ class _Inside:
         """Around ``encode_prompt``: a run begins, and this is what it is about."""
         self.lending = None
         front = self.foreground or self.names[:1] or ["0"]
-        if self.subject_masks:
-            self.lending = Lending({}, dict(zip(front, self.subject_masks, strict=True)))
+        masks = self.subject_masks
+        if isinstance(self.container, _FLUX) and _lends(self.fusion) and not masks:
+            masks = [torch.ones(1, 1, 1, 1, device=self.pipeline._execution_device)]  # as the paper has it (A.5)
+        if masks:
+            self.lending = Lending({}, dict(zip(front, masks, strict=True)))
         elif self.subject:
             if call.get("prompt") is None:
                 raise UserError("the prompt came as embeddings: show where the subject is with subject_mask")
@@ -128,7 +132,11 @@ class _Inside:
         moment = self._moment(call.get("timestep"))
         rule = self.fusion.during(moment.progress)
         parts = {name: _part(self.container, call, i, scales) for name, i in active.items()}
-        rows = len(call["sample"]) if "sample" in call else 1
+        layout = _layout(self.container, call)
+        rows = len(call["sample" if "sample" in call else "hidden_states"]) if "xs" not in call else 1
+        if layout.grid is not None and self.lending is not None:
+            masks = self.lending.masks.items()
+            self.lending.masks = {name: F.interpolate(mask, layout.grid, mode="area") for name, mask in masks}
         order = surround(
             {name: self.networks[min(i, len(self.networks) - 1)] for name, i in active.items()},
             rule,
@@ -148,7 +156,6 @@ class _Inside:
                     stack.enter_context(around)
                     walks.append(_walk(self.networks[active[name]], parts[name], scales[active[name]]))
                 said = dict(zip(order, run_lockstep(walks, rule.exchange, skips=rule.exchange_skips), strict=True))
-        layout = _layout(self.container, call)
         flat = []
         for name in active:
             sites, sizes = layout.flatten(said[name])
@@ -208,11 +215,13 @@ class _Inside:
         """Refuse what the model's family or its compilation cannot give."""
         kind, told = type(self.container).__name__, self.subject_masks or self.subject
         stages = (self.fusion, *(rule for _, rule in self.fusion.stages))
-        keys, walks = any(rule.keys for rule in stages), any(rule.exchange for rule in stages)
+        keys, walks = _lends(self.fusion), any(rule.exchange for rule in stages)
         if told and not keys:
             raise UserError(f"the fusion {self.fusion.name} lends no keys: foreground and subject belong to cross")
-        if told and not isinstance(self.container, _UNETS):
+        if told and isinstance(self.container, MultiAdapter):
             raise UserError(f"{kind} has no keys to lend: leave subject and subject_mask out")
+        if self.subject and isinstance(self.container, _FLUX):
+            raise UserError(f"{kind}'s model does not tell where a word is painted: show it with subject_mask")
         if told and len(told) != max(len(self.foreground), 1):
             raise UserError(f"{len(told)} subjects for {max(len(self.foreground), 1)} foregrounds; give one each")
         if self.gate_silence and isinstance(self.container, _FLUX):
@@ -234,6 +243,10 @@ class _Inside:
                 "a subject_mask",
                 stacklevel=6,
             )
+
+
+def _lends(fusion: Fusion) -> bool:
+    return any(rule.keys for rule in (fusion, *(stage for _, stage in fusion.stages)))
 
 
 def _container(pipeline: DiffusionPipeline) -> nn.Module:
@@ -296,8 +309,8 @@ def _walk(network: nn.Module, part: Mapping[str, Any], scale: float) -> Any:
 class _Layout:
     """How one family of containers answers, as a list of maps from the first site to the deepest, and back."""
 
-    def __init__(self, flatten: Forward, rebuild: Forward) -> None:
-        self.flatten, self.rebuild = flatten, rebuild
+    def __init__(self, flatten: Forward, rebuild: Forward, grid: tuple[int, int] | None = None) -> None:
+        self.flatten, self.rebuild, self.grid = flatten, rebuild, grid
 
 
 def _layout(container: nn.Module, call: Mapping[str, Any]) -> _Layout:
@@ -317,7 +330,7 @@ def _layout(container: nn.Module, call: Mapping[str, Any]) -> _Layout:
         double = tokens[: sizes[0] or 0]
         return (double if sizes[0] else None), (tokens[len(double) :] if sizes[1] else None)
 
-    return _Layout(flatten, rebuild)
+    return _Layout(flatten, rebuild, (height, width))
 
 
 def _slot(module: nn.Module) -> str:

@@ -1,0 +1,127 @@
+"""KV-injection in FLUX ControlNets (Cross-ControlNet, section 3.3 and appendix A.5).
+
+The paper says only that it carries over. Ours: text tokens keep their own attention; for image tokens the text's keys
+stay visible inside the mask too, because without them a background would no longer hear the prompt there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import FluxControlNetModel
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor
+
+from counterpoint.control.keys import KeyValues, Masks, at_tokens, inject
+from counterpoint.types import UserError
+
+
+def attention_layers(network: FluxControlNetModel) -> dict[str, Any]:
+    """Its attention layers by name, those of the double blocks first."""
+    return {
+        f"{kind}.{number}": block.attn
+        for kind in ("transformer_blocks", "single_transformer_blocks")
+        for number, block in enumerate(getattr(network, kind))
+    }
+
+
+@contextmanager
+def keeping_flux_keys(network: FluxControlNetModel, kept: KeyValues) -> Iterator[None]:
+    """Let a foreground branch leave its keys, before rotation, and its values; what it computes does not change."""
+    handles = []
+    halves: dict[str, Tensor] = {}
+
+    def values(name: str) -> Callable[..., None]:
+        return lambda _, __, output: halves.__setitem__(name, output)
+
+    def keys(name: str) -> Callable[..., None]:
+        return lambda _, __, output: kept.__setitem__(name, (output, halves.pop(name)))
+
+    if any(layer.fused_projections for layer in attention_layers(network).values()):
+        raise UserError("fused projections hide keys and values: call unfuse_qkv_projections() on the ControlNets")
+    for name, layer in attention_layers(network).items():  # values are projected first, keys are then normalised
+        handles.append(layer.to_v.register_forward_hook(values(name)))
+        handles.append(layer.norm_k.register_forward_hook(keys(name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def injecting_flux_keys(network: FluxControlNetModel, foregrounds: Sequence[KeyValues], masks: Masks) -> Iterator[None]:
+    """Let a background branch attend to what foreground branches left, inside and outside their masks."""
+    layers = attention_layers(network)
+    before = {name: layer.processor for name, layer in layers.items()}
+    shares = masks / masks.sum(0).clamp(min=1)
+    for name, layer in layers.items():
+        layer.set_processor(_Injected(name, foregrounds, shares))
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.set_processor(before[name])
+
+
+class _Injected:
+    """An attention processor for one layer, of a double block (image and text apart) or a single one (joined)."""
+
+    def __init__(self, name: str, foregrounds: Sequence[KeyValues], shares: Masks) -> None:
+        self.name, self.foregrounds, self.shares = name, foregrounds, shares
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        del attention_mask  # FLUX has none
+
+        def heads(x: Tensor) -> Tensor:
+            return x.reshape(*x.shape[:2], -1, attn.head_dim)
+
+        query, key = attn.norm_q(heads(attn.to_q(hidden_states))), attn.norm_k(heads(attn.to_k(hidden_states)))
+        value = heads(attn.to_v(hidden_states))
+        if encoder_hidden_states is not None:
+            text_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
+            text_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
+            text_value = heads(attn.add_v_proj(encoder_hidden_states))
+            query, key, value = (
+                torch.cat(pair, 1) for pair in ((text_query, query), (text_key, key), (text_value, value))
+            )
+        tokens = self.shares.shape[-2] * self.shares.shape[-1]  # one a place of the masks
+        text = query.shape[1] - tokens
+        query, key = _rotated(query, image_rotary_emb), _rotated(key, image_rotary_emb)
+        places = None if image_rotary_emb is None else tuple(part[text:] for part in image_rotary_emb)
+        kept = []
+        for foreground in self.foregrounds:
+            theirs, values = foreground[self.name]
+            turned = _rotated(theirs[:, -tokens:], places)
+            kept.append((turned.transpose(1, 2), heads(values)[:, -tokens:].transpose(1, 2)))
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        said = torch.nn.functional.scaled_dot_product_attention(query[:, :, :text], key, value)
+        shares = at_tokens(self.shares, tokens).to(query.dtype)
+        heard = inject(
+            query[:, :, text:],
+            (key[:, :, text:], value[:, :, text:]),
+            kept,
+            shares,
+            (key[:, :, :text], value[:, :, :text]),
+        )
+        mixed = torch.cat([said, heard], 2).transpose(1, 2).flatten(2)
+        if encoder_hidden_states is None:
+            return mixed
+        image: Tensor = attn.to_out[1](attn.to_out[0](mixed[:, text:].contiguous()))
+        words: Tensor = attn.to_add_out(mixed[:, :text].contiguous())
+        return image, words
+
+
+def _rotated(x: Tensor, rotary: Any) -> Tensor:
+    rotated: Tensor = x if rotary is None else apply_rotary_emb(x, rotary, sequence_dim=1)
+    return rotated
