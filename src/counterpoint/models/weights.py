@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import torch
@@ -72,6 +73,28 @@ def on_meta(build: type[nn.Module], config: dict[str, object]) -> nn.Module:
     """A diffusers model without storage."""
     with torch.device("meta"):
         return build.from_config(config)
+
+
+def read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickled checkpoint, read without running anything that is in it.
+
+    ``state_dict`` around them, as training frameworks write it, is taken off.
+
+    Raises:
+        UserError: the file is missing, no checkpoint, or wants more than tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} holds something other than tensors, or is damaged: {reason}") from None
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {name: value.contiguous().clone() for name, value in content.items() if torch.is_tensor(value)}
+    if not tensors:
+        raise UserError(f"{path} holds no named tensors")
+    return tensors
 
 
 def digest(path: Path) -> str:

@@ -53,6 +53,33 @@ def verify(model: Model = "tiny") -> None:
     print(f"{model}: every part loads and fits its configuration")
 
 
+@models.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .pth, .ckpt, .bin or .pt file.")],
+    out: Annotated[Path | None, typer.Argument(help="The safetensors file; default beside it.")] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read the pickle; tensors are taken from it, code is never run.")
+    ] = False,
+) -> None:
+    """Turn a pickled checkpoint into safetensors."""
+    from safetensors.torch import save
+
+    from counterpoint.apps.record import write_whole
+    from counterpoint.models.weights import read_pickle
+    from counterpoint.types import UserError
+
+    target = out or source.with_suffix(".safetensors")
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: give a name that ends in .safetensors")
+    if target.exists():
+        raise UserError(f"{target} is there already; give another name")
+    if not trust_pickle:
+        raise UserError(f"{source} is a pickle; if you trust where it comes from, say --trust-pickle")
+    tensors = read_pickle(source)
+    write_whole(target, lambda file: file.write(save(tensors)))
+    print(f"{target}\t{len(tensors)} tensors")
+
+
 def _product(shape: tuple[int, ...]) -> int:
     total = 1
     for size in shape:
