@@ -82,7 +82,7 @@ def fusion_cases(size: str, device: str, dtype: str) -> tuple[dict[str, Case], s
     """Every rule's operator at every site of a guided step with two controls, beside whole steps.
 
     Args:
-        size: ``"sd15"``, 512 x 512 with random weights, or ``"tiny"``, 128 x 128.
+        size: one of :data:`SIZES`.
         device: where.
         dtype: of the models.
 
@@ -90,7 +90,9 @@ def fusion_cases(size: str, device: str, dtype: str) -> tuple[dict[str, Case], s
         The cases, and the name of the baseline: a step under ``sum``.
     """
     where, kind = torch.device(device), DTYPES[dtype]
-    unet, networks, text, side = _networks(size, where, kind)
+    models = SIZES[size]()
+    unet, *networks = (model.eval().to(where, kind) for model in (models.unet, *models.controls))
+    text, side = models.text, models.side
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -127,20 +129,31 @@ def fusion_cases(size: str, device: str, dtype: str) -> tuple[dict[str, Case], s
     }, "step sum"
 
 
-def _networks(
-    size: str, device: torch.device, dtype: torch.dtype
-) -> tuple[UNet2DConditionModel, list[ControlNetModel], int, int]:
+@dataclass(frozen=True, eq=False)
+class _Models:
     """A UNet, two ControlNets, the length of a prompt and the side of the latents."""
-    if size == "tiny":
-        parts = load_components("tiny", dtype, None)
-        controls = list(load_controls("tiny", ["pose", "seg"], parts, dtype).values())
-        unet, text, side = parts.unet, int(parts.tokenizer.model_max_length), int(parts.unet.config.sample_size)
-    else:
-        torch.manual_seed(0)
-        unet, text, side = UNet2DConditionModel(**SD15), 77, int(SD15["sample_size"])
-        controls = [ControlNetModel.from_unet(unet, load_weights_from_unet=False) for _ in range(2)]
-    models = [model.eval().to(device, dtype) for model in (unet, *controls)]
-    return models[0], models[1:], text, side
+
+    unet: UNet2DConditionModel
+    controls: list[ControlNetModel]
+    text: int
+    side: int
+
+
+def _shipped() -> _Models:
+    parts = load_components("tiny")
+    controls = list(load_controls("tiny", ["pose", "seg"], parts).values())
+    return _Models(parts.unet, controls, int(parts.tokenizer.model_max_length), int(parts.unet.config.sample_size))
+
+
+def _random() -> _Models:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**SD15)
+    controls = [ControlNetModel.from_unet(unet, load_weights_from_unet=False) for _ in range(2)]
+    return _Models(unet, controls, 77, int(SD15["sample_size"]))
+
+
+SIZES: dict[str, Callable[[], _Models]] = {"tiny": _shipped, "sd15": _random}
+"""``tiny``, the shipped family at 128 x 128; ``sd15``, Stable Diffusion 1.5's shapes at 512 x 512, random weights."""
 
 
 def machine() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from counterpoint.evaluation.report import markdown
 from counterpoint.evaluation.suites.tiny_quality import one_thing_prompts
 from counterpoint.types import Image, UserError
 
+SUITE = "tiny-quality"
 COLUMNS = 8
 SAMPLES = 64
 _CARD = """# Model card: the tiny family
@@ -55,8 +56,8 @@ def write_card(results: Path, family: Path, out: Path) -> None:
         found = json.loads((results / "results.json").read_text())
     except (OSError, ValueError):
         raise UserError(f"{results} holds no results: run counterpoint evaluate tiny-quality --out {results}") from None
-    if found.get("suite") != "tiny-quality" or found["n"] < SAMPLES:
-        raise UserError(f"{results} holds {found.get('suite')} of {found['n']} scenes, not tiny-quality of {SAMPLES}")
+    if found.get("suite") != SUITE or found["n"] < SAMPLES:
+        raise UserError(f"{results} holds {found.get('suite')} of {found['n']} scenes, not {SUITE} of {SAMPLES}")
     read = reader(results / "pictures")
     sheet = contact_sheet([read(f"prompt/{number}") for number in range(SAMPLES)])
     write_whole(out / "samples.jpg", lambda file: sheet.save(file, "JPEG", quality=90))

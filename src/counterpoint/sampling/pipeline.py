@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import PIL.Image
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin, UNet2DConditionModel
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
@@ -17,24 +15,16 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from counterpoint.control.attach import hints_encoded_once
-from counterpoint.control.coverage import coverage
-from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight
 from counterpoint.fusion import get_fusion
+from counterpoint.sampling.controls import each, find_lending, listed, make_branches, where_heard
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.loop import Settle, sample
-from counterpoint.sampling.prompt import PromptEncoder, subject_places, unweighted
+from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.sampling.report import Report
-from counterpoint.types import CONTROL_KINDS, Fusion, Latents, Moment, UserError
+from counterpoint.types import Fusion, Latents, Moment, UserError
 
 Generators = torch.Generator | list[torch.Generator] | None
-MODES = {
-    "balanced": "as trained",
-    "prompt": "weaker at coarse sites, so that the prompt decides the rest",
-    "control": "the same, and absent from the unconditional prediction, so that guidance strengthens it",
-}
-"""How a control and the prompt share the picture: the control modes of sd-webui-controlnet."""
-_DECAY = {"balanced": 1.0, "prompt": 0.825, "control": 0.825}
 
 
 @dataclass(frozen=True)
@@ -154,7 +144,7 @@ class Pipeline:
             control_guidance_end: share of the steps after which it is silent.
             control_mask: for each control, grey images that say how strongly it speaks where: white is fully, black not
                 at all; ``None`` is everywhere.
-            control_mode: one of :data:`MODES`, for all controls or one each.
+            control_mode: one of :data:`counterpoint.sampling.controls.MODES`, for all controls or one each.
             gate_silence: let a control whose kind has a silent value speak only where its image shows something else,
                 unless it has a mask (:func:`counterpoint.control.coverage.coverage`).
             foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
@@ -168,9 +158,9 @@ class Pipeline:
         Raises:
             UserError: arguments that do not fit each other.
         """
-        hints = _listed(control_image)
-        if self.controls and image is not None and not hints:
-            image, hints = None, _listed(image)
+        shown = listed(control_image)
+        if self.controls and image is not None and not shown:
+            image, shown = None, listed(image)
         height, width = height or self.native_size, width or self.native_size
         self._check(height, width, num_inference_steps, strength, guidance_scale)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -184,28 +174,29 @@ class Pipeline:
             raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} images; give one, or one a prompt")
         if isinstance(generator, list) and len(generator) != len(prompts):
             raise UserError(f"{len(generator)} generators for {len(prompts)} images; give one, or one an image")
-        pictures = [self._hint(label, one, height, width, len(prompts)) for label, one in self._labelled(hints)]
-        modes = _each("control mode", control_mode, list(self.controls))
-        if unknown := [mode for mode in modes if mode not in MODES]:
-            raise UserError(f"unknown control mode {unknown[0]!r}; there are {', '.join(MODES)}")
-        spoken = self._regions(pictures, None if control_mask is None else _listed(control_mask), gate_silence)
-        regions = [_guided(*one) if guidance_scale > 1 else one[0] for one in zip(spoken, modes, pictures, strict=True)]
-        branches = self._branches(
-            [torch.cat([one] * (2 if guidance_scale > 1 else 1)) for one in pictures],
+        hints = {label: self._hint(label, one, height, width, len(prompts)) for label, one in self._labelled(shown)}
+        guided, copies = guidance_scale > 1, num_images_per_prompt
+        given = each("control mask", None if control_mask is None else listed(control_mask), list(self.controls))
+        masks = [None if mask is None else self._grey(self.shades, mask, height, width, len(prompts)) for mask in given]
+        regions = where_heard(hints, dict(zip(self.controls, masks, strict=True)), gate_silence)
+        branches = make_branches(
+            self.controls,
+            hints,
             regions,
-            [_DECAY[mode] for mode in modes],
-            controlnet_conditioning_scale,
-            control_guidance_start,
-            control_guidance_end,
+            guided,
+            modes=control_mode,
+            weights=controlnet_conditioning_scale,
+            starts=control_guidance_start,
+            ends=control_guidance_end,
         )
         rule = get_fusion(fusion) if isinstance(fusion, str) else fusion
-        copies = num_images_per_prompt
-        told = (prompts[::copies], negatives[::copies], copies)
+        told = prompts[::copies], negatives[::copies], copies
         denoise = self._denoiser(*told, guidance_scale, branches, rule, (height, width))
-        masks = None
-        if subject_mask is not None:
-            masks = [self._grey(self.masks, mask, height, width, len(prompts)) for mask in _listed(subject_mask)]
-        lending = self._lending(rule, prompts, _words(foreground), _words(subject), masks)
+        subjects = [
+            self._grey(self.masks, mask, height, width, len(prompts))
+            for mask in ([] if subject_mask is None else listed(subject_mask))
+        ]
+        lending = find_lending(rule, self.controls, self.tokenizer, prompts, foreground, subject, subjects)
         shape = (len(prompts), self.unet.config.in_channels, height // self.factor, width // self.factor)
         noted = Report(tuple(self.controls), prompts, shape[2:]) if report and self.controls else None
         denoise = replace(denoise, lending=lending, watch=None if noted is None else noted.watch)
@@ -226,8 +217,8 @@ class Pipeline:
         images = final if output_type == "latent" else self.decode(final, output_type, generator)
         if noted is not None:
             noted.images = list(images) if output_type == "pil" else []
-            noted.hints = dict(zip(self.controls, pictures, strict=True))
-            noted.regions = {name: one for name, one in zip(self.controls, spoken, strict=True) if one is not None}
+            noted.hints = hints
+            noted.regions = {name: region for name, region in regions.items() if region is not None}
         return Output(images, report=noted)
 
     def decode(self, latents: Latents, output_type: str = "pil", generator: Generators = None) -> Any:
@@ -271,49 +262,6 @@ class Pipeline:
             raise UserError(f"{len(hint)} images for the control {label} and {count} pictures; give one, or one each")
         return hint.repeat_interleave(count // len(hint), 0)
 
-    def _regions(self, hints: list[Tensor], masks: Any, gated: bool) -> list[Tensor | None]:
-        """Where each control speaks, ``(count, 1, height, width)`` in 0..1; ``None`` is everywhere."""
-        regions: list[Tensor | None] = []
-        for label, hint, mask in zip(
-            self.controls, hints, _each("control mask", masks, list(self.controls)), strict=True
-        ):
-            kind = CONTROL_KINDS.get(label.partition(":")[0])
-            if mask is not None:
-                regions.append(self._grey(self.shades, mask, hint.shape[2], hint.shape[3], len(hint)))
-            elif gated and kind is not None and kind.silent is not None:
-                regions.append(coverage(hint, kind))
-            else:
-                regions.append(None)
-        return regions
-
-    def _branches(
-        self,
-        hints: list[Tensor],
-        regions: list[Tensor | None],
-        decays: list[float],
-        weights: Any,
-        starts: Any,
-        ends: Any,
-    ) -> list[Branch]:
-        names = list(self.controls)
-        settings = [
-            _each(what, value, names) for what, value in (("weight", weights), ("start", starts), ("end", ends))
-        ]
-        return [
-            Branch(
-                name=name,
-                network=self.controls[name],
-                hint=hint,
-                weight=weight if isinstance(weight, Weight) else Weight.parse(weight),
-                window=(start, end),
-                region=region,
-                decay=decay,
-            )
-            for name, hint, region, decay, weight, start, end in zip(
-                names, hints, regions, decays, *settings, strict=True
-            )
-        ]
-
     def _denoiser(
         self,
         prompts: list[str],
@@ -356,43 +304,6 @@ class Pipeline:
         if count % len(grey):
             raise UserError(f"{len(grey)} mask images for {count} pictures; give one, or one each")
         return grey.repeat_interleave(count // len(grey), 0)
-
-    def _lending(
-        self, rule: Fusion, prompts: list[str], front: list[str], subjects: list[str], masks: list[Tensor] | None
-    ) -> Lending | None:
-        """KV-injection, if the rule has it, there are two controls and somebody says where the subject is."""
-        told = subjects if masks is None else masks
-        if not rule.keys:
-            if front or told:
-                raise UserError(f"the fusion {rule.name} lends no keys: foreground and subject belong to cross")
-            return None
-        if len(self.controls) < 2:
-            return None
-        front = front or list(self.controls)[:1]
-        if unknown := [name for name in front if name not in self.controls]:
-            raise UserError(f"the foreground {unknown[0]!r} is no control; there are {', '.join(self.controls)}")
-        if len(set(front)) == len(self.controls):
-            raise UserError(
-                f"every control ({', '.join(self.controls)}) is a foreground; {rule.name} needs one that is not"
-            )
-        stages = [rule, *(stage for _, stage in rule.stages)]
-        if any(stage.exchange for stage in stages) and len(set(map(id, self.controls.values()))) < len(self.controls):
-            raise UserError(f"{rule.name} runs the controls side by side: two of them cannot share one network")
-        if not told:
-            warnings.warn(
-                f"{rule.name} lends keys only where it knows the subject: name its words with subject, or give a "
-                "subject_mask",
-                stacklevel=3,
-            )
-            return None
-        if len(told) != len(front):
-            raise UserError(f"{len(told)} subjects for {len(front)} foregrounds ({', '.join(front)}); give one each")
-        if masks is not None:
-            return Lending({}, dict(zip(front, masks, strict=True)))
-        places = [
-            [subject_places(self.tokenizer, unweighted(prompt), words) for prompt in prompts] for words in subjects
-        ]
-        return Lending(dict(zip(front, places, strict=True)))
 
     def _noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
         noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
@@ -441,32 +352,3 @@ class Pipeline:
             return (callback(self, moment.index, moment.timestep, {"latents": latents}) or {}).get("latents", latents)
 
         return settled
-
-
-def _listed(images: Any) -> list[Any]:
-    """One picture a control, from one picture or several."""
-    return [images] if isinstance(images, (PIL.Image.Image, np.ndarray, Tensor)) else list(images)
-
-
-def _words(text: str | Sequence[str] | None) -> list[str]:
-    return [text] if isinstance(text, str) else list(text or ())
-
-
-def _each(what: str, value: Any, names: list[str]) -> list[Any]:
-    """One value a control, from one for all or one each."""
-    if value is None or isinstance(value, (int, float, str, Weight)):
-        return [value] * len(names)
-    if len(value) != len(names):
-        raise UserError(
-            f"{len(value)} values of {what} for {len(names)} controls ({', '.join(names)}); give one for all, or "
-            "one each"
-        )
-    return list(value)
-
-
-def _guided(region: Tensor | None, mode: str, hint: Tensor) -> Tensor | None:
-    """A region for both halves of a guided batch; nothing of the unconditional one if the control comes first."""
-    if mode != "control":
-        return None if region is None else torch.cat([region] * 2)
-    region = torch.ones_like(hint[:, :1]) if region is None else region
-    return torch.cat([torch.zeros_like(region), region])

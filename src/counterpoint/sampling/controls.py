@@ -1,0 +1,166 @@
+"""What a call says about its controls, held against the controls there are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import ControlNetModel
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from counterpoint.control.coverage import coverage
+from counterpoint.control.keys import Lending
+from counterpoint.control.stack import Branch, Weight
+from counterpoint.sampling.prompt import subject_places, unweighted
+from counterpoint.types import CONTROL_KINDS, Fusion, UserError
+
+MODES = {
+    "balanced": "as trained",
+    "prompt": "weaker at coarse sites, so that the prompt decides the rest",
+    "control": "the same, and absent from the unconditional prediction, so that guidance strengthens it",
+}
+"""How a control and the prompt share the picture: the control modes of sd-webui-controlnet."""
+_DECAY = {"balanced": 1.0, "prompt": 0.825, "control": 0.825}
+
+
+def listed(images: Any) -> list[Any]:
+    """One picture a control, from one picture or several."""
+    return [images] if isinstance(images, (PIL.Image.Image, np.ndarray, Tensor)) else list(images)
+
+
+def each(what: str, value: Any, names: Sequence[str]) -> list[Any]:
+    """One value a control, from one for all or one each.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    if value is None or isinstance(value, (int, float, str, Weight)):
+        return [value] * len(names)
+    if len(value) != len(names):
+        raise UserError(
+            f"{len(value)} values of {what} for {len(names)} controls ({', '.join(names)}); give one for all, or "
+            "one each"
+        )
+    return list(value)
+
+
+def where_heard(
+    hints: Mapping[str, Tensor], masks: Mapping[str, Tensor | None], gated: bool
+) -> dict[str, Tensor | None]:
+    """Where each control speaks, ``(b, 1, h, w)`` in 0..1; ``None`` is everywhere.
+
+    Args:
+        hints: control -> its condition images.
+        masks: control -> the user's mask, if there is one.
+        gated: whether controls without a mask speak only where their image is not silent, if their kind tells that.
+    """
+    regions = dict(masks)
+    for name, hint in hints.items():
+        kind = CONTROL_KINDS.get(name.partition(":")[0])
+        if gated and regions[name] is None and kind is not None and kind.silent is not None:
+            regions[name] = coverage(hint, kind)
+    return regions
+
+
+def make_branches(
+    networks: Mapping[str, ControlNetModel],
+    hints: Mapping[str, Tensor],
+    regions: Mapping[str, Tensor | None],
+    guided: bool,
+    *,
+    modes: Any,
+    weights: Any,
+    starts: Any,
+    ends: Any,
+) -> list[Branch]:
+    """The stack of a call; settings are one for all controls or one each.
+
+    Raises:
+        UserError: there are more or fewer of a setting, or one makes no sense.
+    """
+    names = list(networks)
+    modes, weights, starts, ends = (
+        each(what, value, names)
+        for what, value in (("control mode", modes), ("weight", weights), ("start", starts), ("end", ends))
+    )
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise UserError(f"unknown control mode {unknown[0]!r}; there are {', '.join(MODES)}")
+    return [
+        Branch(
+            name=name,
+            network=networks[name],
+            hint=torch.cat([hints[name]] * (2 if guided else 1)),
+            weight=weight if isinstance(weight, Weight) else Weight.parse(weight),
+            window=(start, end),
+            region=_for_both_halves(regions[name], mode, hints[name]) if guided else regions[name],
+            decay=_DECAY[mode],
+        )
+        for name, mode, weight, start, end in zip(names, modes, weights, starts, ends, strict=True)
+    ]
+
+
+def _for_both_halves(region: Tensor | None, mode: str, hint: Tensor) -> Tensor | None:
+    """A region for a guided batch; nothing of the unconditional half if the control comes first."""
+    if mode != "control":
+        return None if region is None else torch.cat([region] * 2)
+    region = torch.ones_like(hint[:, :1]) if region is None else region
+    return torch.cat([torch.zeros_like(region), region])
+
+
+def find_lending(
+    rule: Fusion,
+    networks: Mapping[str, ControlNetModel],
+    tokenizer: CLIPTokenizer,
+    prompts: Sequence[str],
+    foreground: str | Sequence[str] | None,
+    subject: str | Sequence[str] | None,
+    masks: Sequence[Tensor],
+) -> Lending | None:
+    """KV-injection, if the rule has it, there are two controls and somebody says where the subject is.
+
+    Args:
+        rule: the fusion.
+        networks: control -> its network.
+        tokenizer: of the model's first text encoder.
+        prompts: one an image.
+        foreground: names of the controls that show the subject; default the first.
+        subject: words of the prompt, one for each foreground.
+        masks: in place of ``subject``: where each foreground is, ``(b, 1, h, w)``.
+
+    Raises:
+        UserError: the rule lends no keys, or the settings do not fit the controls.
+    """
+    front, words = ([text] if isinstance(text, str) else list(text or ()) for text in (foreground, subject))
+    told = masks or words
+    if not rule.keys:
+        if front or told:
+            raise UserError(f"the fusion {rule.name} lends no keys: foreground and subject belong to cross")
+        return None
+    if len(networks) < 2:
+        return None
+    front = front or list(networks)[:1]
+    if unknown := [name for name in front if name not in networks]:
+        raise UserError(f"the foreground {unknown[0]!r} is no control; there are {', '.join(networks)}")
+    if len(set(front)) == len(networks):
+        raise UserError(f"every control ({', '.join(networks)}) is a foreground; {rule.name} needs one that is not")
+    stages = [rule, *(stage for _, stage in rule.stages)]
+    if any(stage.exchange for stage in stages) and len(set(map(id, networks.values()))) < len(networks):
+        raise UserError(f"{rule.name} runs the controls side by side: two of them cannot share one network")
+    if not told:
+        warnings.warn(
+            f"{rule.name} lends keys only where it knows the subject: name its words with subject, or give a "
+            "subject_mask",
+            stacklevel=4,
+        )
+        return None
+    if len(told) != len(front):
+        raise UserError(f"{len(told)} subjects for {len(front)} foregrounds ({', '.join(front)}); give one each")
+    if masks:
+        return Lending({}, dict(zip(front, masks, strict=True)))
+    places = [[subject_places(tokenizer, unweighted(prompt), one) for prompt in prompts] for one in words]
+    return Lending(dict(zip(front, places, strict=True)))
