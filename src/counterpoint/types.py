@@ -96,6 +96,11 @@ class Fusion:
     cite: tuple[str, ...] = ()
     stages: tuple[tuple[float, Fusion], ...] = ()
 
+    @property
+    def rules(self) -> tuple[Fusion, ...]:
+        """The rules of its stages, or itself alone."""
+        return tuple(rule for _, rule in self.stages) or (self,)
+
     def during(self, progress: float) -> Fusion:
         """The rule that holds after a share of the steps."""
         return next((rule for start, rule in reversed(self.stages) if progress >= start), self)

@@ -116,3 +116,24 @@ def test_a_branch_lends_to_itself_without_effect_inside_its_mask(parts: dict) ->
     with injecting_keys(network, [kept], torch.ones(1, 1, 1, 8, 8)):
         got = network(latents, torch.tensor(300), text, hint, return_dict=False)
     torch.testing.assert_close(got[1], wanted[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(90, 60), (80, 45), (64, 65), (85, 64), (50, 75), (135, 76), (8, 8), (33, 40)])
+def test_every_level_of_every_size_has_its_masks(size: tuple[int, int]) -> None:
+    """Levels are halved and rounded up, as strided convolutions do it, whatever the shape of the picture."""
+    masks = torch.rand(1, 1, 1, *size)
+    height, width = size
+    for _ in range(4):
+        assert at_tokens(masks, height * width).shape == (1, 1, height * width)
+        height, width = -(-height // 2), -(-width // 2)
+
+
+def test_overlapping_soft_foregrounds_give_numbers() -> None:
+    """Their shares add up to one only to rounding, and what is left must not fall below nothing."""
+    generator = torch.Generator().manual_seed(49)
+    masks = torch.rand(2, 1, 1, 64, 64, generator=generator) * 0.9 + 0.3
+    shares = at_tokens(masks / masks.sum(0).clamp(min=1), 1024)
+    assert (1 - shares.sum(0)).min() < 0, "a case that matters"
+    query, *pairs = torch.randn(7, 1, 1, 1024, 8, generator=generator)
+    foregrounds = list(zip(pairs[2::2], pairs[3::2], strict=True))
+    assert torch.isfinite(inject(query, (pairs[0], pairs[1]), foregrounds, shares)).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterpoint.control.subject import SubjectMap, watching
-from counterpoint.sampling.prompt import subject_places, unweighted
+from counterpoint.sampling.prompt import plain_words, subject_places
 from counterpoint.types import UserError
 
 
@@ -56,8 +56,12 @@ def test_places_of_words(parts: dict) -> None:
     tokenizer = parts["tokenizer"]
     assert subject_places(tokenizer, "a person on a meadow", "person") == [2]
     assert subject_places(tokenizer, "a red ball on a red meadow", "red") == [2, 6]
-    assert subject_places(tokenizer, unweighted("a (red ball)1.3 on meadow"), "red ball") == [2, 3]
-    assert subject_places(tokenizer, unweighted("a person++ on meadow"), "person") == [2]
+    assert subject_places(tokenizer, plain_words("a (red ball)1.3 on meadow"), "red ball") == [2, 3]
+    assert subject_places(tokenizer, plain_words("a person++ on meadow"), "person") == [2]
+    assert plain_words("a well-dressed man (left) - and a dog") == "a well-dressed man (left) - and a dog"
+    assert plain_words("a well-dressed man++ (left)1.2 and a t-shirt-") == "a well-dressed man left and a t-shirt"
+    with pytest.raises(UserError, match="give a subject_mask"):
+        plain_words('("a person", "a dog").and()')
     with pytest.raises(UserError, match="its words are: a person"):
         subject_places(tokenizer, "a person", "ball")
     with pytest.raises(UserError, match="beyond"):

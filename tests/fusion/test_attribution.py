@@ -29,6 +29,12 @@ def test_the_winner_of_a_choice_has_it_all() -> None:
     torch.testing.assert_close(found[0], left.float().expand(2, 5, 4), atol=1e-3, rtol=0)
 
 
+def test_a_weak_branch_keeps_its_weight() -> None:
+    f = torch.eye(12)[:2].reshape(2, 1, 12, 1, 1) * torch.tensor([1.0, 0.01]).reshape(2, 1, 1, 1, 1)
+    found = shares(f, f.sum(0)).flatten()
+    torch.testing.assert_close(found, torch.tensor([1 / 1.01, 0.01 / 1.01]), atol=1e-5, rtol=1e-3)
+
+
 def test_silence_has_no_part() -> None:
     f = features(2)
     f[1, :, :, 2:] = 0

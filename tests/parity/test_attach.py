@@ -210,9 +210,21 @@ def compiled(pipe: Any) -> None:
     [
         (None, {"fusion": "sum", "subject": "person"}, "lends no keys"),
         (None, {"fusion": "cross", "subject": "ball"}, "'ball' is not in the prompt"),
-        (None, {"fusion": "cross", "subject": "person", "foreground": "depth"}, "no control 'depth'; there are 0, 1"),
-        (None, {"fusion": "cross", "subject": ["a", "person"], "foreground": ["0", "1"]}, "every control is a foregr"),
+        (
+            None,
+            {"fusion": "cross", "subject": "person", "foreground": "depth"},
+            "'depth' is no control; there are 0, 1",
+        ),
+        (
+            None,
+            {"fusion": "cross", "subject": ["a", "person"], "foreground": ["0", "1"]},
+            "is a foreground; cross needs",
+        ),
         (None, {"controls": ["pose"]}, "1 names .pose. for 2 controls"),
+        (None, {"controls": ["pose", "pose"]}, "two controls have one name"),
+        (None, {"fusion": "sum", "foreground": "0"}, "lends no keys"),
+        (None, {"fusion": "cross", "subject_mask": torch.ones(3, 1, 8, 8)}, "3 subject masks for a batch of 4"),
+        (None, {"fusion": "pix", "control_mask": {"0": torch.ones(4, 1, 8, 8)}}, "4 masks for 0 and 2 images"),
         (None, {"control_mask": {"2": Image.new("L", (8, 8))}}, "no control '2'"),
         (compiled, {"fusion": "cross", "subject": "person"}, "UNet2DConditionModel, which is compiled"),
     ],
@@ -233,6 +245,7 @@ def test_what_does_not_fit_is_said(parts: dict, spoil: Callable[[Any], None] | N
         ("flux", {"fusion": "maxfusion"}, "cannot walk FluxMultiControlNetModel"),
         ("flux", {"fusion": "pix", "gate_silence": True}, "sees encoded images"),
         ("adapters", {"fusion": "minimal-impact"}, "MultiAdapter feeds none: try mgda"),
+        ("adapters", {"fusion": "0:pix,0.5:sum"}, "it can have one rule only"),
         ("union", {"fusion": "cross-authors"}, "cannot walk MultiControlNetUnionModel"),
     ],
 )
@@ -293,6 +306,46 @@ def test_offloading_hooks_keep_working(parts: dict, when: str) -> None:
             remove_hook_from_module(module)
     assert torch.equal(call(), wanted)
     assert not torch.equal(fused, wanted)
+
+
+def test_offloading_switched_off_inside(parts: dict) -> None:
+    pipe = stock(parts, 2)
+    call = families.caller(pipe, PROMPT, image=hints(2))
+    wanted = call()
+    add_hook_to_module(pipe.controlnet, Counting())
+    with attach(pipe, "pix"):
+        remove_hook_from_module(pipe.controlnet)
+        assert not torch.equal(call(), wanted)
+    assert not {"forward", "_old_forward"} & set(pipe.controlnet.__dict__)
+    assert torch.equal(call(), wanted)
+
+
+def test_one_rule_at_a_time(parts: dict) -> None:
+    pipe = stock(parts, 2)
+    with attach(pipe, "pix"), pytest.raises(UserError, match="attached to this pipeline already"), attach(pipe, "sum"):
+        pass
+
+
+def test_gates_work_on_several_union_networks(parts: dict) -> None:
+    pipe, call = families.union(parts)
+    with attach(pipe, "sum", controls=["canny", "hed"]):
+        plain = call()
+    with attach(pipe, "sum", controls=["canny", "hed"], gate_silence=True):
+        assert not torch.equal(call(control_image=[Image.new("RGB", (64, 64))] * 2), plain)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "unipc"])
+def test_schedules_in_image_to_image_are_those_of_our_pipeline(parts: dict, scheduler: str) -> None:
+    """Some schedulers say where image-to-image begins, some do not; progress counts from there in either."""
+    images, how = hints(3), {"strength": 0.5, "num_inference_steps": 8, "controlnet_conditioning_scale": [1.0, 0.5]}
+    call = {**CALL, **how, "num_images_per_prompt": 1}
+    mine = ours(parts, 2, scheduler)(
+        PROMPT, images[:2], image=images[2], fusion="0:pix,0.5:sum", generator=torch.manual_seed(3), **call
+    )
+    pipe = stock(parts, 2, scheduler, kind=StableDiffusionControlNetImg2ImgPipeline)
+    with attach(pipe, "0:pix,0.5:sum"):
+        theirs = pipe(PROMPT, image=images[2], control_image=images[:2], generator=torch.manual_seed(3), **call)
+    assert torch.equal(mine.images, theirs.images)
 
 
 @pytest.mark.parametrize("kind", [StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetInpaintPipeline])

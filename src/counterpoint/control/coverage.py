@@ -30,7 +30,8 @@ def coverage(hint: Float[Tensor, "b 3 h w"], kind: ControlKind, reach: float = R
         raise UserError(f"{kind.name} has no silent value: say with a mask where it speaks")
     radius = max(1, round(reach * min(hint.shape[2:])))
     active = ((hint.float() - kind.silent / 255).abs().amax(1, keepdim=True) > 0.05).float()
-    grown = F.max_pool2d(active, 2 * radius + 1, 1, radius)
+    wide = F.max_pool2d(active, (1, 2 * radius + 1), 1, (0, radius))  # a square's maximum is that of its columns'
+    grown = F.max_pool2d(wide, (2 * radius + 1, 1), 1, (radius, 0))
     return _blur(grown, radius / 3).clamp(0, 1).to(hint.dtype)
 
 

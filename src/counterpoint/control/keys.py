@@ -13,12 +13,12 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.types import Moment
+from counterpoint.types import Moment, UserError
 
 KeyValues = dict[str, tuple[Tensor, Tensor]]
 """Layer -> its keys and values, ``(b, tokens, channels)`` each, before they are split into heads."""
 Masks = Float[Tensor, "k b 1 h w"]
-"""Where each of k foregrounds is, in 0..1, at any resolution."""
+"""Where each of k foregrounds is, in 0..1, at the latents' resolution."""
 
 
 @dataclass(eq=False)
@@ -54,9 +54,20 @@ def self_attention(network: nn.Module, first: int = 0) -> dict[str, Attention]:
     return dict(list(layers.items())[first:])
 
 
+def refuse_fused(network: nn.Module) -> None:
+    """Hooks on keys and values see nothing where queries, keys and values are one projection.
+
+    Raises:
+        UserError: some are.
+    """
+    if any(getattr(module, "fused_projections", False) for module in network.modules()):
+        raise UserError(f"fused projections hide a {type(network).__name__}'s keys: call unfuse_qkv_projections()")
+
+
 @contextmanager
 def keeping_keys(network: nn.Module, kept: KeyValues, first: int = 0) -> Iterator[None]:
     """Let a foreground branch leave its keys and values in ``kept``; what it computes does not change."""
+    refuse_fused(network)
     handles = []
     halves: dict[str, Tensor] = {}
 
@@ -120,7 +131,7 @@ def inject(
         shares: their masks, which sum to at most 1.
         always: keys and values that every query sees everywhere, such as a text's.
     """
-    outside = 1 - shares.sum(0)
+    outside = (1 - shares.sum(0)).clamp(min=0)  # rounding may leave less than nothing
     first = [] if always is None else [always]
     ones = torch.ones(len(outside), always[0].shape[2] if always else 0, device=outside.device, dtype=outside.dtype)
 
@@ -156,11 +167,13 @@ class _Injected:
 
 
 def at_tokens(masks: Masks, tokens: int) -> Float[Tensor, "k b t"]:
-    """Masks at the resolution of a layer that has ``tokens`` places."""
+    """Masks of the latents' size at a layer that has ``tokens`` places: that size, halved and rounded up so often."""
     height, width = masks.shape[-2:]
-    rows = round((tokens * height / width) ** 0.5)
-    small = F.interpolate(masks.flatten(0, 1), size=(rows, tokens // rows), mode="area")
-    return small.reshape(*masks.shape[:2], tokens)
+    while height * width > tokens:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    if height * width != tokens:
+        raise ValueError(f"masks of {tuple(masks.shape[-2:])} have no level with {tokens} places")
+    return F.interpolate(masks.flatten(0, 1), size=(height, width), mode="area").reshape(*masks.shape[:2], tokens)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Float[Tensor, "b t"]) -> Tensor:

@@ -15,8 +15,7 @@ from diffusers import FluxControlNetModel
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from counterpoint.control.keys import KeyValues, Masks, at_tokens, inject
-from counterpoint.types import UserError
+from counterpoint.control.keys import KeyValues, Masks, at_tokens, inject, refuse_fused
 
 
 def attention_layers(network: FluxControlNetModel) -> dict[str, Any]:
@@ -40,8 +39,7 @@ def keeping_flux_keys(network: FluxControlNetModel, kept: KeyValues) -> Iterator
     def keys(name: str) -> Callable[..., None]:
         return lambda _, __, output: kept.__setitem__(name, (output, halves.pop(name)))
 
-    if any(layer.fused_projections for layer in attention_layers(network).values()):
-        raise UserError("fused projections hide keys and values: call unfuse_qkv_projections() on the ControlNets")
+    refuse_fused(network)
     for name, layer in attention_layers(network).items():  # values are projected first, keys are then normalised
         handles.append(layer.to_v.register_forward_hook(values(name)))
         handles.append(layer.norm_k.register_forward_hook(keys(name)))

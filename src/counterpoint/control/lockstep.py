@@ -10,7 +10,7 @@ from diffusers import ControlNetModel
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.types import Exchange, Latents, Residuals
+from counterpoint.types import Exchange, Latents, Residuals, UserError
 
 
 class Hidden(NamedTuple):
@@ -38,7 +38,14 @@ def walk(
     It yields what it holds there and goes on with what it is sent. Sent back unchanged, the result is that of the
     network's own ``forward``, bit for bit. ``added`` is what SDXL's networks read besides the text: ``text_embeds`` and
     ``time_ids``.
+
+    Raises:
+        UserError: the network is of a kind that is not walked.
     """
+    if network.config.global_pool_conditions or network.config.controlnet_conditioning_channel_order != "rgb":
+        raise UserError(
+            "a ControlNet that pools its condition, or reads it as BGR, cannot run side by side with others"
+        )
     embedding = network.time_proj(timestep.expand(len(latents))).to(latents.dtype)
     embedding = network.time_embedding(embedding)
     if added:

@@ -142,7 +142,7 @@ def run_stack(
         return None
     by_name = {branch.name: branch for branch in active}
     said: dict[str, Residuals] = {}
-    order = surround({name: one.network for name, one in by_name.items()}, fusion, lending, moment, len(latents))
+    order = surround({name: one.network for name, one in by_name.items()}, fusion, lending, moment, latents.shape)
     if fusion.exchange is None:
         for name, around in order.items():
             branch = by_name[name]
@@ -169,13 +169,16 @@ def run_stack(
     sites = fuse(fusion, spoken)
     if watch is not None:
         names = [*(f"down.{number}" for number in range(len(sites) - 1)), "mid"]
-        before = [torch.stack(site) for site in zip(*spoken, strict=True)]
-        watch(moment, list(by_name), dict(zip(names, zip(before, sites, strict=True), strict=True)))
+        watch(moment, list(by_name), dict(zip(names, zip(_stacked(spoken), sites, strict=True), strict=True)))
     return Residuals(tuple(sites[:-1]), sites[-1])
 
 
 def surround(
-    networks: Mapping[str, nn.Module], fusion: Fusion, lending: Lending | None, moment: Moment, rows: int
+    networks: Mapping[str, nn.Module],
+    fusion: Fusion,
+    lending: Lending | None,
+    moment: Moment,
+    shape: Sequence[int],
 ) -> dict[str, AbstractContextManager[None]]:
     """In which order branches run, and what lasts while each does: foregrounds first, where keys are lent.
 
@@ -184,14 +187,13 @@ def surround(
         fusion: the rule.
         lending: KV-injection, idle where no foreground or no background is active.
         moment: the step.
-        rows: of the batch that the branches see.
+        shape: of the latents that the branches see, ``(b, c, h, w)``.
     """
     subjects = lending.masks if lending is not None and fusion.keys and lending.active(moment) else {}
     front = [name for name in networks if name in subjects]
     if lending is None or len(front) in {0, len(networks)}:
         return {name: nullcontext() for name in networks}
-    masks = torch.stack([subjects[name] for name in front])
-    masks = masks.repeat(1, rows // masks.shape[1], 1, 1, 1)
+    masks = torch.stack([_sized(subjects[name], shape) for name in front])
     kept: list[KeyValues] = [{} for _ in front]
 
     def keeping(network: Any, keys: KeyValues) -> AbstractContextManager[None]:
@@ -210,6 +212,25 @@ def surround(
     }
 
 
+def _sized(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """A mask for every row of a batch, of which it may be one half, at the latents' size."""
+    rows = expand_rows(mask, shape[0], "subject masks")
+    return F.interpolate(rows, tuple(shape[2:]), mode="area")
+
+
+def expand_rows(masks: Tensor, rows: int, what: str) -> Tensor:
+    """Masks for every row of a batch: one for all, one each, or one for each row of either half of a guided batch.
+
+    Raises:
+        UserError: it is another number.
+    """
+    if len(masks) == 1:
+        return masks.expand(rows, *masks.shape[1:])
+    if len(masks) not in {rows, rows / 2}:
+        raise UserError(f"{len(masks)} {what} for a batch of {rows}; give one, or one an image")
+    return masks.repeat(rows // len(masks), 1, 1, 1)
+
+
 def shaped(sites: Sequence[Tensor], region: Tensor | None, decay: float) -> list[Tensor]:
     """One branch's features as its region and decay have them, from the first site to the deepest."""
     if decay != 1:
@@ -226,6 +247,17 @@ def fuse(fusion: Fusion, said: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         fusion: the rule; sites are called ``down.0``, ``down.1`` and so on, the last one ``mid``.
         said: of each branch, its features from the first site to the deepest.
     """
-    *down, mid = zip(*said, strict=True)
-    sites = [fusion.at(f"down.{number}")(torch.stack(site)) for number, site in enumerate(down)]
-    return [*sites, fusion.at("mid", last=True)(torch.stack(mid))]
+    if len({len(sites) for sites in said}) > 1:
+        counts = ", ".join(str(len(sites)) for sites in said)
+        raise UserError(f"the controls speak at different numbers of sites ({counts}): their networks are of two kinds")
+    *down, mid = _stacked(said)
+    sites = [fusion.at(f"down.{number}")(site) for number, site in enumerate(down)]
+    return [*sites, fusion.at("mid", last=True)(mid)]
+
+
+def _stacked(said: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """At each site the features of all branches; one that is pooled over the picture says the same everywhere."""
+    return [
+        torch.stack(torch.broadcast_tensors(*site))  # type: ignore[no-untyped-call]
+        for site in zip(*said, strict=True)
+    ]

@@ -14,6 +14,8 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.control.keys import refuse_fused
+
 THRESHOLD = 0.5
 """Of the map, stretched to 0..1: above it is foreground. The paper names no value."""
 _SIDE = 16
@@ -58,6 +60,7 @@ def watching(
     unet: UNet2DConditionModel, places: Sequence[Sequence[int]], size: tuple[int, int]
 ) -> Iterator[SubjectMap]:
     """Watch where the host's next forward pass paints a subject; what it computes does not change."""
+    refuse_fused(unet)
     levels = _levels(unet)
     level = min(levels, key=lambda one: abs(math.log2(math.sqrt(size[0] * size[1]) / 2**one / _SIDE)))
     found = SubjectMap(places, size, level)

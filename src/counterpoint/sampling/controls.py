@@ -10,13 +10,13 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import ControlNetModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from counterpoint.control.coverage import coverage
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight
-from counterpoint.sampling.prompt import subject_places, unweighted
+from counterpoint.sampling.prompt import plain_words, subject_places
 from counterpoint.types import CONTROL_KINDS, Fusion, UserError
 
 MODES = {
@@ -112,6 +112,41 @@ def _for_both_halves(region: Tensor | None, mode: str, hint: Tensor) -> Tensor |
     return torch.cat([torch.zeros_like(region), region])
 
 
+def check_foreground(
+    rule: Fusion, networks: Mapping[str, nn.Module], foreground: Sequence[str], told: int
+) -> list[str]:
+    """The controls that show the subject; default the first.
+
+    Args:
+        rule: the fusion.
+        networks: control -> its network.
+        foreground: as the user names them.
+        told: how many subjects are named or shown.
+
+    Raises:
+        UserError: the rule lends no keys, or foregrounds, subjects and controls do not fit.
+    """
+    if not rule.keys:
+        if foreground or told:
+            raise UserError(f"the fusion {rule.name} lends no keys: foreground and subject belong to cross")
+        return []
+    front = list(foreground) or list(networks)[:1]
+    if unknown := [name for name in front if name not in networks]:
+        raise UserError(f"the foreground {unknown[0]!r} is no control; there are {', '.join(networks)}")
+    if len(set(front)) < len(front):
+        raise UserError(f"a foreground is named twice: {', '.join(front)}")
+    if len(front) == len(networks) > 1:
+        raise UserError(f"every control ({', '.join(networks)}) is a foreground; {rule.name} needs one that is not")
+    if any(one.exchange for one in rule.rules) and len(set(map(id, networks.values()))) < len(networks):
+        raise UserError(f"{rule.name} runs the controls side by side: two of them cannot share one network")
+    if told and told != len(front):
+        raise UserError(f"{told} subjects for {len(front)} foregrounds ({', '.join(front)}); give one each")
+    return front
+
+
+NO_SUBJECT = "lends keys only where it knows the subject: name its words with subject, or give a subject_mask"
+
+
 def find_lending(
     rule: Fusion,
     networks: Mapping[str, ControlNetModel],
@@ -137,30 +172,15 @@ def find_lending(
     """
     front, words = ([text] if isinstance(text, str) else list(text or ()) for text in (foreground, subject))
     told = masks or words
+    if len(networks) < 2 and rule.keys:
+        return None
+    front = check_foreground(rule, networks, front, len(told))
     if not rule.keys:
-        if front or told:
-            raise UserError(f"the fusion {rule.name} lends no keys: foreground and subject belong to cross")
         return None
-    if len(networks) < 2:
-        return None
-    front = front or list(networks)[:1]
-    if unknown := [name for name in front if name not in networks]:
-        raise UserError(f"the foreground {unknown[0]!r} is no control; there are {', '.join(networks)}")
-    if len(set(front)) == len(networks):
-        raise UserError(f"every control ({', '.join(networks)}) is a foreground; {rule.name} needs one that is not")
-    stages = [rule, *(stage for _, stage in rule.stages)]
-    if any(stage.exchange for stage in stages) and len(set(map(id, networks.values()))) < len(networks):
-        raise UserError(f"{rule.name} runs the controls side by side: two of them cannot share one network")
     if not told:
-        warnings.warn(
-            f"{rule.name} lends keys only where it knows the subject: name its words with subject, or give a "
-            "subject_mask",
-            stacklevel=4,
-        )
+        warnings.warn(f"{rule.name} {NO_SUBJECT}", stacklevel=4)
         return None
-    if len(told) != len(front):
-        raise UserError(f"{len(told)} subjects for {len(front)} foregrounds ({', '.join(front)}); give one each")
     if masks:
         return Lending({}, dict(zip(front, masks, strict=True)))
-    places = [[subject_places(tokenizer, unweighted(prompt), one) for prompt in prompts] for one in words]
+    places = [[subject_places(tokenizer, plain_words(prompt), one) for prompt in prompts] for one in words]
     return Lending(dict(zip(front, places, strict=True)))

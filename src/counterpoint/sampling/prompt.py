@@ -19,6 +19,9 @@ _WEIGHTED = re.compile(r"[\w)\"'][+-]{2,}|\)[+-]|\)\d|\w[+](?:\s|$|,)|\"\)\.(and
 """Compel's syntax: ``ball++``, ``(a red ball)1.3``, ``meadow-- ``, ``("part one", "part two").and()``."""
 
 
+_PARTS = re.compile(r"\"\)\.(and|blend)\(")
+
+
 class PromptCut(UserWarning):
     """Part of a prompt did not fit and was left out."""
 
@@ -49,16 +52,20 @@ class PromptEncoder:
         A plain prompt that is longer than the tokenizer takes is cut, with a :class:`PromptCut` warning that names
         what was lost. Weights (``ball++``, ``(a red ball)1.3``) and long prompts (``("part one", "part two").and()``)
         are compel's.
+
+        Raises:
+            UserError: prompts are not equally long.
         """
         if not any(_WEIGHTED.search(prompt) for prompt in prompts):
             return self._plain(prompts)
         compel = self._compel()
         rows = [self._weighted(compel, [p]) if _WEIGHTED.search(p) else self._plain([p]) for p in prompts]
-        length = max(row.embeddings.shape[1] for row in rows)
+        if len({row.embeddings.shape[1] for row in rows}) > 1:
+            raise UserError(
+                "prompts in different numbers of parts cannot share a batch: padding would change the shorter ones"
+            )
         pooled = [row.pooled for row in rows if row.pooled is not None]
-        return Text(
-            torch.cat([self.match(row, length).embeddings for row in rows]), torch.cat(pooled) if pooled else None
-        )
+        return Text(torch.cat([row.embeddings for row in rows]), torch.cat(pooled) if pooled else None)
 
     def match(self, text: Text, length: int) -> Text:
         """Lengthen embeddings to ``length`` tokens with those of the empty prompt."""
@@ -126,9 +133,17 @@ def _read(tokenizer: CLIPTokenizer, text_encoder: Any, prompts: Sequence[str], *
     )
 
 
-def unweighted(prompt: str) -> str:
-    """A prompt without compel's syntax."""
-    return re.sub(r"[()\"]|(?<=\w)[+-]+|(?<=\))[\d.]+", "", prompt)
+def plain_words(prompt: str) -> str:
+    """A prompt as its tokens are read: a weighted one without its weights, any other as it is.
+
+    Raises:
+        UserError: the prompt is in several parts, whose tokens are read apart.
+    """
+    if not _WEIGHTED.search(prompt):
+        return prompt
+    if _PARTS.search(prompt):
+        raise UserError("the words of a prompt in several parts cannot be found in the picture: give a subject_mask")
+    return re.sub(r"(?<=\))[\d.]+|(?<=[\w)])[+-]+(?!\w)|[()]", "", prompt)
 
 
 def subject_places(tokenizer: CLIPTokenizer, prompt: str, subject: str) -> list[int]:

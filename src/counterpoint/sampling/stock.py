@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import (
     ControlNetModel,
     ControlNetUnionModel,
@@ -32,8 +31,9 @@ from counterpoint.control.attach import injecting
 from counterpoint.control.coverage import coverage
 from counterpoint.control.keys import Lending
 from counterpoint.control.lockstep import run_lockstep, walk
-from counterpoint.control.stack import fuse, shaped, surround
+from counterpoint.control.stack import expand_rows, fuse, shaped, surround
 from counterpoint.control.subject import watching
+from counterpoint.sampling.controls import NO_SUBJECT, check_foreground
 from counterpoint.sampling.prompt import subject_places
 from counterpoint.types import CONTROL_KINDS, Fusion, Moment, Residuals, UserError
 
@@ -88,6 +88,8 @@ class _Inside:
         self.names, self.foreground = list(names), list(foreground)
         self.subject, self.subject_masks = list(subject), list(subject_masks)
         self.lending: Lending | None = None
+        self.count: int | None = None
+        self.covered: dict[str, tuple[Tensor, Tensor]] = {}
         self._check_family()
         if len(self.networks) > 1:  # of one network, a union, the number of controls is not known before it is called
             self._named(len(self.networks))
@@ -95,26 +97,26 @@ class _Inside:
     @property
     def watches_host(self) -> bool:
         """Whether the host itself must be reached: a rule of injection, or a subject to be found."""
-        stages = (self.fusion, *(rule for _, rule in self.fusion.stages))
-        return bool(self.subject) or any(rule.inject is not torch.add for rule in stages)
+        return bool(self.subject) or any(rule.inject is not torch.add for rule in self.fusion.rules)
 
     def prompt(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around ``encode_prompt``: a run begins, and this is what it is about."""
-        self.lending = None
+        self.lending, self.covered = None, {}
+        given, copies = call.get("prompt"), call.get("num_images_per_prompt") or 1
+        prompts = [given] if isinstance(given, str) else list(given or ())
+        self.count = copies * (len(prompts) or len(call["prompt_embeds"]))
         front = self.foreground or self.names[:1] or ["0"]
         masks = self.subject_masks
-        if isinstance(self.container, _FLUX) and _lends(self.fusion) and not masks:
-            masks = [torch.ones(1, 1, 1, 1, device=self.pipeline._execution_device)]  # as the paper has it (A.5)
+        if isinstance(self.container, _FLUX) and self.fusion.keys and not masks:
+            everywhere = torch.ones(1, 1, 1, 1, device=self.pipeline._execution_device)  # as the paper has it (A.5)
+            masks = [everywhere] * len(front)
         if masks:
             self.lending = Lending({}, dict(zip(front, masks, strict=True)))
         elif self.subject:
-            if call.get("prompt") is None:
+            if not prompts:
                 raise UserError("the prompt came as embeddings: show where the subject is with subject_mask")
-            prompts = [call["prompt"]] if isinstance(call["prompt"], str) else list(call["prompt"])
-            prompts = [one for one in prompts for _ in range(call.get("num_images_per_prompt") or 1)]
-            places = [
-                [subject_places(self.pipeline.tokenizer, one, words) for one in prompts] for words in self.subject
-            ]
+            tokenizer, prompts = self.pipeline.tokenizer, [one for one in prompts for _ in range(copies)]
+            places = [[subject_places(tokenizer, one, words) for one in prompts] for words in self.subject]
             self.lending = Lending(dict(zip(front, places, strict=True)))
         return original(**call)
 
@@ -133,17 +135,13 @@ class _Inside:
         rule = self.fusion.during(moment.progress)
         parts = {name: _part(self.container, call, i, scales) for name, i in active.items()}
         layout = _layout(self.container, call)
-        rows = len(call["sample" if "sample" in call else "hidden_states"]) if "xs" not in call else 1
-        if layout.grid is not None and self.lending is not None:
-            masks = self.lending.masks.items()
-            self.lending.masks = {name: F.interpolate(mask, layout.grid, mode="area") for name, mask in masks}
-        order = surround(
-            {name: self.networks[min(i, len(self.networks) - 1)] for name, i in active.items()},
-            rule,
-            self.lending,
-            moment,
-            rows,
+        shape = (
+            call["sample"].shape
+            if "sample" in call
+            else (len(call.get("hidden_states", [0])), 1, *(layout.grid or (1, 1)))
         )
+        networks = {name: self.networks[min(i, len(self.networks) - 1)] for name, i in active.items()}
+        order = surround(networks, rule, self.lending, moment, shape)
         said: dict[str, Any] = {}
         if rule.exchange is None:
             for name, around in order.items():
@@ -161,7 +159,7 @@ class _Inside:
             sites, sizes = layout.flatten(said[name])
             region = self._region(name, parts[name])
             if region is not None:
-                region = region.repeat(len(sites[0]) // len(region), 1, 1, 1)
+                region = expand_rows(region, len(sites[0]), f"masks for {name}")
             flat.append(shaped(sites, region, 1.0))
         return layout.rebuild(fuse(rule, flat), sizes)
 
@@ -189,64 +187,66 @@ class _Inside:
         now = torch.as_tensor(timestep).flatten()[0].to(steps)
         if isinstance(self.container, _FLUX):
             now = now * 1000
-        first = getattr(self.pipeline.scheduler, "begin_index", None) or 0
+        first = len(steps) - getattr(self.pipeline, "_num_timesteps", len(steps))  # image-to-image starts later
         return Moment(int((steps[first:] - now).abs().argmin()), len(steps) - first, torch.as_tensor(timestep))
 
     def _region(self, name: str, part: Mapping[str, Any]) -> Tensor | None:
         """Where a control speaks: its mask, or what its image covers."""
         kind = CONTROL_KINDS.get(name.partition(":")[0])
-        if name not in self.regions and self.gate_silence and kind is not None and kind.silent is not None:
-            hint = part["xs"] if "xs" in part else part["controlnet_cond"]
-            return coverage(hint[0] if isinstance(hint, list) else hint, kind)
-        return self.regions.get(name)
+        if name in self.regions or not self.gate_silence or kind is None or kind.silent is None:
+            region = self.regions.get(name)
+            if region is not None and self.count is not None and len(region) not in {1, self.count}:
+                raise UserError(f"{len(region)} masks for {name} and {self.count} images; give one, or one an image")
+            return region
+        hint = part["xs"] if "xs" in part else part["controlnet_cond"]
+        while isinstance(hint, list):
+            hint = hint[0]
+        if name not in self.covered or self.covered[name][0] is not hint:
+            self.covered[name] = (hint, coverage(hint, kind))
+        return self.covered[name][1]
 
     def _named(self, count: int) -> list[str]:
         """The controls' names; holds the settings against them."""
         names = self.names or [str(i) for i in range(count)]
         if len(names) != count:
             raise UserError(f"{len(names)} names ({', '.join(names)}) for {count} controls; give one each")
-        if unknown := [name for name in (*self.foreground, *self.regions) if name not in names]:
+        if len(set(names)) < count:
+            raise UserError(f"two controls have one name: {', '.join(names)}; call the second one KIND:SOMETHING")
+        if unknown := [name for name in self.regions if name not in names]:
             raise UserError(f"there is no control {unknown[0]!r}; there are {', '.join(names)}")
-        if count > 1 and set(self.foreground) == set(names):
-            raise UserError(f"every control is a foreground; {self.fusion.name} needs one that is not")
+        networks = {name: self.networks[min(i, len(self.networks) - 1)] for i, name in enumerate(names)}
+        check_foreground(self.fusion, networks, self.foreground, len(self.subject_masks or self.subject))
         return names
 
     def _check_family(self) -> None:
         """Refuse what the model's family or its compilation cannot give."""
         kind, told = type(self.container).__name__, self.subject_masks or self.subject
-        stages = (self.fusion, *(rule for _, rule in self.fusion.stages))
-        keys, walks = _lends(self.fusion), any(rule.exchange for rule in stages)
+        keys, walks = self.fusion.keys, any(rule.exchange for rule in self.fusion.rules)
         if told and not keys:
             raise UserError(f"the fusion {self.fusion.name} lends no keys: foreground and subject belong to cross")
+        if self.fusion.stages and isinstance(self.container, MultiAdapter):
+            raise UserError(f"{kind} speaks once, before the first step: it can have one rule only")
         if told and isinstance(self.container, MultiAdapter):
             raise UserError(f"{kind} has no keys to lend: leave subject and subject_mask out")
         if self.subject and isinstance(self.container, _FLUX):
             raise UserError(f"{kind}'s model does not tell where a word is painted: show it with subject_mask")
-        if told and len(told) != max(len(self.foreground), 1):
-            raise UserError(f"{len(told)} subjects for {max(len(self.foreground), 1)} foregrounds; give one each")
         if self.gate_silence and isinstance(self.container, _FLUX):
             raise UserError(f"{kind} sees encoded images, whose silence cannot be read: give control_mask")
         if walks and not isinstance(self.container, _WALKED):
             raise UserError(f"{self.fusion.name} walks ControlNets side by side and cannot walk {kind}; try cross")
-        if any(rule.inject is not torch.add for rule in stages) and not isinstance(self.container, _UNETS):
+        if any(rule.inject is not torch.add for rule in self.fusion.rules) and not isinstance(self.container, _UNETS):
             raise UserError(f"{self.fusion.name} changes how a U-Net takes features in; {kind} feeds none: try mgda")
-        reached = [self.container, *(self.networks if told or walks else [])]
-        for module in [*reached, self.pipeline.unet] if self.watches_host else reached:
+        reached = [self.container]
+        reached += [module for network in self.networks if told or walks for module in network.modules()]
+        reached += list(self.pipeline.unet.modules()) if self.watches_host else []
+        for module in reached:
             if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
                 raise UserError(
                     f"{self.fusion.name} must reach inside {type(getattr(module, '_orig_mod', module)).__name__}, "
-                    "which is compiled: compile its blocks (compile_repeated_blocks), not the whole"
+                    "which is compiled: attach to the pipeline as it was loaded"
                 )
         if keys and not told and isinstance(self.container, _UNETS):
-            warnings.warn(
-                f"{self.fusion.name} lends keys only where it knows the subject: name its words with subject, or give "
-                "a subject_mask",
-                stacklevel=6,
-            )
-
-
-def _lends(fusion: Fusion) -> bool:
-    return any(rule.keys for rule in (fusion, *(stage for _, stage in fusion.stages)))
+            warnings.warn(f"{self.fusion.name} {NO_SUBJECT}", stacklevel=6)
 
 
 def _container(pipeline: DiffusionPipeline) -> nn.Module:
@@ -342,19 +342,24 @@ def _slot(module: nn.Module) -> str:
 def _replaced(owner: Any, name: str, around: Callable[[Forward, dict[str, Any]], Any]) -> Iterator[None]:
     """Let ``around(original, arguments by name)`` stand in for a method of one object."""
     original = getattr(owner, name)
+    if getattr(original, "attached", False):
+        raise UserError("a rule is attached to this pipeline already: leave its with block first")
     before = owner.__dict__.get(name)
     signature = inspect.signature(original)
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         return around(original, dict(signature.bind(*args, **kwargs).arguments))
 
+    stand_in.attached = True  # type: ignore[attr-defined]
     owner.__dict__[name] = stand_in
     try:
         yield
     finally:
-        if owner.__dict__.get(name) is not stand_in:  # offloading was switched on meanwhile and keeps it aside
-            owner.__dict__["_old_forward"] = original
-        elif before is None:
-            del owner.__dict__[name]
-        else:
-            owner.__dict__[name] = before
+        for slot in {name, "forward", "_old_forward"}:  # offloading that was switched on or off meanwhile has moved it
+            if owner.__dict__.get(slot) is stand_in:
+                if slot == name and before is not None:
+                    owner.__dict__[slot] = before
+                elif slot == "_old_forward":
+                    owner.__dict__[slot] = original
+                else:
+                    del owner.__dict__[slot]
