@@ -51,7 +51,7 @@ def load(
         >>> out = pipe("a person on a meadow", control_image=[pose, seg], generator=torch.manual_seed(0))
         >>> out.images[0].save("person.png")
     """
-    where, kind = _device(device), DTYPES[dtype] if isinstance(dtype, str) else dtype
+    where, kind = find_device(device), DTYPES[dtype] if isinstance(dtype, str) else dtype
     parts = load_components(model, kind, config)
     for source in lora:
         load_lora(parts, source)
@@ -124,10 +124,15 @@ def _grey(mask: PIL.Image.Image | Tensor, pipeline: DiffusionPipeline) -> Tensor
     """``(b, 1, h, w)`` in 0..1, where the pipeline runs."""
     if isinstance(mask, PIL.Image.Image):
         mask = torch.from_numpy(np.asarray(mask.convert("L"), np.float32) / 255)[None, None]
+    if mask.dtype == torch.uint8:
+        mask = mask / 255
+    if mask.ndim != 4 or mask.shape[1] != 1:
+        raise UserError(f"a mask is a picture or a tensor (b, 1, h, w), got {tuple(mask.shape)}")
+    mask = mask.float()
     return mask.to(pipeline._execution_device)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """The device of a name.
 
     Raises:

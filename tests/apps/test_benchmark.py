@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from counterpoint.apps.benchmark import Timing, alternate, compare, plain
+
+CPU = torch.device("cpu")
 
 
 def test_cases_take_turns() -> None:
     seen: list[str] = []
-    timings = alternate({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3)
+    timings = alternate({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3, CPU)
     assert seen == ["a", "b"] * 4, "one round more than is counted"
     assert [len(timing.seconds) for timing in timings.values()] == [3, 3]
 
 
 def test_seconds_are_those_of_the_case() -> None:
-    timings = alternate({"sleep": lambda: time.sleep(0.02), "nothing": lambda: None}, 3)
+    timings = alternate({"sleep": lambda: time.sleep(0.02), "nothing": lambda: None}, 3, CPU)
     assert min(timings["sleep"].seconds) >= 0.02
 
 
@@ -35,7 +38,12 @@ def test_ratios_are_of_the_same_round() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("music",), "there are fusion"), (("--size", "huge"), "tiny, sd15"), (("--dtype", "fp8"), "fp32, bf16, fp16")],
+    [
+        (("music",), "there are fusion"),
+        (("--size", "huge"), "tiny, sd15"),
+        (("--dtype", "fp8"), "fp32, bf16, fp16"),
+        (("--device", "gpu"), "there is no device 'gpu'"),
+    ],
 )
 def test_what_cannot_be_measured(cli, arguments: tuple[str, ...], said: str) -> None:
     status, _, message = cli("benchmark", *arguments)

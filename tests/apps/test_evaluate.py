@@ -13,7 +13,7 @@ import pytest
         (None, "folders that hold results"),
         ("[1]", "is no results file"),
         ("{", "is no results file"),
-        ("{}", "no rows"),
+        ("{}", "no rows of a suite"),
     ],
 )
 def test_leaderboard_of_what_is_no_result(cli, tmp_path: Path, content: str | None, said: str) -> None:

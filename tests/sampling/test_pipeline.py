@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from counterpoint.fusion import FUSIONS
@@ -157,6 +158,39 @@ def test_branches_side_by_side_cannot_share_a_network(parts: dict, pipe: Pipelin
     pipe = replace(pipe, controls=dict.fromkeys(("pose", "pose:two"), parts["networks"][0]))
     with pytest.raises(UserError, match="cannot share one network"):
         pipe("a person", HINTS, fusion="cross-authors", subject="person", **FAST)
+
+
+def test_image_to_image_with_a_vae_that_draws(parts: dict, pipe: Pipeline) -> None:
+    """Each picture is drawn from the VAE's distribution with its own generator: alone as in a batch."""
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4, **kinds).eval()
+    pipe = replace(pipe, vae=vae)
+    call = partial(pipe, "a person", HINTS, image=HINTS[0], strength=0.5, output_type="latent", **FAST)
+    batch = call(num_images_per_prompt=3, generator=seeded(0, 1, 2)).images
+    torch.testing.assert_close(call(generator=seeded(1)).images, batch[1:2], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask_image": HINTS[0]}, "there is no image"),
+        ({"image": torch.rand(3, 3, 64, 64), "num_images_per_prompt": 2}, "3 start pictures and 2 pictures"),
+        ({"image": HINTS[0], "mask_image": torch.ones(3, 1, 64, 64)}, "3 mask images and 1 pictures"),
+        ({"prompt": ["a person", '("a person", "on meadow").and()']}, "cannot share a batch"),
+    ],
+)
+def test_what_does_not_go_together(pipe: Pipeline, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pipe(**{"prompt": "a person", "control_image": HINTS, **change}, **FAST)
+
+
+def test_no_negative_prompt_is_an_empty_one(pipe: Pipeline) -> None:
+    none, empty = (
+        pipe("a person", HINTS, negative_prompt=text, generator=seeded(1), output_type="latent", **FAST).images
+        for text in (None, "")
+    )
+    assert torch.equal(none, empty)
 
 
 def test_one_prompt_an_image(pipe: Pipeline) -> None:

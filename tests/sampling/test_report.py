@@ -49,6 +49,17 @@ def test_who_is_masked_or_late_was_not_heard(pipe: Pipeline) -> None:
     assert set(report.regions) == {"pose"}
 
 
+def test_nobody_was_heard(pipe: Pipeline, tmp_path: Path) -> None:
+    report = run(pipe, controlnet_conditioning_scale=0.0).report
+    assert report is not None
+    assert report.shares() == {"pose": 0, "seg": 0}
+    report.save(tmp_path / "silence.html")
+    late = run(pipe, control_guidance_end=0.5).report
+    assert late is not None
+    assert len(late.maps) == 4
+    assert set(np.unique(late.winners(3))) == {-1}
+
+
 def test_a_rule_that_hears_one_control_only(pipe: Pipeline) -> None:
     from counterpoint.types import Fusion
 

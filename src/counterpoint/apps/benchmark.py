@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from counterpoint.api import DTYPES
+from counterpoint.api import DTYPES, find_device
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, fuse
 from counterpoint.evaluation.statistics import bootstrap
@@ -36,20 +36,23 @@ class Timing:
 
 
 def alternate(
-    cases: Mapping[str, Case], rounds: int, listen: Callable[[int, int], None] | None = None
+    cases: Mapping[str, Case],
+    rounds: int,
+    device: torch.device,
+    listen: Callable[[int, int], None] | None = None,
 ) -> dict[str, Timing]:
-    """Run every case once a round, after one round that is not counted."""
+    """Run every case on a device once a round, after one round that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
     peaks: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
         for place, (name, case) in enumerate(cases.items()):
-            _forget_peak()
+            _forget_peak(device)
             began = time.perf_counter()
             case()
-            _wait()
+            _wait(device)
             if number:
                 taken[name].append(time.perf_counter() - began)
-            peaks[name].append(_peak() or 0.0)
+            peaks[name].append(_peak(device) or 0.0)
             if listen is not None:
                 listen(number * len(cases) + place + 1, (rounds + 1) * len(cases))
     return {name: Timing(taken[name], max(peaks[name]) or None) for name in cases}
@@ -89,7 +92,7 @@ def fusion_cases(size: str, device: str, dtype: str) -> tuple[dict[str, Case], s
     Returns:
         The cases, and the name of the baseline: a step under ``sum``.
     """
-    where, kind = torch.device(device), DTYPES[dtype]
+    where, kind = find_device(device), DTYPES[dtype]
     models = SIZES[size]()
     unet, *networks = (model.eval().to(where, kind) for model in (models.unet, *models.controls))
     text, side = models.text, models.side
@@ -156,9 +159,9 @@ SIZES: dict[str, Callable[[], _Models]] = {"tiny": _shipped, "sd15": _random}
 """``tiny``, the shipped family at 128 x 128; ``sd15``, Stable Diffusion 1.5's shapes at 512 x 512, random weights."""
 
 
-def machine() -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers belong to."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": name, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__}
 
 
@@ -170,26 +173,26 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
-def _forget_peak() -> None:
-    """Let the kernel, or CUDA, begin a new maximum."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
+def _forget_peak(device: torch.device) -> None:
+    """Let CUDA, or the kernel, begin a new maximum."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak() -> float | None:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if not status.exists():
+def _peak(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type != "cpu" or not os.access("/proc/self/clear_refs", os.W_OK):
         return None
-    line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+    status = Path("/proc/self/status").read_text().splitlines()
+    line = next((line for line in status if line.startswith("VmHWM")), None)
     return None if line is None else int(line.split()[1]) / 1024
 
 

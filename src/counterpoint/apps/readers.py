@@ -157,7 +157,10 @@ def _load(folder: Path, *kinds: Any) -> Callable[[Tensor, str, str | None], Tens
         raise UserError(f"{folder} holds no model for {' or '.join(kind.__name__ for kind in kinds)}")
     if AutoModelForDepthEstimation not in kinds and network.config.num_labels != len(ADE20K_PALETTE):
         raise UserError(f"{folder} tells {network.config.num_labels} classes apart; ADE20K's 150 are needed")
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except OSError as error:
+        raise UserError(f"{folder} does not say how it wants its pictures: {str(error).splitlines()[0]}") from None
 
     @torch.no_grad()
     def read(pictures: Tensor, finish: str, key: str | None) -> Tensor:
@@ -186,15 +189,17 @@ def load_clip(
     Raises:
         UserError: a folder holds no such part.
     """
+    safe = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     try:
-        see = CLIPVisionModelWithProjection.from_pretrained(vision, dtype=torch.float32, local_files_only=True).eval()
-        read = CLIPTextModelWithProjection.from_pretrained(text, dtype=torch.float32, local_files_only=True).eval()
+        see = CLIPVisionModelWithProjection.from_pretrained(vision, **safe).eval()
+        read = CLIPTextModelWithProjection.from_pretrained(text, **safe).eval()
         words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
         settings = json.loads((vision / "preprocessor_config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{vision.parent} is not a CLIP model: {str(error).splitlines()[0]}") from None
+        mean, deviation = (torch.tensor(settings[name])[:, None, None] for name in ("image_mean", "image_std"))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{vision} and {text} are no parts of a CLIP model: {reason}") from None
     size = (see.config.image_size,) * 2
-    mean, deviation = (torch.tensor(settings[name])[:, None, None] for name in ("image_mean", "image_std"))
 
     def embed_pictures(pictures: Tensor) -> Tensor:
         small = F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)

@@ -115,7 +115,9 @@ def variants(
     loudest = max((label for label in heard if label != least), key=lambda label: heard[label], default=None)
     made.append(_weighted(request, least, 1.5))
     if loudest is not None:
-        made.append((f"--window {loudest}=0:0.6", _changed(request, loudest, window=(0.0, 0.6))))
+        start, end = next(control.window for control in request.controls if control.label == loudest)
+        end = round(start + 0.6 * (end - start), 3)
+        made.append((f"--window {loudest}={start:g}:{end:g}", _changed(request, loudest, window=(start, end))))
         made.append(_weighted(request, loudest, 0.6))
     return made
 

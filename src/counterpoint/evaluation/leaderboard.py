@@ -30,8 +30,8 @@ def leaderboard(results: Sequence[dict[str, Any]], schema: int) -> str:
     parts = [_HEAD]
     papers = json.loads((files("counterpoint.evaluation") / "published.json").read_text())
     for one in sorted(results, key=lambda result: str(result.get("suite"))):
-        if one.get("schema") != schema or not one.get("rows"):
-            said = f"schema {one.get('schema')}" if one.get("rows") else "no rows"
+        if one.get("schema") != schema or not one.get("rows") or "suite" not in one:
+            said = f"schema {one.get('schema')}" if one.get("rows") and "suite" in one else "no rows of a suite"
             raise UserError(
                 f"the results of {one.get('suite')!r} have {said}; this program reads schema {schema}: "
                 "run the suite again"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin, UNet2DConditionModel
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -101,7 +103,7 @@ class Pipeline:
         width: int | None = None,
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Latents | None = None,
@@ -161,14 +163,17 @@ class Pipeline:
         shown = listed(control_image)
         if self.controls and image is not None and not shown:
             image, shown = None, listed(image)
+        if image is None and mask_image is not None:
+            raise UserError("mask_image says what to repaint of image, and there is no image")
         height, width = height or self.native_size, width or self.native_size
         self._check(height, width, num_inference_steps, strength, guidance_scale)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
+        against = "" if negative_prompt is None else negative_prompt
         negatives = (
-            [negative_prompt] * len(prompts)
-            if isinstance(negative_prompt, str)
-            else [n for n in negative_prompt for _ in range(num_images_per_prompt)]
+            [against] * len(prompts)
+            if isinstance(against, str)
+            else [text for text in against for _ in range(num_images_per_prompt)]
         )
         if len(negatives) != len(prompts):
             raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} images; give one, or one a prompt")
@@ -211,6 +216,8 @@ class Pipeline:
             start, settle = self._from_image(image, mask_image, shape, timesteps, generator, latents)
         if callback_on_step_end is not None:
             settle = self._then(settle, callback_on_step_end)
+        if noted is not None:
+            noted.begin(len(timesteps))
         with hints_encoded_once(list(self.controls.values())):
             for step in sample(denoise, self.scheduler, start, timesteps, generator=generator, settle=settle):
                 final = step.latents
@@ -223,16 +230,33 @@ class Pipeline:
 
     def decode(self, latents: Latents, output_type: str = "pil", generator: Generators = None) -> Any:
         """Latents -> images: a list of PIL images, an array ``(b, h, w, 3)`` in 0..1, or a tensor ``(b, 3, h, w)``."""
-        pixels = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False, generator=generator)[0]
+        with self._vae_at_its_precision() as vae:
+            latents = latents.to(vae.dtype) / vae.config.scaling_factor
+            pixels = vae.decode(latents, return_dict=False, generator=generator)[0]
         return self.pixels.postprocess(pixels.detach(), output_type=output_type)
 
-    def encode(self, pixels: Tensor, generator: Generators = None) -> Latents:
-        """Pictures ``(b, 3, h, w)`` in -1..1 -> latents."""
-        encoded = self.vae.encode(pixels.to(self.device, self.vae.dtype))
-        latents: Tensor = (
-            encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.sample(generator)
-        )
-        return latents * float(self.vae.config.scaling_factor)
+    def encode(self, pixels: Tensor, generator: Generators = None, copies: int = 1) -> Latents:
+        """Pictures ``(b, 3, h, w)`` in -1..1 -> latents, ``copies`` of each, each drawn with its own generator."""
+        with self._vae_at_its_precision() as vae:
+            encoded = vae.encode(pixels.to(self.device, vae.dtype))
+            if isinstance(vae, AutoencoderTiny):
+                latents: Tensor = torch.cat([row for row in encoded.latents.split(1) for _ in range(copies)])
+            else:
+                spread = encoded.latent_dist.parameters.repeat_interleave(copies, 0)
+                latents = DiagonalGaussianDistribution(spread).sample(generator)
+        return latents.to(self.unet.dtype) * float(vae.config.scaling_factor)
+
+    @contextmanager
+    def _vae_at_its_precision(self) -> Iterator[AutoencoderKL | AutoencoderTiny]:
+        """SDXL's overflows in half precision and says so."""
+        raised = self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
+        if raised:
+            self.vae.float()
+        try:
+            yield self.vae
+        finally:
+            if raised:
+                self.vae.half()
 
     def _check(self, height: int, width: int, steps: int, strength: float, guidance_scale: float) -> None:
         for name, value in (("height", height), ("width", width)):
@@ -258,9 +282,7 @@ class Pipeline:
         hint: Tensor = self.hints.preprocess(image, height=height, width=width).to(
             self.device, self.controls[label].dtype
         )
-        if count % len(hint):
-            raise UserError(f"{len(hint)} images for the control {label} and {count} pictures; give one, or one each")
-        return hint.repeat_interleave(count // len(hint), 0)
+        return _one_each(hint, count, f"images for the control {label}")
 
     def _denoiser(
         self,
@@ -301,9 +323,7 @@ class Pipeline:
     def _grey(self, processor: VaeImageProcessor, mask: Any, height: int, width: int, count: int) -> Tensor:
         """A mask image for every picture, ``(count, 1, height, width)`` in 0..1, from one for all, or one each."""
         grey: Tensor = processor.preprocess(mask, height=height, width=width).to(self.device)
-        if count % len(grey):
-            raise UserError(f"{len(grey)} mask images for {count} pictures; give one, or one each")
-        return grey.repeat_interleave(count // len(grey), 0)
+        return _one_each(grey, count, "mask images")
 
     def _noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
         noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
@@ -327,15 +347,14 @@ class Pipeline:
         latents: Latents | None,
     ) -> tuple[Latents, Settle | None]:
         height, width = shape[2] * self.factor, shape[3] * self.factor
-        clean = self.encode(self.pixels.preprocess(image, height=height, width=width), generator)
-        clean = torch.cat([clean] * (shape[0] // len(clean)))
+        pictures = self.pixels.preprocess(image, height=height, width=width)
+        clean = self.encode(pictures, generator, _copies(len(pictures), shape[0], "start pictures"))
         noise = self._noise(shape, generator) if latents is None else latents.to(self.device)
         start = self.scheduler.add_noise(clean, noise, timesteps[:1])
         if mask is None:
             return start, None
-        repaint = torch.nn.functional.interpolate(
-            self.masks.preprocess(mask, height=height, width=width), size=shape[2:]
-        ).to(clean)
+        repaint = torch.nn.functional.interpolate(self._grey(self.masks, mask, height, width, shape[0]), size=shape[2:])
+        repaint = repaint.to(clean)
 
         def settle(current: Latents, moment: Moment) -> Latents:
             following = timesteps[moment.index + 1 : moment.index + 2]
@@ -352,3 +371,14 @@ class Pipeline:
             return (callback(self, moment.index, moment.timestep, {"latents": latents}) or {}).get("latents", latents)
 
         return settled
+
+
+def _copies(given: int, wanted: int, what: str) -> int:
+    """How often each of several pictures is used."""
+    if wanted % given:
+        raise UserError(f"{given} {what} and {wanted} pictures to make; give one, or one each")
+    return wanted // given
+
+
+def _one_each(rows: Tensor, count: int, what: str) -> Tensor:
+    return rows.repeat_interleave(_copies(len(rows), count, what), 0)

@@ -48,6 +48,11 @@ class Report:
     hints: dict[str, Tensor] = field(default_factory=dict)
     regions: dict[str, Tensor] = field(default_factory=dict)
 
+    def begin(self, steps: int) -> None:
+        """So many steps follow; those at which nobody speaks stay silent."""
+        self.maps = [torch.zeros(len(self.names), len(self.prompts), *self.size) for _ in range(steps)]
+        self.sites = [{} for _ in range(steps)]
+
     def watch(self, moment: Moment, names: Sequence[str], sites: Mapping[str, tuple[Features, Tensor]]) -> None:
         """Take in one step: what the active branches ``names`` said at each site, and what the rule made of it."""
         count = len(self.prompts)
@@ -60,9 +65,6 @@ class Report:
             part[rows] = found.mean((1, 2, 3))
             by_site[site] = part
             whole[rows] += F.interpolate(found, self.size, mode="nearest") / len(sites)
-        while len(self.maps) <= moment.index:
-            self.maps.append(torch.zeros_like(whole))
-            self.sites.append({})
         self.maps[moment.index], self.sites[moment.index] = whole, by_site
 
     def shares(self, image: int = 0) -> dict[str, float]:

@@ -18,7 +18,7 @@ def benchmark(
     json: Annotated[bool, typer.Option("--json", help="Print one machine-readable record.")] = False,
 ) -> None:
     """Measure speed and memory, everything in one process and in turns."""
-    from counterpoint.api import DTYPES
+    from counterpoint.api import DTYPES, find_device
     from counterpoint.apps import benchmark as bench
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
@@ -33,9 +33,10 @@ def benchmark(
             raise UserError(f"{name} {value}: there are {', '.join(known)}")
     output.quiet_libraries()
     output.say("preparing")
+    where = find_device(device)
     cases, baseline = bench.fusion_cases(size, device, dtype)
     with output.progress("measuring", unit="case") as listen:
-        rows = bench.compare(bench.alternate(cases, rounds, listen), baseline)
+        rows = bench.compare(bench.alternate(cases, rounds, where, listen), baseline)
     if json:
         output.record(
             {
@@ -45,9 +46,9 @@ def benchmark(
                 "dtype": dtype,
                 "rows": rows,
                 "baseline": baseline,
-                "machine": bench.machine(),
+                "machine": bench.machine(where),
             }
         )
         return
     print(bench.plain(rows, baseline))
-    print(", ".join(f"{key} {value}" for key, value in bench.machine().items()))
+    print(", ".join(f"{key} {value}" for key, value in bench.machine(where).items()))

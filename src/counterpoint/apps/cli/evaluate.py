@@ -25,10 +25,11 @@ def evaluate(
     ] = None,
     metrics: Annotated[str, typer.Option(help="For folder: measures, separated by commas.", show_default=False)] = "",
     fusion: Annotated[
-        list[str] | None, typer.Option(help="A rule to compare. Repeatable; default all.", show_default=False)
+        list[str] | None,
+        typer.Option(help="A rule to compare. Repeatable; default all, or sum with --sweep.", show_default=False),
     ] = None,
     sweep: Annotated[
-        str | None, typer.Option(metavar="NAME=FROM:TO:STEP", help="Compare weights of a control instead of rules.")
+        str | None, typer.Option(metavar="NAME=FROM:TO:STEP", help="Compare weights of a control.")
     ] = None,
     gate_silence: Annotated[
         bool, typer.Option("--gate-silence", help="Try each rule a second time, gated as in generate --gate-silence.")
@@ -130,7 +131,7 @@ def _gather(folders: list[Path], out: Path | None) -> Path:
     from counterpoint.evaluation.leaderboard import leaderboard
     from counterpoint.types import UserError
 
-    found = sorted(path for folder in folders for path in folder.rglob("*.json"))
+    found = sorted(path for folder in folders for path in folder.rglob("results.json"))
     if not found or out is None or out.suffix != ".md":
         raise UserError("evaluate leaderboard wants folders that hold results, and --out NAME.md")
     results = []
@@ -187,6 +188,9 @@ def _run(
     settle(folder, settings)
     with output.progress("making pictures", unit="picture") as listen:
         tasks = chosen.tasks(n, methods)
+        known = sorted({label for task in tasks for label in task.images})
+        if unknown := sorted({label for method in methods for label in method.weights} - set(known)):
+            raise UserError(f"--sweep {unknown[0]}: the suite has no such control; it has {', '.join(known)}")
         make(tasks, PipelineMaker(bench.pipe, steps, guidance_scale), folder / "pictures", batch_size, listen)
     output.say("scoring")
     with torch.no_grad():
@@ -204,7 +208,7 @@ def _methods(fusion: list[str] | None, sweep: str | None, gate_silence: bool) ->
     from counterpoint.evaluation.suite import Method
     from counterpoint.fusion import FUSIONS, get_fusion
 
-    rules = [get_fusion(name).name for name in fusion or FUSIONS]
+    rules = [get_fusion(name).name for name in fusion or (["sum"] if sweep else FUSIONS)]
     gates = [False, True] if gate_silence else [False]
     return [
         Method(rule, weights, gated)

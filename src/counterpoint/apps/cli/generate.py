@@ -200,6 +200,7 @@ def generate(
 
     record.check_writable(out.parent if out.suffix else out)
     output.quiet_libraries()
+    readers = _readers(request, tune, pairs("--reader", reader)) if report or tune else {}
 
     with output.spoken_warnings(PromptCut), output.progress("sampling") as listen:
         result = run(request, listen=listen, report=report)
@@ -213,7 +214,7 @@ def generate(
         record.save_png(image, path, {**recipe, "seed": image_seed})
     pages, trials = [], []
     if report or tune:
-        pages, trials = _looked(request, result, paths, tune, pairs("--reader", reader))
+        pages, trials = _looked(request, result, paths, tune, readers)
     if json:
         output.record(
             {
@@ -232,18 +233,27 @@ def generate(
             print(path)
 
 
-def _looked(
-    request: Any, result: Any, paths: list[Path], tune: int, named: dict[str, str]
-) -> tuple[list[Path], list[Any]]:
-    """Pages that show who was heard, and trials of what might help."""
-    from counterpoint.apps import record
-    from counterpoint.apps import tune as tuning
-    from counterpoint.apps.cli import output
+def _readers(request: Any, tune: int, named: dict[str, str]) -> dict[str, Any]:
+    """What reads the request's controls back; before anything is made, so that a wrong path costs no minute."""
     from counterpoint.apps.readers import control_readers
     from counterpoint.models.load import locate
     from counterpoint.types import UserError
 
     maps = control_readers(locate(request.model), {kind: Path(path) for kind, path in named.items()})
+    unread = [control.label for control in request.controls if control.kind not in maps]
+    if tune and unread:
+        raise UserError(f"--tune: nothing here reads {unread[0]} from a picture; name what does with --reader")
+    return maps
+
+
+def _looked(
+    request: Any, result: Any, paths: list[Path], tune: int, maps: dict[str, Any]
+) -> tuple[list[Path], list[Any]]:
+    """Pages that show who was heard, and trials of what might help."""
+    from counterpoint.apps import record
+    from counterpoint.apps import tune as tuning
+    from counterpoint.apps.cli import output
+
     pages = [path.with_suffix(".html") for path in paths] if result.report else []
     for number, page in enumerate(pages):
         readings = {label: (one.image, one.agreement) for label, one in tuning.read_back(result, maps, number).items()}
@@ -251,9 +261,6 @@ def _looked(
         record.write_whole(page, lambda file, html=html: file.write(html.encode()))
     if not tune:
         return pages, []
-    unread = [label for label in result.controls if label.partition(":")[0] not in maps]
-    if unread:
-        raise UserError(f"--tune: nothing here reads {unread[0]} from a picture; name what does with --reader")
     with output.progress("tuning", unit="trial") as listen:
         trials = tuning.tune(request, result.pipe, maps, tune, listen)
     for trial in trials:
