@@ -135,6 +135,10 @@ def test_demo(cli, tmp_path: Path) -> None:
     page = (tmp_path / out.strip()).read_text()
     for picture in (tmp_path / "counterpoint-demo").glob("*.png"):
         assert picture.name in page
+    for report in ("conflict-sum.html", "conflict-cross.html"):
+        assert f'href="{report}"' in page
+        assert "Who won where" in (tmp_path / "counterpoint-demo" / report).read_text()
+    assert "sum, gated" in page
     assert "http" not in page.replace("https://github.com", "")
 
 

@@ -16,17 +16,10 @@ def demo(
     """Let two controls conflict, agree and fall silent; show every fusion rule side by side on one page."""
     import time
 
-    import PIL.Image
-    import torch
-
-    from counterpoint.api import load
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
-    from counterpoint.apps.record import save_png, write_whole
     from counterpoint.data.pairs import complementary, conflicting, silent
-    from counterpoint.fusion import FUSIONS
     from counterpoint.pages import render
-    from counterpoint.types import CONTROL_KINDS
 
     record.check_writable(out)
     output.quiet_libraries()
@@ -44,51 +37,59 @@ def demo(
             silent(4, "split"),
         ),
     ]
-    rows: list[dict[str, Any]] = []
-    for title, about, case in cases:
-        kinds = list(case.images)
-        pipe = load("tiny", kinds)
-        prefix = title.lower()
-        shown = []
-        for kind, picture in case.images.items():
-            name = f"{prefix}-{kind}.png"
-            write_whole(out / name, lambda file, picture=picture: PIL.Image.fromarray(picture).save(file, "PNG"))
-            shown.append({"file": name, "label": kind, "note": CONTROL_KINDS[kind].summary})
-        for rule in [None, *FUSIONS.values()]:
-            name = f"{prefix}-{rule.name if rule else 'prompt-only'}.png"
-            start = time.perf_counter()
-            image = pipe(
-                case.prompt,
-                [PIL.Image.fromarray(picture) for picture in case.images.values()],
-                fusion=rule or "sum",
-                subject=case.subject if rule and rule.keys else None,
-                controlnet_conditioning_scale=1.0 if rule else 0.0,
-                num_inference_steps=steps,
-                generator=torch.Generator().manual_seed(seed),
-            ).images[0]
-            seconds = time.perf_counter() - start
-            recipe = {
-                "demo": prefix,
-                "prompt": case.prompt,
-                "controls": kinds,
-                "fusion": rule and rule.name,
-                "seed": seed,
-                "steps": steps,
-                "versions": record.versions(),
-            }
-            save_png(image, out / name, recipe)
-            shown.append(
-                {
-                    "file": name,
-                    "label": rule.name if rule else "prompt only",
-                    "note": rule.summary if rule else "no control",
-                    "seconds": seconds,
-                }
-            )
-            output.say(f"{title}: {rule.name if rule else 'prompt only'} in {seconds:.1f} s")
-        rows.append({"title": title, "about": about, "prompt": case.prompt, "pictures": shown, "kinds": kinds})
+    rows = [_row(title, about, case, out, seed, steps) for title, about, case in cases]
     page = render(
         "demo.html", rows=rows, seed=seed, steps=steps, seconds=time.perf_counter() - began, versions=record.versions()
     )
-    write_whole(out / "index.html", lambda file: file.write(page.encode()))
+    record.write_whole(out / "index.html", lambda file: file.write(page.encode()))
     print(out / "index.html")
+
+
+def _row(title: str, about: str, case: Any, out: Path, seed: int, steps: int) -> dict[str, Any]:
+    """One case: its controls, the prompt alone, every rule, and where silence matters, silence gated."""
+    import time
+
+    import PIL.Image
+    import torch
+
+    from counterpoint.api import load
+    from counterpoint.apps import record
+    from counterpoint.apps.cli import output
+    from counterpoint.fusion import FUSIONS
+    from counterpoint.types import CONTROL_KINDS
+
+    prefix, pipe = title.lower(), load("tiny", list(case.images))
+    hints = [PIL.Image.fromarray(picture) for picture in case.images.values()]
+    shown: list[dict[str, Any]] = []
+    for kind, hint in zip(case.images, hints, strict=True):
+        name = f"{prefix}-{kind}.png"
+        record.write_whole(out / name, lambda file, hint=hint: hint.save(file, "PNG"))
+        shown.append({"file": name, "label": kind, "note": CONTROL_KINDS[kind].summary})
+    tries: list[tuple[str, str, dict[str, Any]]] = [
+        ("prompt only", "no control", {"controlnet_conditioning_scale": 0.0})
+    ]
+    for rule in FUSIONS.values():
+        told = {"subject": case.subject} if rule.keys else {}
+        report = {"report": title == "Conflict" and rule.name in {"sum", "cross"}}
+        tries.append((rule.name, rule.summary, {"fusion": rule, **told, **report}))
+    if title == "Silence":
+        tries.append(("sum, gated", "each speaks only where it shows something", {"gate_silence": True}))
+    for label, note, how in tries:
+        began = time.perf_counter()
+        generator = torch.Generator().manual_seed(seed)
+        made = pipe(case.prompt, hints, num_inference_steps=steps, generator=generator, **how)
+        picture = {"file": f"{prefix}-{label.replace(', ', '-').replace(' ', '-')}.png", "label": label, "note": note}
+        picture |= {"seconds": time.perf_counter() - began, "won": None}
+        rule_name = label.partition(",")[0] if label != "prompt only" else None
+        recipe = {"demo": prefix, "prompt": case.prompt, "controls": list(case.images), "seed": seed}
+        record.save_png(
+            made.images[0],
+            out / picture["file"],
+            {**recipe, "fusion": rule_name, "steps": steps, "versions": record.versions()},
+        )
+        if made.report is not None:
+            picture["won"], html = Path(picture["file"]).with_suffix(".html").name, made.report.html()
+            record.write_whole(out / picture["won"], lambda file, html=html: file.write(html.encode()))
+        shown.append(picture)
+        output.say(f"{title}: {label} in {picture['seconds']:.1f} s")
+    return {"title": title, "about": about, "prompt": case.prompt, "pictures": shown, "kinds": list(case.images)}
