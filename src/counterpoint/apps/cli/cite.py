@@ -21,9 +21,10 @@ def cite(
         from counterpoint.apps.record import read_recipe
         from counterpoint.fusion import get_fusion
 
-        request = read_recipe(image)["request"]
-        used = {"diffusers", "stable-diffusion", "classifier-free-guidance", request["scheduler"]}
-        if request["controls"]:
+        recipe = read_recipe(image)
+        request = recipe.get("request", recipe)  # the demo's pictures have no request
+        used = {"diffusers", "stable-diffusion", "classifier-free-guidance", request.get("scheduler", "unipc")}
+        if request.get("controls") and request.get("fusion"):
             used |= {"controlnet", *get_fusion(request["fusion"]).cite}
         keys = [key for key in CITATIONS if key in used]
     print("\n\n".join(CITATIONS[key] for key in keys))

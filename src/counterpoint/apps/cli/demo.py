@@ -80,13 +80,16 @@ def _row(title: str, about: str, case: Any, out: Path, seed: int, steps: int) ->
         made = pipe(case.prompt, hints, num_inference_steps=steps, generator=generator, **how)
         picture = {"file": f"{prefix}-{label.replace(', ', '-').replace(' ', '-')}.png", "label": label, "note": note}
         picture |= {"seconds": time.perf_counter() - began, "won": None}
-        rule_name = label.partition(",")[0] if label != "prompt only" else None
-        recipe = {"demo": prefix, "prompt": case.prompt, "controls": list(case.images), "seed": seed}
-        record.save_png(
-            made.images[0],
-            out / picture["file"],
-            {**recipe, "fusion": rule_name, "steps": steps, "versions": record.versions()},
-        )
+        recipe = {
+            "demo": prefix,
+            "prompt": case.prompt,
+            "controls": list(case.images),
+            "fusion": None if label == "prompt only" else label.partition(",")[0],
+            "seed": seed,
+            "steps": steps,
+            "versions": record.versions(),
+        }
+        record.save_png(made.images[0], out / picture["file"], recipe)
         if made.report is not None:
             picture["won"], html = Path(picture["file"]).with_suffix(".html").name, made.report.html()
             record.write_whole(out / picture["won"], lambda file, html=html: file.write(html.encode()))
