@@ -23,6 +23,7 @@ class ControlRequest(Strict):
     label: str
     image: Path
     photo: bool = False
+    extractor: str | None = None
     weight: str = "1"
     window: tuple[float, float] = (0.0, 1.0)
     controlnet: str | None = None

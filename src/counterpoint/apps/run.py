@@ -13,16 +13,13 @@ import PIL.Image
 import torch
 
 from counterpoint.api import load
+from counterpoint.apps.extractors import Extract, extractor
 from counterpoint.apps.request import ControlRequest, GenerateRequest
-from counterpoint.conditions.canny import canny
-from counterpoint.conditions.image import read_image, resize
-from counterpoint.conditions.soft_edge import soft_edge
+from counterpoint.conditions.image import Fit, read_image, resize
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.report import Report
 from counterpoint.types import Image, UserError
 
-EXTRACTORS: dict[str, Callable[[Image], Image]] = {"canny": canny, "hed": soft_edge}
-"""Control kind -> what makes its image from a photo without any model."""
 Listener = Callable[[int, int], None]
 """``(steps done, steps in all)``."""
 
@@ -72,7 +69,12 @@ def run(
         UserError: an image, model or setting is wrong.
     """
     # Images before models: a wrong path should not cost a minute.
-    pictures = [_picture(control) for control in request.controls]
+    pictures = [read_image(control.image) for control in request.controls]
+    extract = {
+        control.label: extractor(control.kind, control.extractor, request.model)
+        for control in request.controls
+        if control.photo
+    }
     start = None if request.init_image is None else read_image(request.init_image)
     mask = None if request.inpaint_mask is None else read_image(request.inpaint_mask)
     subjects = [read_image(path) for path in request.subject_mask]
@@ -80,7 +82,7 @@ def run(
     pipe = pipe or load_for(request)
     width, height = request.width or pipe.native_size, request.height or pipe.native_size
     controls = {
-        control.label: _prepared(control, picture, width, height, request.resize)
+        control.label: _prepared(control, picture, width, height, request.resize, extract.get(control.label))
         for control, picture in zip(request.controls, pictures, strict=True)
     }
     seeds = [request.seed + i for i in range(request.n)]
@@ -130,15 +132,9 @@ def image_hashes(controls: dict[str, Image]) -> dict[str, str]:
     }
 
 
-def _picture(control: ControlRequest) -> Image:
-    if control.photo and control.kind not in EXTRACTORS:
-        raise UserError(
-            f"--photo {control.label}: there is no extractor for {control.kind} here; there are {', '.join(EXTRACTORS)}"
-        )
-    return read_image(control.image)
-
-
-def _prepared(control: ControlRequest, picture: Image, width: int, height: int, rule: str) -> Image:
-    if not control.photo:
+def _prepared(
+    control: ControlRequest, picture: Image, width: int, height: int, rule: Fit, extract: Extract | None
+) -> Image:
+    if extract is None:
         return resize(picture, width, height, rule, control.kind)
-    return EXTRACTORS[control.kind](resize(picture, width, height, rule))
+    return extract(resize(picture, width, height, rule))

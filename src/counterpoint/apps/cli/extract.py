@@ -9,21 +9,24 @@ import typer
 
 
 def extract(
-    kind: Annotated[str, typer.Argument(help="canny or hed.")],
+    kind: Annotated[str, typer.Argument(help="canny, hed, lineart; depth, seg and pose with a model.")],
     photo: Annotated[Path, typer.Argument(help="The photo.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="hed, lineart: a safetensors file; depth, seg: a folder or hub id of transformers."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The condition image; default PHOTO-KIND.png here.")] = None,
 ) -> None:
     """Make a condition image from a photo."""
     import PIL.Image
 
+    from counterpoint.apps.cli import output
+    from counterpoint.apps.extractors import extractor
     from counterpoint.apps.record import write_whole
-    from counterpoint.apps.run import EXTRACTORS
     from counterpoint.conditions.image import read_image
-    from counterpoint.types import UserError
 
-    if kind not in EXTRACTORS:
-        raise UserError(f"there is no extractor for {kind!r}; there are {', '.join(EXTRACTORS)}")
-    picture = PIL.Image.fromarray(EXTRACTORS[kind](read_image(photo)))
+    output.quiet_libraries()
+    picture = PIL.Image.fromarray(extractor(kind, model)(read_image(photo)))
     path = out or Path(f"{photo.stem}-{kind}.png")
     write_whole(path, lambda file: picture.save(file, "PNG"))
     print(path)

@@ -20,7 +20,11 @@ def generate(
     ] = None,
     photo: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PHOTO", help="A photo from which the condition image is extracted (canny, hed)."),
+        typer.Option(metavar="NAME=PHOTO", help="A photo from which the condition image is extracted."),
+    ] = None,
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODEL", help="For --photo: the model that does it; see counterpoint extract."),
     ] = None,
     weight: Annotated[
         list[str] | None,
@@ -137,6 +141,7 @@ def generate(
             ("weight", weight),
             ("window", window),
             ("controlnet", controlnet),
+            ("extractor", extractor),
             ("mask", mask),
             ("mode", mode),
         )
@@ -148,6 +153,8 @@ def generate(
                     f"--{option} {name}=...: there is no control {name!r}; there are "
                     f"{', '.join([*images, *photos]) or 'none'}"
                 )
+    if unused := sorted(set(details["extractor"]) - set(photos)):
+        raise UserError(f"--extractor {unused[0]}=... needs --photo {unused[0]}=PHOTO")
     request = build(
         GenerateRequest,
         prompt=prompt,
@@ -157,6 +164,7 @@ def generate(
                 label=name,
                 image=Path(path),
                 photo=name in photos,
+                extractor=details["extractor"].get(name),
                 weight=details["weight"].get(name, "1"),
                 window=_window(name, details["window"].get(name)),
                 controlnet=details["controlnet"].get(name),
