@@ -31,7 +31,7 @@ def _minimal_impact(
 ) -> Fusion:
     return Fusion(
         "minimal-impact",
-        "balanced combination and injection, also for one control",
+        "balanced combination and injection, for ControlNets that were trained with it",
         balanced_combination(combination, total_scale=1, granularity=granularity),
         inject=balanced_injection(injection, granularity=granularity),
         cite=("minimal-impact", "mgda"),
