@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from counterpoint.data.scenes.maps import control_map
+from counterpoint.data.scenes.render import SPLITS, scene
+
 pytestmark = [pytest.mark.prove, pytest.mark.usefixtures("tiny")]
 ROOT = Path(__file__).parents[2]
 
@@ -55,15 +58,22 @@ def test_wheel_in_an_empty_environment(tmp_path: Path) -> None:
         python, "-m", "pip", "list", "--format", "freeze", "--disable-pip-version-check", cwd=tmp_path
     ).lower()
     assert "torchvision" not in installed
+    pose = tmp_path / "pose.png"
+    Image.fromarray(control_map(scene(SPLITS["test"].start), "pose")).save(pose)
     record = json.loads(
         run(
             tmp_path / "empty" / "bin" / "counterpoint",
             "generate",
-            "a red ball on a meadow",
+            "a person on a meadow",
+            "--control",
+            f"pose={pose}",
+            "--report",
             "--steps",
             "2",
             "--json",
             cwd=tmp_path,
         )
     )
-    assert Image.open(tmp_path / record["images"][0]).size == (128, 128)
+    with Image.open(tmp_path / record["images"][0]) as picture:
+        assert picture.size == (128, 128)
+    assert (tmp_path / record["images"][0]).with_suffix(".html").is_file(), "pages travel in the wheel"
