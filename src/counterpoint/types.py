@@ -53,6 +53,11 @@ CONTROL_KINDS = {
 """Every kind of control. Its images are RGB, 0..255, and networks read them as 0..1."""
 
 
+def kind_of(label: str) -> str:
+    """The kind of a control, of its label: ``kind``, or ``kind:name`` for a second of the kind."""
+    return label.partition(":")[0]
+
+
 class Residuals(NamedTuple):
     """What one branch, or several fused, hands to the host: one feature per site."""
 

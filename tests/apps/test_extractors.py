@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from counterpoint.apps.extractors import PLAIN, extractor
+from counterpoint.apps.extractors import extractor
+from counterpoint.conditions.plain import PLAIN
 from counterpoint.models.edge_networks import EDGE_NETWORKS
 from counterpoint.types import UserError
 

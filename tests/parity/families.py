@@ -30,6 +30,17 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 SIZE = 64
 Call = Callable[..., torch.Tensor]
+SDXL_SHAPE = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "cross_attention_dim": 64,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 16 + 6 * 8,
+}
 
 
 def speak(network: nn.Module) -> nn.Module:
@@ -58,19 +69,7 @@ def _sdxl_parts(parts: dict) -> dict[str, Any]:
     torch.manual_seed(1)
     text = parts["text_encoder"].config
     second = CLIPTextModelWithProjection(CLIPTextConfig(**{**text.to_dict(), "projection_dim": 16})).eval()
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=16 + 6 * 8,
-    ).eval()
+    unet = UNet2DConditionModel(sample_size=8, up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **SDXL_SHAPE).eval()
     return {
         **{name: parts[name] for name in ("vae", "tokenizer", "text_encoder", "scheduler")},
         "tokenizer_2": parts["tokenizer"],
@@ -97,15 +96,7 @@ def union(parts: dict, count: int = 2) -> tuple[Any, Call]:
     networks = []
     for _ in range(max(count, 1)):
         network = ControlNetUnionModel(
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            cross_attention_dim=64,
-            attention_head_dim=4,
-            norm_num_groups=8,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=16 + 6 * 8,
+            **SDXL_SHAPE,
             conditioning_embedding_out_channels=(8, 8, 16, 16),
             num_trans_channel=16,
             num_trans_head=2,

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from counterpoint.api import DTYPES, find_device
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, fuse
 from counterpoint.evaluation.statistics import bootstrap
@@ -81,7 +80,7 @@ def compare(timings: Mapping[str, Timing], baseline: str) -> list[dict[str, Any]
     return rows
 
 
-def fusion_cases(size: str, device: str, dtype: str) -> tuple[dict[str, Case], str]:
+def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Case], str]:
     """Every rule's operator at every site of a guided step with two controls, beside whole steps.
 
     Args:
@@ -92,23 +91,22 @@ def fusion_cases(size: str, device: str, dtype: str) -> tuple[dict[str, Case], s
     Returns:
         The cases, and the name of the baseline: a step under ``sum``.
     """
-    where, kind = find_device(device), DTYPES[dtype]
     models = SIZES[size]()
-    unet, *networks = (model.eval().to(where, kind) for model in (models.unet, *models.controls))
+    unet, *networks = (model.eval().to(device, dtype) for model in (models.unet, *models.controls))
     text, side = models.text, models.side
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(where, kind)
+        return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    half = torch.zeros(1, 1, side, side, device=where)
+    half = torch.zeros(1, 1, side, side, device=device)
     half[..., side // 2 :] = 1
     factor = 8
     branches = [
         Branch(name, network, noise(2, 3, side * factor, side * factor))
         for name, network in zip("ab", networks, strict=True)
     ]
-    latents, moment = noise(1, unet.config["in_channels"], side, side), Moment(10, 20, torch.tensor(500, device=where))
+    latents, moment = noise(1, unet.config["in_channels"], side, side), Moment(10, 20, torch.tensor(500, device=device))
     texts = noise(1, text, unet.config["cross_attention_dim"]), noise(1, text, unet.config["cross_attention_dim"])
 
     def step(rule: Fusion) -> Case:

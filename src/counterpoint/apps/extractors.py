@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from counterpoint.apps.readers import control_readers
-from counterpoint.conditions.canny import canny
-from counterpoint.conditions.lines import lines
-from counterpoint.conditions.soft_edge import soft_edge
+from counterpoint.apps.readers import control_readers, of_one
+from counterpoint.conditions.plain import PLAIN, Extract
 from counterpoint.evaluation.suite import stack, unstack
 from counterpoint.models.edge_networks import EDGE_NETWORKS, load_edge_network
 from counterpoint.models.load import locate
 from counterpoint.types import CONTROL_KINDS, Image, UserError
 
-Extract = Callable[[Image], Image]
-PLAIN: dict[str, Extract] = {"canny": canny, "hed": soft_edge, "lineart": lines}
-"""Kind -> what makes its image without any model."""
 MODELS = {
     "hed": "ControlNetHED.safetensors (counterpoint models convert ControlNetHED.pth)",
     "lineart": "sk_model.safetensors (counterpoint models convert sk_model.pth)",
@@ -53,7 +47,7 @@ def extractor(kind: str, source: str | None = None, model: str = "tiny") -> Extr
     readers = control_readers(locate(model), named)
     if kind not in readers:
         raise UserError(_nothing(kind))
-    return lambda photo: unstack(readers[kind](stack([photo])))[0]
+    return of_one(readers[kind])
 
 
 def _nothing(kind: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from counterpoint.apps.record import write_whole
+from counterpoint.apps.record import write_text, write_whole
 from counterpoint.evaluation.make import reader
 from counterpoint.evaluation.report import markdown
 from counterpoint.evaluation.suites.tiny_quality import one_thing_prompts
@@ -72,7 +72,7 @@ def write_card(results: Path, family: Path, out: Path) -> None:
         last=SAMPLES - 1,
         prompts=prompts,
     )
-    write_whole(out / "model-card.md", lambda file: file.write(card.encode()))
+    write_text(out / "model-card.md", card)
 
 
 def contact_sheet(pictures: Sequence[Image]) -> PIL.Image.Image:

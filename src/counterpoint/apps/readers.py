@@ -23,10 +23,9 @@ from transformers import (
 )
 
 from counterpoint import models
-from counterpoint.conditions.canny import canny
 from counterpoint.conditions.openpose import draw_pose
+from counterpoint.conditions.plain import PLAIN, Extract
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
-from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data.scenes.maps import SEG_PALETTE
 from counterpoint.data.scenes.vocabulary import PERSON
 from counterpoint.evaluation.suite import Readers, stack, unstack
@@ -37,14 +36,33 @@ from counterpoint.types import Image, UserError
 
 READ = ("depth", "seg")
 """Kinds of control whose reader a user names; canny and soft edges need no network."""
-_EDGES = {
-    "canny": lambda pictures: stack([canny(image) for image in unstack(pictures)]),
-    "hed": lambda pictures: stack([soft_edge(image) for image in unstack(pictures)]),
-}
+Read = Callable[[Tensor], Tensor]
+"""What reads condition images back from pictures, both ``(b, 3, h, w)`` in 0..1."""
+Maps = dict[str, Read]
+"""Kind -> what reads it."""
 
 
-Maps = dict[str, Callable[[Tensor], Tensor]]
-"""Kind -> what reads its condition images back from pictures, both ``(b, 3, h, w)`` in 0..1."""
+def of_many(extract: Extract) -> Read:
+    """An extractor as a reader of batches."""
+    return lambda pictures: stack([extract(image) for image in unstack(pictures)])
+
+
+def of_one(read: Read) -> Extract:
+    """A reader of batches as an extractor."""
+    return lambda photo: unstack(read(stack([photo])))[0]
+
+
+_EDGES = {kind: of_many(PLAIN[kind]) for kind in ("canny", "hed")}
+
+
+def check_named(named: Mapping[str, object]) -> None:
+    """Hold the kinds for which readers are named against those that can be.
+
+    Raises:
+        UserError: there is no reader of such a kind.
+    """
+    if unknown := sorted(set(named) - set(READ)):
+        raise UserError(f"--reader {unknown[0]}: readers are named for {' and '.join(READ)}")
 
 
 def control_readers(folder: Path, named: Mapping[str, Path]) -> Maps:
@@ -53,14 +71,13 @@ def control_readers(folder: Path, named: Mapping[str, Path]) -> Maps:
     Raises:
         UserError: a named folder holds no such model, or there is no reader of such a kind.
     """
-    if unknown := sorted(set(named) - set(READ)):
-        raise UserError(f"--reader {unknown[0]}: readers are named for {' and '.join(READ)}")
+    check_named(named)
     own = _judge(folder)[0] if (folder / "judges" / "a").is_dir() else {}
     makers = {"depth": _depths, "seg": lambda path: _coloured(_segmenter(path), ADE20K_PALETTE)}
     return {**_EDGES, **own, **{kind: makers[kind](path) for kind, path in named.items()}}
 
 
-def _judge(folder: Path) -> tuple[Maps, Callable[[Tensor], Tensor]]:
+def _judge(folder: Path) -> tuple[Maps, Read]:
     """A family's judge as readers of controls, and of classes."""
     judge = load_diffusers(folder / "judges" / "a").eval()
 
@@ -77,16 +94,8 @@ def _judge(folder: Path) -> tuple[Maps, Callable[[Tensor], Tensor]]:
 def family_readers(folder: Path) -> Readers:
     """The judge and the towers of a family's folder as readers of its pictures."""
     maps, classes = _judge(folder)
-    embed_pictures, embed_texts = load_clip(*(folder / part for part in ("image_encoder", "text_encoder", "tokenizer")))
-    return Readers(
-        maps={**_EDGES, **maps},
-        person=lambda pictures: classes(pictures) == PERSON,
-        classes=classes,
-        classes_of=lambda images: nearest_colour(torch.from_numpy(np.stack(images)), torch.from_numpy(SEG_PALETTE)),
-        embed_pictures=embed_pictures,
-        embed_texts=embed_texts,
-        pristine=load_pristine(),
-    )
+    parts = [folder / part for part in ("image_encoder", "text_encoder", "tokenizer")]
+    return _readers(maps, classes, PERSON, SEG_PALETTE, parts)
 
 
 def user_readers(folders: Mapping[str, Path], clip: Path) -> Readers:
@@ -101,29 +110,34 @@ def user_readers(folders: Mapping[str, Path], clip: Path) -> Readers:
     Raises:
         UserError: a folder holds no such model.
     """
-    embed_pictures, embed_texts = load_clip(clip, clip, clip)
     classes = _segmenter(folders["seg"]) if "seg" in folders else _absent("seg")
+    maps = {
+        "depth": _depths(folders["depth"]) if "depth" in folders else _absent("depth"),
+        "seg": _coloured(classes, ADE20K_PALETTE),
+    }
+    return _readers(maps, classes, _PERSON_OF_ADE20K, ADE20K_PALETTE, [clip] * 3)
+
+
+def _readers(maps: Maps, classes: Read, person: int, palette: np.ndarray, clip: Sequence[Path]) -> Readers:
+    """All that looks at pictures, from what tells classes apart, which of them is a person, and CLIP's three parts."""
+    embed_pictures, embed_texts = load_clip(*clip)
     return Readers(
-        maps={
-            **_EDGES,
-            "depth": _depths(folders["depth"]) if "depth" in folders else _absent("depth"),
-            "seg": _coloured(classes, ADE20K_PALETTE),
-        },
-        person=lambda pictures: classes(pictures) == _PERSON_OF_ADE20K,
+        maps={**_EDGES, **maps},
+        person=lambda pictures: classes(pictures) == person,
         classes=classes,
-        classes_of=lambda images: nearest_colour(torch.from_numpy(np.stack(images)), torch.tensor(ADE20K_PALETTE)),
+        classes_of=lambda images: nearest_colour(torch.from_numpy(np.stack(images)), torch.tensor(palette)),
         embed_pictures=embed_pictures,
         embed_texts=embed_texts,
         pristine=load_pristine(),
     )
 
 
-def _coloured(classes: Callable[[Tensor], Tensor], palette: Any) -> Callable[[Tensor], Tensor]:
+def _coloured(classes: Read, palette: np.ndarray) -> Read:
     """What reads classes as a reader of segmentation images."""
     return lambda pictures: stack(list(palette[classes(pictures).numpy()]))
 
 
-def _depths(folder: Path) -> Callable[[Tensor], Tensor]:
+def _depths(folder: Path) -> Read:
     """A depth estimator in transformers' folder as a reader, stretched to 0..1 a picture."""
     depth = _load(folder, AutoModelForDepthEstimation)
 
@@ -138,7 +152,7 @@ def _depths(folder: Path) -> Callable[[Tensor], Tensor]:
 _PERSON_OF_ADE20K = 12
 
 
-def _segmenter(folder: Path) -> Callable[[Tensor], Tensor]:
+def _segmenter(folder: Path) -> Read:
     read = _load(folder, AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation)
     return lambda pictures: read(pictures, "post_process_semantic_segmentation", None)
 

@@ -58,13 +58,22 @@ def write_whole(path: Path, write: Any) -> None:
             partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a record, whole or not at all.
 
     Raises:
         UserError: the place cannot be written.
     """
-    write_whole(path, lambda file: file.write((json.dumps(content, indent=1, default=str) + "\n").encode()))
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def check_writable(folder: Path) -> None:

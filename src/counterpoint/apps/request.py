@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from counterpoint.types import CONTROL_KINDS, UserError
+from counterpoint.types import CONTROL_KINDS, UserError, kind_of
 
 
 class Strict(BaseModel):
@@ -32,13 +32,13 @@ class ControlRequest(Strict):
 
     @property
     def kind(self) -> str:
-        return self.label.partition(":")[0]
+        return kind_of(self.label)
 
     @field_validator("label")
     @classmethod
     def _known(cls, label: str) -> str:
-        if label.partition(":")[0] not in CONTROL_KINDS:
-            raise ValueError(f"unknown control {label.partition(':')[0]!r}; there are {', '.join(CONTROL_KINDS)}")
+        if kind_of(label) not in CONTROL_KINDS:
+            raise ValueError(f"unknown control {kind_of(label)!r}; there are {', '.join(CONTROL_KINDS)}")
         return label
 
     @field_validator("window")
@@ -104,7 +104,7 @@ class GenerateRequest(Strict):
         twice = {label for label in labels if labels.count(label) > 1}
         if twice:
             raise ValueError(
-                f"two controls are called {min(twice)!r}; name the second one {min(twice).partition(':')[0]}:SOMETHING"
+                f"two controls are called {min(twice)!r}; name the second one {kind_of(min(twice))}:SOMETHING"
             )
         if self.subject and self.subject_mask:
             raise ValueError("--subject and --subject-mask both say where the foreground is; give one of them")

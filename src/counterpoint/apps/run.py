@@ -13,9 +13,10 @@ import PIL.Image
 import torch
 
 from counterpoint.api import load
-from counterpoint.apps.extractors import Extract, extractor
+from counterpoint.apps.extractors import extractor
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.conditions.image import Fit, read_image, resize
+from counterpoint.conditions.plain import Extract
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.report import Report
 from counterpoint.types import Image, UserError

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from counterpoint.api import load
-from counterpoint.apps.readers import family_readers, user_readers
+from counterpoint.apps.readers import family_readers, of_one, user_readers
 from counterpoint.apps.record import write_json
-from counterpoint.conditions.canny import canny
-from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data import pairs
 from counterpoint.data.published import SETS, PublishedCases
-from counterpoint.evaluation.suite import Readers, Suite, Task, stack, unstack
+from counterpoint.evaluation.suite import Readers, Suite, Task, stack
 from counterpoint.evaluation.suites import fusion
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
 from counterpoint.fusion import get_fusion
@@ -115,10 +113,7 @@ def published_bench(
     pipe, looks = load(model, controls), user_readers(readers, clip)
     size = pipe.native_size
 
-    def reading(kind: str) -> Callable[[Image], Image]:
-        return lambda photo: unstack(looks.maps[kind](stack([photo])))[0]
-
-    extract = {"canny": canny, "hed": soft_edge, "depth": reading("depth"), "seg": reading("seg")}
+    extract = {kind: of_one(looks.maps[kind]) for kind in ("canny", "hed", "depth", "seg")}
     cases = PublishedCases({name: SETS[name](folder, size) for name, folder in data.items()}, extract)
     weights = _hash([locate(source) for source in (model, *controls.values())])
     return Bench(pipe, looks, cases, {"weights": weights, **{name: str(folder) for name, folder in data.items()}})

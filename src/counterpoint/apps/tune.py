@@ -13,10 +13,10 @@ from torch import Tensor
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.apps.run import Result, run
 from counterpoint.control.stack import Weight
-from counterpoint.evaluation.suite import stack
+from counterpoint.evaluation.suite import stack, unstack
 from counterpoint.metrics.agreement import agreement
 from counterpoint.sampling.pipeline import Pipeline
-from counterpoint.types import CONTROL_KINDS, Image
+from counterpoint.types import CONTROL_KINDS, Image, kind_of
 
 Maps = Mapping[str, Callable[[Tensor], Tensor]]
 FEWEST = 6
@@ -52,12 +52,11 @@ def read_back(result: Result, maps: Maps, image: int = 0) -> dict[str, Reading]:
     picture = stack([_array(result.images[image])])
     readings = {}
     for label, wanted in result.controls.items():
-        kind = label.partition(":")[0]
+        kind = kind_of(label)
         if kind in maps:
             found = maps[kind](picture)
             score = float(agreement(kind, found, stack([wanted])))
-            pixels = found[0].mul(255).round().clamp(0, 255).byte().permute(1, 2, 0)
-            readings[label] = Reading(PIL.Image.fromarray(pixels.contiguous().numpy()), score)
+            readings[label] = Reading(PIL.Image.fromarray(unstack(found)[0]), score)
     return readings
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -27,13 +27,11 @@ def injecting(unet: UNet2DConditionModel, residuals: Residuals, inject: Inject) 
         changed = tuple(inject(e, f) for e, f in zip(skips, mine, strict=True))
         return args, {**kwargs, "res_hidden_states_tuple": changed}
 
-    handles = [block.register_forward_pre_hook(decoder, with_kwargs=True) for block in unet.up_blocks]
-    handles.append(unet.mid_block.register_forward_hook(lambda _, __, output: inject(output, residuals.mid)))
-    try:
+    with ExitStack() as stack:
+        for block in unet.up_blocks:
+            stack.callback(block.register_forward_pre_hook(decoder, with_kwargs=True).remove)
+        stack.callback(unet.mid_block.register_forward_hook(lambda _, __, output: inject(output, residuals.mid)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

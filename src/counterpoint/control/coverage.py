@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.types import ControlKind, UserError
+from counterpoint.types import CONTROL_KINDS, ControlKind, UserError, kind_of
 
 REACH = 1 / 16
 """How far around its lines a control speaks, as a share of the picture's shorter side."""
@@ -33,6 +33,12 @@ def coverage(hint: Float[Tensor, "b 3 h w"], kind: ControlKind, reach: float = R
     wide = F.max_pool2d(active, (1, 2 * radius + 1), 1, (0, radius))  # a square's maximum is that of its columns'
     grown = F.max_pool2d(wide, (2 * radius + 1, 1), 1, (radius, 0))
     return _blur(grown, radius / 3).clamp(0, 1).to(hint.dtype)
+
+
+def covered(name: str, hint: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:
+    """The coverage of a control by its name, ``kind`` or ``kind:label``; ``None`` if its kind has no silence."""
+    kind = CONTROL_KINDS.get(kind_of(name))
+    return None if kind is None or kind.silent is None else coverage(hint, kind)
 
 
 def _blur(maps: Float[Tensor, "b 1 h w"], sigma: float) -> Float[Tensor, "b 1 h w"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,33 +64,42 @@ def refuse_fused(network: nn.Module) -> None:
         raise UserError(f"fused projections hide a {type(network).__name__}'s keys: call unfuse_qkv_projections()")
 
 
-@contextmanager
-def keeping_keys(network: nn.Module, kept: KeyValues, first: int = 0) -> Iterator[None]:
+def keeping_keys(network: nn.Module, kept: KeyValues, first: int = 0) -> AbstractContextManager[None]:
     """Let a foreground branch leave its keys and values in ``kept``; what it computes does not change."""
-    refuse_fused(network)
-    handles = []
-    halves: dict[str, Tensor] = {}
-
-    def keys(name: str) -> Callable[..., None]:
-        return lambda _, __, output: halves.__setitem__(name, output)
-
-    def values(name: str) -> Callable[..., None]:
-        return lambda _, __, output: kept.__setitem__(name, (halves.pop(name), output))
-
-    for name, layer in self_attention(network, first).items():
-        handles.append(layer.to_k.register_forward_hook(keys(name)))
-        handles.append(layer.to_v.register_forward_hook(values(name)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    sources = {name: (layer.to_k, layer.to_v) for name, layer in self_attention(network, first).items()}
+    return keeping(network, sources, kept)
 
 
 @contextmanager
+def keeping(network: nn.Module, sources: Mapping[str, tuple[nn.Module, nn.Module]], kept: KeyValues) -> Iterator[None]:
+    """Keep what a network's layers compute.
+
+    Args:
+        network: refused if its projections are fused.
+        sources: layer -> the modules whose outputs are its keys and its values.
+        kept: where they go.
+    """
+    refuse_fused(network)
+    halves: dict[tuple[str, int], Tensor] = {}
+
+    def keep(name: str, place: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            halves[name, place] = output
+            if (name, 1 - place) in halves:
+                kept[name] = (halves.pop((name, 0)), halves.pop((name, 1)))
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, modules in sources.items():
+            for place, module in enumerate(modules):
+                stack.callback(module.register_forward_hook(keep(name, place)).remove)
+        yield
+
+
 def injecting_keys(
     network: nn.Module, foregrounds: Sequence[KeyValues], masks: Masks, first: int = 0
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Let a background branch attend to what foreground branches left, inside and outside their masks.
 
     Args:
@@ -99,16 +108,18 @@ def injecting_keys(
         masks: where each is; with classifier-free guidance for both halves.
         first: first layer that takes part.
     """
-    layers = self_attention(network, first)
-    before = {name: layer.processor for name, layer in layers.items()}
     shares = masks / masks.sum(0).clamp(min=1)
-    for name, layer in layers.items():
-        layer.set_processor(_Injected(name, foregrounds, shares))
-    try:
-        yield
-    finally:
+    return attending(self_attention(network, first), lambda name: _Injected(name, foregrounds, shares))
+
+
+@contextmanager
+def attending(layers: Mapping[str, Any], processor: Callable[[str], Any]) -> Iterator[None]:
+    """Give attention layers other processors, one made for each name."""
+    with ExitStack() as stack:
         for name, layer in layers.items():
-            layer.set_processor(before[name])
+            stack.callback(layer.set_processor, layer.processor)
+            layer.set_processor(processor(name))
+        yield
 
 
 def inject(

@@ -6,8 +6,8 @@ stay visible inside the mask too, because without them a background would no lon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from diffusers import FluxControlNetModel
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from counterpoint.control.keys import KeyValues, Masks, at_tokens, inject, refuse_fused
+from counterpoint.control.keys import KeyValues, Masks, at_tokens, attending, inject, keeping
 
 
 def attention_layers(network: FluxControlNetModel) -> dict[str, Any]:
@@ -27,42 +27,19 @@ def attention_layers(network: FluxControlNetModel) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def keeping_flux_keys(network: FluxControlNetModel, kept: KeyValues) -> Iterator[None]:
+def keeping_flux_keys(network: FluxControlNetModel, kept: KeyValues) -> AbstractContextManager[None]:
     """Let a foreground branch leave its keys, before rotation, and its values; what it computes does not change."""
-    handles = []
-    halves: dict[str, Tensor] = {}
-
-    def values(name: str) -> Callable[..., None]:
-        return lambda _, __, output: halves.__setitem__(name, output)
-
-    def keys(name: str) -> Callable[..., None]:
-        return lambda _, __, output: kept.__setitem__(name, (output, halves.pop(name)))
-
-    refuse_fused(network)
-    for name, layer in attention_layers(network).items():  # values are projected first, keys are then normalised
-        handles.append(layer.to_v.register_forward_hook(values(name)))
-        handles.append(layer.norm_k.register_forward_hook(keys(name)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return keeping(
+        network, {name: (layer.norm_k, layer.to_v) for name, layer in attention_layers(network).items()}, kept
+    )
 
 
-@contextmanager
-def injecting_flux_keys(network: FluxControlNetModel, foregrounds: Sequence[KeyValues], masks: Masks) -> Iterator[None]:
+def injecting_flux_keys(
+    network: FluxControlNetModel, foregrounds: Sequence[KeyValues], masks: Masks
+) -> AbstractContextManager[None]:
     """Let a background branch attend to what foreground branches left, inside and outside their masks."""
-    layers = attention_layers(network)
-    before = {name: layer.processor for name, layer in layers.items()}
     shares = masks / masks.sum(0).clamp(min=1)
-    for name, layer in layers.items():
-        layer.set_processor(_Injected(name, foregrounds, shares))
-    try:
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer.set_processor(before[name])
+    return attending(attention_layers(network), lambda name: _Injected(name, foregrounds, shares))
 
 
 class _Injected:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from counterpoint.control.keys import KeyValues, Lending, injecting_keys, keeping_keys
 from counterpoint.control.keys_flux import injecting_flux_keys, keeping_flux_keys
-from counterpoint.control.lockstep import run_lockstep, walk
+from counterpoint.control.lockstep import Walk, run_lockstep, walk
 from counterpoint.types import Fusion, Latents, Moment, Residuals, UserError
 
 
@@ -141,36 +141,61 @@ def run_stack(
     if not active:
         return None
     by_name = {branch.name: branch for branch in active}
-    said: dict[str, Residuals] = {}
     order = surround({name: one.network for name, one in by_name.items()}, fusion, lending, moment, latents.shape)
-    if fusion.exchange is None:
-        for name, around in order.items():
-            branch = by_name[name]
-            with around:
-                down, mid = branch.network(
-                    latents,
-                    moment.timestep,
-                    text,
-                    branch.hint,
-                    conditioning_scale=branch.scale(moment),
-                    added_cond_kwargs=added,
-                    return_dict=False,
-                )
-            said[name] = Residuals(tuple(down), mid)
-    else:
-        with ExitStack() as stack:
-            walks = []
-            for name, around in order.items():
-                stack.enter_context(around)
-                one = by_name[name]
-                walks.append(walk(one.network, latents, moment.timestep, text, one.hint, one.scale(moment), added))
-            said = dict(zip(order, run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips), strict=True))
+
+    def alone(name: str) -> Residuals:
+        branch = by_name[name]
+        down, mid = branch.network(
+            latents,
+            moment.timestep,
+            text,
+            branch.hint,
+            conditioning_scale=branch.scale(moment),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        return Residuals(tuple(down), mid)
+
+    def walked(name: str) -> Walk:
+        one = by_name[name]
+        return walk(one.network, latents, moment.timestep, text, one.hint, one.scale(moment), added)
+
+    said = speak(order, fusion, alone, walked)
     spoken = [shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()]
     sites = fuse(fusion, spoken)
     if watch is not None:
         names = [*(f"down.{number}" for number in range(len(sites) - 1)), "mid"]
         watch(moment, list(by_name), dict(zip(names, zip(_stacked(spoken), sites, strict=True), strict=True)))
     return Residuals(tuple(sites[:-1]), sites[-1])
+
+
+def speak(
+    order: Mapping[str, AbstractContextManager[None]],
+    fusion: Fusion,
+    alone: Callable[[str], Any],
+    walked: Callable[[str], Walk],
+) -> dict[str, Any]:
+    """What each branch says: one after the other, or side by side where the rule lets them exchange.
+
+    Args:
+        order: of :func:`surround`.
+        fusion: the rule.
+        alone: runs a branch.
+        walked: starts a branch's walk.
+    """
+    if fusion.exchange is None:
+        said = {}
+        for name, around in order.items():
+            with around:
+                said[name] = alone(name)
+        return said
+    with ExitStack() as stack:
+        walks = []
+        for name, around in order.items():
+            stack.enter_context(around)
+            walks.append(walked(name))
+        results = run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips)
+    return dict(zip(order, results, strict=True))
 
 
 def surround(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from counterpoint.control.keys import refuse_fused
+from counterpoint.control.keys import Lending, refuse_fused
 
 THRESHOLD = 0.5
 """Of the map, stretched to 0..1: above it is foreground. The paper names no value."""
@@ -64,20 +65,32 @@ def watching(
     levels = _levels(unet)
     level = min(levels, key=lambda one: abs(math.log2(math.sqrt(size[0] * size[1]) / 2**one / _SIDE)))
     found = SubjectMap(places, size, level)
-    handles = []
-    for layer in levels[level]:
-        queries: list[Tensor] = []
-        handles.append(layer.to_q.register_forward_hook(lambda _, __, output, queries=queries: queries.append(output)))
-        handles.append(
-            layer.to_k.register_forward_hook(
-                lambda _, __, output, queries=queries, layer=layer: found.add(queries.pop(), output, layer)
-            )
-        )
-    try:
+    with ExitStack() as stack:
+        for layer in levels[level]:
+            queries: list[Tensor] = []
+
+            def ask(_: nn.Module, __: Any, output: Tensor, queries: list[Tensor] = queries) -> None:
+                queries.append(output)
+
+            def answer(
+                _: nn.Module, __: Any, output: Tensor, queries: list[Tensor] = queries, layer: Attention = layer
+            ) -> None:
+                found.add(queries.pop(), output, layer)
+
+            stack.callback(layer.to_q.register_forward_hook(ask).remove)
+            stack.callback(layer.to_k.register_forward_hook(answer).remove)
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+@contextmanager
+def finding_subjects(unet: UNet2DConditionModel, lending: Lending | None, size: tuple[int, int]) -> Iterator[None]:
+    """Let the host's next forward pass tell where the foregrounds are whose subjects were named."""
+    places = {} if lending is None else lending.places
+    with ExitStack() as stack:
+        seen = {name: stack.enter_context(watching(unet, one, size)) for name, one in places.items()}
+        yield
+    if lending is not None:
+        lending.masks.update({name: found.mask() for name, found in seen.items()})
 
 
 def _levels(unet: UNet2DConditionModel) -> dict[int, list[Attention]]:

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.single_file import components_from_file, controlnet_from_file
 from counterpoint.models.weights import PICKLES, check_fit, on_meta, shapes, verify_folder, weight_files
-from counterpoint.types import UserError
+from counterpoint.types import UserError, kind_of
 
 TINY = Path(__file__).parent / "tiny"
 """The tiny family, shipped inside the package."""
@@ -228,13 +228,13 @@ def _own(folder: Path, labels: list[str], model: str) -> dict[str, str]:
     """A model folder's own ControlNets for labels: by kind, else in order."""
     if not labels:
         return {}
-    own = {label: folder / "controls" / label.partition(":")[0] for label in labels}
+    own = {label: folder / "controls" / kind_of(label) for label in labels}
     if (folder / "controls").is_dir():
         known = sorted(path.name for path in (folder / "controls").iterdir())
         for label, path in own.items():
             if not path.is_dir():
                 raise UserError(
-                    f"{model} has no control {label.partition(':')[0]!r}; it has {', '.join(known)}; give another "
+                    f"{model} has no control {kind_of(label)!r}; it has {', '.join(known)}; give another "
                     f"with --controlnet {label}=PATH"
                 )
         return {label: str(path) for label, path in own.items()}

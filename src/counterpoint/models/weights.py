@@ -86,7 +86,7 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"there is no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # what a file that is no checkpoint raises is anybody's guess
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} holds something other than tensors, or is damaged: {reason}") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else {}

@@ -13,11 +13,11 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from counterpoint.control.coverage import coverage
+from counterpoint.control.coverage import covered
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight
 from counterpoint.sampling.prompt import plain_words, subject_places
-from counterpoint.types import CONTROL_KINDS, Fusion, UserError
+from counterpoint.types import Fusion, UserError
 
 MODES = {
     "balanced": "as trained",
@@ -59,12 +59,7 @@ def where_heard(
         masks: control -> the user's mask, if there is one.
         gated: whether controls without a mask speak only where their image is not silent, if their kind tells that.
     """
-    regions = dict(masks)
-    for name, hint in hints.items():
-        kind = CONTROL_KINDS.get(name.partition(":")[0])
-        if gated and regions[name] is None and kind is not None and kind.silent is not None:
-            regions[name] = coverage(hint, kind)
-    return regions
+    return {name: covered(name, hint) if gated and masks[name] is None else masks[name] for name, hint in hints.items()}
 
 
 def make_branches(

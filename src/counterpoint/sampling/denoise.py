@@ -14,7 +14,7 @@ from torch import Tensor
 from counterpoint.control.attach import injecting
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Watch, run_stack
-from counterpoint.control.subject import watching
+from counterpoint.control.subject import finding_subjects
 from counterpoint.types import Fusion, Latents, Moment
 
 
@@ -61,9 +61,7 @@ class ControlledDenoiser:
         with ExitStack() as stack:
             if residuals is not None and not extra:
                 stack.enter_context(injecting(self.unet, residuals, fusion.inject))
-            places = {} if self.lending is None else self.lending.places
-            size = (latents.shape[2], latents.shape[3])
-            seen = {name: stack.enter_context(watching(self.unet, one, size)) for name, one in places.items()}
+            stack.enter_context(finding_subjects(self.unet, self.lending, (latents.shape[2], latents.shape[3])))
             prediction: Tensor = self.unet(
                 latents,
                 moment.timestep,
@@ -72,6 +70,4 @@ class ControlledDenoiser:
                 return_dict=False,
                 **extra,
             )[0]
-        if self.lending is not None:
-            self.lending.masks.update({name: found.mask() for name, found in seen.items()})
         return prediction

@@ -97,7 +97,7 @@ class Report:
             }
             for step in range(len(self.maps))
         ]
-        sites = sorted({site for step in self.sites for site in step}, key=_depth)
+        sites = dict.fromkeys(site for step in self.sites for site in step)
         by_site = {
             site: torch.stack([step[site] for step in self.sites if site in step]).mean(0).tolist() for site in sites
         }
@@ -128,11 +128,6 @@ class Report:
             colour = _COLOURS[i % len(_COLOURS)]
             picture[winners == i] = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
         return _data(PIL.Image.fromarray(picture))
-
-
-def _depth(site: str) -> tuple[int, int]:
-    name, _, number = site.partition(".")
-    return (name != "down", int(number or 0))
 
 
 def _picture(values: Tensor) -> PIL.Image.Image:

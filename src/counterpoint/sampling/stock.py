@@ -28,14 +28,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.control.attach import injecting
-from counterpoint.control.coverage import coverage
+from counterpoint.control.coverage import covered
 from counterpoint.control.keys import Lending
-from counterpoint.control.lockstep import run_lockstep, walk
-from counterpoint.control.stack import expand_rows, fuse, shaped, surround
-from counterpoint.control.subject import watching
+from counterpoint.control.lockstep import Walk, walk
+from counterpoint.control.stack import expand_rows, fuse, shaped, speak, surround
+from counterpoint.control.subject import finding_subjects
 from counterpoint.sampling.controls import NO_SUBJECT, check_foreground
 from counterpoint.sampling.prompt import subject_places
-from counterpoint.types import CONTROL_KINDS, Fusion, Moment, Residuals, UserError
+from counterpoint.types import Fusion, Moment, Residuals, UserError
 
 Region = Float[Tensor, "b 1 h w"]
 Forward = Callable[..., Any]
@@ -89,7 +89,7 @@ class _Inside:
         self.subject, self.subject_masks = list(subject), list(subject_masks)
         self.lending: Lending | None = None
         self.count: int | None = None
-        self.covered: dict[str, tuple[Tensor, Tensor]] = {}
+        self.covered: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._check_family()
         if len(self.networks) > 1:  # of one network, a union, the number of controls is not known before it is called
             self._named(len(self.networks))
@@ -142,18 +142,15 @@ class _Inside:
         )
         networks = {name: self.networks[min(i, len(self.networks) - 1)] for name, i in active.items()}
         order = surround(networks, rule, self.lending, moment, shape)
-        said: dict[str, Any] = {}
-        if rule.exchange is None:
-            for name, around in order.items():
-                with around, _only(self.container, active[name]):
-                    said[name] = original(**parts[name])
-        else:
-            with ExitStack() as stack:
-                walks = []
-                for name, around in order.items():
-                    stack.enter_context(around)
-                    walks.append(_walk(self.networks[active[name]], parts[name], scales[active[name]]))
-                said = dict(zip(order, run_lockstep(walks, rule.exchange, skips=rule.exchange_skips), strict=True))
+
+        def alone(name: str) -> Any:
+            with _only(self.container, active[name]):
+                return original(**parts[name])
+
+        def walked(name: str) -> Walk:
+            return _walk(self.networks[active[name]], parts[name], scales[active[name]])
+
+        said = speak(order, rule, alone, walked)
         flat = []
         for name in active:
             sites, sizes = layout.flatten(said[name])
@@ -171,13 +168,9 @@ class _Inside:
             if rule.inject is not torch.add and call.get("mid_block_additional_residual") is not None:
                 down, mid = call.pop("down_block_additional_residuals"), call.pop("mid_block_additional_residual")
                 stack.enter_context(injecting(self.pipeline.unet, Residuals(tuple(down), mid), rule.inject))
-            places = {} if self.lending is None else self.lending.places
             size = (call["sample"].shape[2], call["sample"].shape[3])
-            seen = {name: stack.enter_context(watching(self.pipeline.unet, one, size)) for name, one in places.items()}
-            result = original(**call)
-        if self.lending is not None:
-            self.lending.masks.update({name: found.mask() for name, found in seen.items()})
-        return result
+            stack.enter_context(finding_subjects(self.pipeline.unet, self.lending, size))
+            return original(**call)
 
     def _moment(self, timestep: Any) -> Moment:
         """Where the pipeline's scheduler stands; adapters run once, before the first step."""
@@ -192,17 +185,18 @@ class _Inside:
 
     def _region(self, name: str, part: Mapping[str, Any]) -> Tensor | None:
         """Where a control speaks: its mask, or what its image covers."""
-        kind = CONTROL_KINDS.get(name.partition(":")[0])
-        if name in self.regions or not self.gate_silence or kind is None or kind.silent is None:
-            region = self.regions.get(name)
-            if region is not None and self.count is not None and len(region) not in {1, self.count}:
+        if name in self.regions:
+            region = self.regions[name]
+            if self.count is not None and len(region) not in {1, self.count}:
                 raise UserError(f"{len(region)} masks for {name} and {self.count} images; give one, or one an image")
             return region
+        if not self.gate_silence:
+            return None
         hint = part["xs"] if "xs" in part else part["controlnet_cond"]
         while isinstance(hint, list):
             hint = hint[0]
         if name not in self.covered or self.covered[name][0] is not hint:
-            self.covered[name] = (hint, coverage(hint, kind))
+            self.covered[name] = (hint, covered(name, hint))
         return self.covered[name][1]
 
     def _named(self, count: int) -> list[str]:
@@ -222,8 +216,8 @@ class _Inside:
         """Refuse what the model's family or its compilation cannot give."""
         kind, told = type(self.container).__name__, self.subject_masks or self.subject
         keys, walks = self.fusion.keys, any(rule.exchange for rule in self.fusion.rules)
-        if told and not keys:
-            raise UserError(f"the fusion {self.fusion.name} lends no keys: foreground and subject belong to cross")
+        if not keys:
+            check_foreground(self.fusion, {}, self.foreground, len(told))
         if self.fusion.stages and isinstance(self.container, MultiAdapter):
             raise UserError(f"{kind} speaks once, before the first step: it can have one rule only")
         if told and isinstance(self.container, MultiAdapter):
@@ -290,7 +284,7 @@ def _only(container: nn.Module, index: int) -> Iterator[None]:
         container._modules[name] = whole
 
 
-def _walk(network: nn.Module, part: Mapping[str, Any], scale: float) -> Any:
+def _walk(network: nn.Module, part: Mapping[str, Any], scale: float) -> Walk:
     if part["guess_mode"]:
         raise UserError("guess_mode weighs a network's own sites and cannot be walked: leave it out, or fuse by pix")
     timestep = torch.as_tensor(part["timestep"], device=part["sample"].device)

@@ -25,16 +25,16 @@ def benchmark(
     from counterpoint.types import UserError
 
     for name, value, known in (
-        ("", what, ["fusion"]),
-        ("--size ", size, ["tiny", "sd15"]),
-        ("--dtype ", dtype, DTYPES),
+        ("benchmark", what, ["fusion"]),
+        ("--size", size, bench.SIZES),
+        ("--dtype", dtype, DTYPES),
     ):
         if value not in known:
             raise UserError(f"{name} {value}: there are {', '.join(known)}")
     output.quiet_libraries()
     output.say("preparing")
     where = find_device(device)
-    cases, baseline = bench.fusion_cases(size, device, dtype)
+    cases, baseline = bench.fusion_cases(size, where, DTYPES[dtype])
     with output.progress("measuring", unit="case") as listen:
         rows = bench.compare(bench.alternate(cases, rounds, where, listen), baseline)
     if json:

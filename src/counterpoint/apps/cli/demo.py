@@ -45,7 +45,7 @@ def demo(
     page = render(
         "demo.html", rows=rows, seed=seed, steps=steps, guidance=GUIDANCE, seconds=seconds, versions=record.versions()
     )
-    record.write_whole(out / "index.html", lambda file: file.write(page.encode()))
+    record.write_text(out / "index.html", page)
     print(out / "index.html")
 
 
@@ -96,8 +96,8 @@ def _row(title: str, about: str, case: Any, out: Path, seed: int, steps: int) ->
         }
         record.save_png(made.images[0], out / picture["file"], recipe)
         if made.report is not None:
-            picture["won"], html = Path(picture["file"]).with_suffix(".html").name, made.report.html()
-            record.write_whole(out / picture["won"], lambda file, html=html: file.write(html.encode()))
+            picture["won"] = Path(picture["file"]).with_suffix(".html").name
+            record.write_text(out / picture["won"], made.report.html())
         shown.append(picture)
         output.say(f"{title}: {label} in {picture['seconds']:.1f} s")
     return {"title": title, "about": about, "prompt": case.prompt, "pictures": shown, "kinds": list(case.images)}

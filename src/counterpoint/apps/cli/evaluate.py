@@ -140,8 +140,7 @@ def _gather(folders: list[Path], out: Path | None) -> Path:
             results.append({**loads(path.read_text())})
         except (OSError, UnicodeDecodeError, JSONDecodeError, TypeError):
             raise UserError(f"{path} is no results file") from None
-    page = leaderboard(results, record.SCHEMA)
-    record.write_whole(out, lambda file: file.write(page.encode()))
+    record.write_text(out, leaderboard(results, record.SCHEMA))
     return out
 
 
@@ -219,7 +218,7 @@ def _methods(fusion: list[str] | None, sweep: str | None, gate_silence: bool) ->
 
 
 def _bench(model: str, controls: dict[str, str], data: dict[str, str], read: dict[str, str], clip: Path | None) -> Any:
-    from counterpoint.apps.readers import READ
+    from counterpoint.apps.readers import check_named
     from counterpoint.apps.suites import family_bench, published_bench
     from counterpoint.types import UserError
 
@@ -227,8 +226,7 @@ def _bench(model: str, controls: dict[str, str], data: dict[str, str], read: dic
         if controls or read or clip:
             raise UserError("--controlnet, --reader and --clip belong to --data SET=FOLDER; scenes bring their own")
         return family_bench(model)
-    if unknown := sorted(set(read) - set(READ)):
-        raise UserError(f"--reader {unknown[0]}: readers are named for {' and '.join(READ)}")
+    check_named(read)
     return published_bench(
         model, controls, *({key: Path(value) for key, value in one.items()} for one in (data, read)), clip
     )
@@ -264,4 +262,4 @@ def _write(folder: Path, results: dict[str, Any], strips: dict[str, Any]) -> Non
     }
     record.write_json(folder / "results.json", results)
     for name, text in texts.items():
-        record.write_whole(folder / name, lambda file, text=text: file.write(text.encode()))
+        record.write_text(folder / name, text)

@@ -125,15 +125,14 @@ def generate(
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
     from counterpoint.apps.request import ControlRequest, GenerateRequest, build
-    from counterpoint.types import UserError
+    from counterpoint.types import UserError, kind_of
 
     images = pairs("--control", control)
     photos = pairs("--photo", photo)
     both = sorted(set(images) & set(photos))
     if both:
         raise UserError(
-            f"{both[0]!r} is given as --control and as --photo; name the second one "
-            f"{both[0].partition(':')[0]}:SOMETHING"
+            f"{both[0]!r} is given as --control and as --photo; name the second one {kind_of(both[0])}:SOMETHING"
         )
     details = {
         option: pairs(f"--{option}", given)
@@ -266,7 +265,7 @@ def _looked(
     for number, page in enumerate(pages):
         readings = {label: (one.image, one.agreement) for label, one in tuning.read_back(result, maps, number).items()}
         html = result.report.html(number, readings)
-        record.write_whole(page, lambda file, html=html: file.write(html.encode()))
+        record.write_text(page, html)
     if not tune:
         return pages, []
     with output.progress("tuning", unit="trial") as listen:
@@ -284,7 +283,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, str]:
     Raises:
         UserError: one has no ``=``, or a name comes twice.
     """
-    from counterpoint.types import UserError
+    from counterpoint.types import UserError, kind_of
 
     result: dict[str, str] = {}
     for text in given or ():
@@ -292,9 +291,7 @@ def pairs(option: str, given: list[str] | None) -> dict[str, str]:
         if not (name and equals and value):
             raise UserError(f"{option} wants NAME=VALUE, got {text!r}")
         if name in result:
-            raise UserError(
-                f"{option} {name}=... is given twice; name the second one {name.partition(':')[0]}:SOMETHING"
-            )
+            raise UserError(f"{option} {name}=... is given twice; name the second one {kind_of(name)}:SOMETHING")
         result[name] = value
     return result
 

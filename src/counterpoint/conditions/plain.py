@@ -1,0 +1,15 @@
+"""The extractors that need no model, by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from counterpoint.conditions.canny import canny
+from counterpoint.conditions.lines import lines
+from counterpoint.conditions.soft_edge import soft_edge
+from counterpoint.types import Image
+
+Extract = Callable[[Image], Image]
+"""Photo -> condition image of the same size."""
+PLAIN: dict[str, Extract] = {"canny": canny, "hed": soft_edge, "lineart": lines}
+"""Kind of control -> what makes its image from a photo."""
