@@ -39,7 +39,7 @@ test: lint
 prove: $(READY)
 	$(BIN)/python -m pytest -m prove --timeout 1800
 
-# The shipped models from nothing, in runs/: docs/tiny-family.md says how long it takes. What is finished is not trained
+# The models from nothing, in runs/: docs/tiny-family.md says what that takes. What is finished is not trained
 # again, what was begun is resumed. Two members at a time: `make -j2 family OMP_NUM_THREADS=1`.
 KINDS := canny hed depth pose seg
 RESUME = $(if $(wildcard $(@D)/checkpoint-*/complete.json),--resume)

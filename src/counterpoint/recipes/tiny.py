@@ -129,7 +129,7 @@ def controlnet(config: ControlConfig) -> Job:
     """A ControlNet that starts from the frozen UNet's encoder, behind zero convolutions.
 
     Only the last layer of its hint encoder does not start at zero: behind two layers of zeros nothing would move for
-    hundreds of steps. The learning rate is what shortens the wait for "sudden convergence"; twice as much diverges.
+    hundreds of steps.
     """
     torch.manual_seed(config.seed)
     unet = UNet2DConditionModel.from_pretrained(config.pretrained_model_name_or_path / "unet", local_files_only=True)
