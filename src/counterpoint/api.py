@@ -51,7 +51,9 @@ def load(
         >>> out = pipe("a person on a meadow", control_image=[pose, seg], generator=torch.manual_seed(0))
         >>> out.images[0].save("person.png")
     """
-    where, kind = find_device(device), DTYPES[dtype] if isinstance(dtype, str) else dtype
+    where, kind = find_device(device), DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if kind is None:
+        raise UserError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
     parts = load_components(model, kind, config)
     for source in lora:
         load_lora(parts, source)

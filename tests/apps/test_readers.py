@@ -112,6 +112,13 @@ def test_a_suite_on_published_photos(cli, saved: Path, networks: Path, tmp_path:
     rows = json.loads(out)["rows"]
     assert [(row["name"], row["case"]) for row in rows] == [("sum", "pose+depth")]
     assert set(rows[0]["metrics"]) == {"clip", "mse_depth", "miou_p"}
+    layouts = tmp_path / "mig_bench.json"
+    layouts.write_text(
+        json.dumps({"0": {"caption": "a person", "segment": [{"bbox": [0, 0, 1, 1], "label": "a red a"}]}})
+    )
+    layout = ["evaluate", "layout", *start[2:], "--layouts", layouts, "--clip", networks / "clip"]
+    status, _, error = cli(*layout)
+    assert (status, "--reader detect=FOLDER" in error) == (2, True)
     status, _, error = cli(*start, "--data", named["--data"][0])
     assert status == 2
     assert "--controlnet KIND=FOLDER" in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.apps.detectors import by_classes
 from counterpoint.apps.readers import load_pristine
 from counterpoint.apps.suites import settle
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data import pairs
+from counterpoint.data.layouts import scene_levels
 from counterpoint.data.scenes.render import SPLITS, scene
-from counterpoint.data.scenes.vocabulary import SEG_CLASSES
-from counterpoint.evaluation.make import make, reader
+from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SEG_INDEX
+from counterpoint.evaluation.make import costs, in_turn, make, reader
 from counterpoint.evaluation.suite import Method, Readers, Suite, Task, stack, unstack
-from counterpoint.evaluation.suites import fusion
+from counterpoint.evaluation.suites import conservativity, fusion
+from counterpoint.evaluation.suites.layout import LayoutSuite
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
+from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
+from tests.conftest import random_parts
 
 METHODS = [Method("sum"), Method("mean", {"pose": 0.5})]
 SUITES: dict[str, Suite] = {
@@ -29,6 +35,7 @@ SUITES: dict[str, Suite] = {
     "silent": fusion.silent(pairs),
     "single": fusion.single(pairs),
     "tiny-quality": TinyQuality(lambda pictures: pictures),
+    "layout": LayoutSuite(scene_levels()),
 }
 
 
@@ -38,6 +45,7 @@ def blind_readers() -> Readers:
     def classes(pictures: Tensor) -> Tensor:
         return (pictures.mean(1) * (len(SEG_CLASSES) - 1)).round().long()
 
+    detect, segment = by_classes(classes, SEG_INDEX)
     return Readers(
         maps={
             "canny": lambda pictures: stack([canny(image) for image in unstack(pictures)]),
@@ -52,6 +60,10 @@ def blind_readers() -> Readers:
         embed_pictures=lambda pictures: pictures.mean((2, 3)) + 0.1,
         embed_texts=lambda texts: torch.ones(len(texts), 3),
         pristine=load_pristine(),
+        features=lambda pictures: pictures.mean((2, 3)),
+        features_of="colour",
+        detect=detect,
+        segment=segment,
     )
 
 
@@ -64,11 +76,12 @@ def test_every_suite_makes_and_scores(name: str, tmp_path: Path) -> None:
     suite = SUITES[name]
     tasks = suite.tasks(3, METHODS)
     assert len({task.key for task in tasks}) == len(tasks)
-    make(tasks, lambda chunk: [noise(task) for task in chunk], tmp_path)
+    make(tasks, in_turn(lambda chunk: [noise(task) for task in chunk]), tmp_path)
     rows = suite.score(reader(tmp_path), 3, METHODS, blind_readers())
     assert len({(row.name, row.case) for row in rows}) == len(rows)
     for row in rows:
-        assert all(len(metric.rows) == 3 for metric in row.metrics), row
+        wanted = 9 if row.case == "all levels" else 3
+        assert all(len(metric.rows) == wanted for metric in row.metrics), row
 
 
 def test_methods_share_seeds_and_cases() -> None:
@@ -92,14 +105,14 @@ def test_a_killed_run_continues(tmp_path: Path) -> None:
         return [noise(task) for task in chunk]
 
     with pytest.raises(KeyboardInterrupt):
-        make(tasks, maker, tmp_path / "cut", batch=2)
+        make(tasks, in_turn(maker), tmp_path / "cut", batch=2)
     seen_before, heard = list(seen), []
     seen.clear()
-    make(tasks, lambda chunk: seen.extend(t.key for t in chunk) or [noise(t) for t in chunk], tmp_path / "cut", 2,
-         lambda done, total: heard.append((done, total)))  # fmt: skip
+    recorded = in_turn(lambda chunk: seen.extend(t.key for t in chunk) or [noise(t) for t in chunk])
+    make(tasks, recorded, tmp_path / "cut", 2, lambda done, total: heard.append((done, total)))
     assert not set(seen) & set(seen_before)
     assert heard[-1] == (len(tasks), len(tasks))
-    make(tasks, lambda chunk: [noise(task) for task in chunk], tmp_path / "whole", batch=5)
+    make(tasks, in_turn(lambda chunk: [noise(task) for task in chunk]), tmp_path / "whole", batch=5)
     scores = [
         [metric.compute()
          for row in fusion.conflicting(pairs).score(reader(tmp_path / run), 3, METHODS, blind_readers())
@@ -114,7 +127,7 @@ def test_batches_hold_one_sort_of_task(tmp_path: Path) -> None:
         assert len({(task.method.name, tuple(task.images)) for task in chunk}) == 1
         return [noise(task) for task in chunk]
 
-    make(TinyQuality(lambda x: x).tasks(2), maker, tmp_path)
+    make(TinyQuality(lambda x: x).tasks(2), in_turn(maker), tmp_path)
 
 
 def test_perfect_pictures_reach_the_ceiling(tmp_path: Path) -> None:
@@ -129,7 +142,7 @@ def test_perfect_pictures_reach_the_ceiling(tmp_path: Path) -> None:
             made.append(scene(task.seed).image if kind in CONTROLS else scene(start + 500).image)
         return made
 
-    make(suite.tasks(4), maker, tmp_path)
+    make(suite.tasks(4), in_turn(maker), tmp_path)
     rows = {row.name: row for row in suite.score(reader(tmp_path), 4, (), blind_readers())}
     for kind in ("canny", "hed"):
         values = {metric.name: metric.compute() for metric in rows[kind].metrics}
@@ -142,3 +155,59 @@ def test_a_folder_belongs_to_one_runs_settings(tmp_path: Path) -> None:
     settle(tmp_path, {"steps": 20, "weights": "ab"})
     with pytest.raises(UserError, match="steps: 20 -> 50"):
         settle(tmp_path, {"steps": 50, "weights": "ab"})
+
+
+def test_costs_are_medians_and_maxima_by_method(tmp_path: Path) -> None:
+    assert costs(tmp_path) == {"seconds_a_picture": {}, "peak_mb": {}}
+    tasks = fusion.conflicting(pairs).tasks(2, METHODS)
+    make(tasks, in_turn(lambda chunk: [noise(task) for task in chunk]), tmp_path, batch=1)
+    found = costs(tmp_path)
+    assert set(found["seconds_a_picture"]) == set(found["peak_mb"]) == {method.name for method in METHODS}
+    assert all(seconds > 0 for seconds in found["seconds_a_picture"].values())
+
+
+def truthful_readers() -> Readers:
+    """Readers that know the layout suite's scenes by their picture."""
+    known = {one.image.tobytes(): one.seg for level in scene_levels().values() for case in level(3)
+             if (one := scene(case.number, content="things", style="photo"))}  # fmt: skip
+    detect, segment = by_classes(
+        lambda pictures: torch.from_numpy(np.stack([known[image.tobytes()] for image in unstack(pictures)])).long(),
+        SEG_INDEX,
+    )
+    return replace(blind_readers(), detect=detect, segment=segment)
+
+
+def test_layouts_of_real_scenes_succeed_and_noise_fails(tmp_path: Path) -> None:
+    suite = LayoutSuite(scene_levels())
+    tasks = suite.tasks(3)
+    real = in_turn(lambda chunk: [scene(task.seed, content="things", style="photo").image for task in chunk])
+    make(tasks, real, tmp_path / "real")
+    rows = suite.score(reader(tmp_path / "real"), 3, (), truthful_readers())
+    assert [row.case for row in rows] == ["L2", "L3", "L4", "all levels"]
+    success, overlap, _ = rows[-1].metrics
+    assert success.compute() > 0.85  # a thing behind another of its kind is one patch with it
+    assert overlap.compute() > 0.85
+    assert success.rows[:, 2].tolist() == [2] * 3 + [3] * 3 + [4] * 3
+    make(tasks, in_turn(lambda chunk: [noise(task) for task in chunk]), tmp_path / "noise")
+    rows = suite.score(reader(tmp_path / "noise"), 3, (), blind_readers())
+    assert rows[-1].metrics[0].compute() == 0
+
+
+@pytest.mark.filterwarnings("ignore::counterpoint.sampling.prompt.PromptCut")
+def test_asymmetry_is_each_cases_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = random_parts(controls=2)
+    networks = parts.pop("networks")
+    for model in (parts["unet"], parts["vae"], parts["text_encoder"], *networks):
+        model.double()
+    pipe = Pipeline(**parts, controls=dict(zip(("pose", "seg"), networks, strict=True)))
+    suite, tables = conservativity.Conservativity(pipe, pairs), []
+    for size in (3, 2):
+        monkeypatch.setattr(conservativity, "_CHUNK", size)
+        tables.append(suite.score(reader(Path("nowhere")), 3, (), blind_readers()))
+    assert suite.tasks(3) == []
+    assert [row.name for row in tables[0]] == ["pose", "seg"]
+    for one, two in zip(*tables, strict=True):
+        torch.testing.assert_close(one.metrics[0].rows, two.metrics[0].rows, rtol=1e-4, atol=0)
+        found = {metric.name: metric.compute() for metric in one.metrics}
+        assert found["asym"] > 0
+        assert 0 < found["nasym"] < 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, fuse
 from counterpoint.evaluation.statistics import bootstrap
 from counterpoint.fusion import FUSIONS
+from counterpoint.metrics.cost import measuring
 from counterpoint.models.load import load_components, load_controls
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.types import Fusion, Moment
@@ -45,13 +45,11 @@ def alternate(
     peaks: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
         for place, (name, case) in enumerate(cases.items()):
-            _forget_peak(device)
-            began = time.perf_counter()
-            case()
-            _wait(device)
+            with measuring(device) as cost:
+                case()
             if number:
-                taken[name].append(time.perf_counter() - began)
-            peaks[name].append(_peak(device) or 0.0)
+                taken[name].append(cost.seconds)
+            peaks[name].append(cost.peak_mb or 0.0)
             if listen is not None:
                 listen(number * len(cases) + place + 1, (rounds + 1) * len(cases))
     return {name: Timing(taken[name], max(peaks[name]) or None) for name in cases}
@@ -169,29 +167,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
-
-
-def _forget_peak(device: torch.device) -> None:
-    """Let CUDA, or the kernel, begin a new maximum."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif os.access("/proc/self/clear_refs", os.W_OK):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak(device: torch.device) -> float | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if device.type != "cpu" or not os.access("/proc/self/clear_refs", os.W_OK):
-        return None
-    status = Path("/proc/self/status").read_text().splitlines()
-    line = next((line for line in status if line.startswith("VmHWM")), None)
-    return None if line is None else int(line.split()[1]) / 1024
 
 
 def plain(rows: list[dict[str, Any]], baseline: str) -> str:

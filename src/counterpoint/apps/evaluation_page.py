@@ -36,6 +36,7 @@ def page(results: dict[str, Any], strips: Strips) -> str:
         results=results,
         tables=tables(results["rows"]),
         pace=results.get("seconds_a_picture", {}),
+        memory=results.get("peak_mb", {}),
         strips=strips,
         others=[strip for sort, several in strips.items() if sort not in shown for strip in several],
         best=_best,

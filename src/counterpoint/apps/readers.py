@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,25 @@ from transformers import (
 )
 
 from counterpoint import models
+from counterpoint.apps.detectors import by_classes, load_detector, load_mask_generator
 from counterpoint.conditions.openpose import draw_pose
 from counterpoint.conditions.plain import PLAIN, Extract
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.data.scenes.maps import SEG_PALETTE
-from counterpoint.data.scenes.vocabulary import PERSON
+from counterpoint.data.scenes.vocabulary import PERSON, SEG_INDEX
 from counterpoint.evaluation.suite import Readers, stack, unstack
 from counterpoint.metrics.maps import nearest_colour
 from counterpoint.metrics.niqe import Pristine
+from counterpoint.models.inception import load_inception
 from counterpoint.models.load import load_diffusers
+from counterpoint.models.perception import Reading
 from counterpoint.types import Image, UserError
 
 READ = ("depth", "seg")
 """Kinds of control whose reader a user names; canny and soft edges need no network."""
+_CPU = torch.device("cpu")
+FIND = ("detect", "segment")
+"""What else a user names a network for: what finds things, and what cuts them out."""
 Read = Callable[[Tensor], Tensor]
 """What reads condition images back from pictures, both ``(b, 3, h, w)`` in 0..1."""
 Maps = dict[str, Read]
@@ -55,14 +62,14 @@ def of_one(read: Read) -> Extract:
 _EDGES = {kind: of_many(PLAIN[kind]) for kind in ("canny", "hed")}
 
 
-def check_named(named: Mapping[str, object]) -> None:
-    """Hold the kinds for which readers are named against those that can be.
+def check_named(named: Mapping[str, object], known: Sequence[str] = READ) -> None:
+    """Hold what readers are named for against what they can be.
 
     Raises:
         UserError: there is no reader of such a kind.
     """
-    if unknown := sorted(set(named) - set(READ)):
-        raise UserError(f"--reader {unknown[0]}: readers are named for {' and '.join(READ)}")
+    if unknown := sorted(set(named) - set(known)):
+        raise UserError(f"--reader {unknown[0]}: readers are named for {', '.join(known)}")
 
 
 def control_readers(folder: Path, named: Mapping[str, Path]) -> Maps:
@@ -72,64 +79,97 @@ def control_readers(folder: Path, named: Mapping[str, Path]) -> Maps:
         UserError: a named folder holds no such model, or there is no reader of such a kind.
     """
     check_named(named)
-    own = _judge(folder)[0] if (folder / "judges" / "a").is_dir() else {}
-    makers = {"depth": _depths, "seg": lambda path: _coloured(_segmenter(path), ADE20K_PALETTE)}
-    return {**_EDGES, **own, **{kind: makers[kind](path) for kind, path in named.items()}}
+    own = _judge(folder, _CPU)[0] if (folder / "judges" / "a").is_dir() else {}
+    makers = {"depth": _depths, "seg": lambda path, device: _coloured(_segmenter(path, device), ADE20K_PALETTE)}
+    return {**_EDGES, **own, **{kind: makers[kind](path, _CPU) for kind, path in named.items()}}
 
 
-def _judge(folder: Path) -> tuple[Maps, Read]:
+def _judge(folder: Path, device: torch.device) -> tuple[Maps, Read]:
     """A family's judge as readers of controls, and of classes."""
-    judge = load_diffusers(folder / "judges" / "a").eval()
+    judge = load_diffusers(folder / "judges" / "a").eval().to(device)
+
+    def read(pictures: Tensor) -> Reading:
+        return judge(pictures.to(device) * 2 - 1)
 
     def classes(pictures: Tensor) -> Tensor:
-        return judge(pictures * 2 - 1).seg.argmax(1)
+        return read(pictures).seg.argmax(1).cpu()
 
     return {
-        "depth": lambda pictures: judge(pictures * 2 - 1).depth.expand(-1, 3, -1, -1),
+        "depth": lambda pictures: read(pictures).depth.expand(-1, 3, -1, -1).cpu(),
         "seg": _coloured(classes, SEG_PALETTE),
-        "pose": lambda pictures: stack([_drawn(joints) for joints in judge(pictures * 2 - 1).joints]),
+        "pose": lambda pictures: stack([_drawn(joints) for joints in read(pictures).joints.cpu()]),
     }, classes
 
 
-def family_readers(folder: Path) -> Readers:
+def family_readers(folder: Path, device: torch.device = _CPU) -> Readers:
     """The judge and the towers of a family's folder as readers of its pictures."""
-    maps, classes = _judge(folder)
-    parts = [folder / part for part in ("image_encoder", "text_encoder", "tokenizer")]
-    return _readers(maps, classes, PERSON, SEG_PALETTE, parts)
+    maps, classes = _judge(folder, device)
+    embed_pictures, embed_texts = load_clip(
+        *(folder / part for part in ("image_encoder", "text_encoder", "tokenizer")), device
+    )
+    detect, segment = by_classes(classes, SEG_INDEX)
+    return Readers(
+        maps={**_EDGES, **maps},
+        person=lambda pictures: classes(pictures) == PERSON,
+        classes=classes,
+        classes_of=partial(_classes_of, SEG_PALETTE),
+        embed_pictures=embed_pictures,
+        embed_texts=embed_texts,
+        pristine=load_pristine(),
+        features=embed_pictures,
+        features_of="tower",
+        detect=detect,
+        segment=segment,
+    )
 
 
-def user_readers(folders: Mapping[str, Path], clip: Path) -> Readers:
+def user_readers(
+    folders: Mapping[str, Path], clip: Path, inception: Path | None = None, device: torch.device = _CPU
+) -> Readers:
     """Networks in transformers' folders as readers of pictures of any size.
 
     Args:
         folders: ``depth`` -> a depth estimator whose output grows towards the viewer (DPT, Depth Anything), stretched
-            to 0..1 a picture; ``seg`` -> a segmenter with ADE20K's 150 classes. One that is not named is missed when
-            it is needed.
+            to 0..1 a picture; ``seg`` -> a segmenter with ADE20K's 150 classes; ``detect`` -> GroundingDINO;
+            ``segment`` -> SAM. One that is not named is missed when it is needed.
         clip: a CLIP model.
+        inception: file with the Inception weights, for distances between sets; without it they stand on CLIP.
+        device: where the networks run.
 
     Raises:
         UserError: a folder holds no such model.
     """
-    classes = _segmenter(folders["seg"]) if "seg" in folders else _absent("seg")
-    maps = {
-        "depth": _depths(folders["depth"]) if "depth" in folders else _absent("depth"),
-        "seg": _coloured(classes, ADE20K_PALETTE),
+    made: dict[str, Any] = {
+        kind: make(folders[kind], device) if kind in folders else _absent(kind)
+        for kind, make in {
+            "depth": _depths,
+            "seg": _segmenter,
+            "detect": load_detector,
+            "segment": load_mask_generator,
+        }.items()
     }
-    return _readers(maps, classes, _PERSON_OF_ADE20K, ADE20K_PALETTE, [clip] * 3)
-
-
-def _readers(maps: Maps, classes: Read, person: int, palette: np.ndarray, clip: Sequence[Path]) -> Readers:
-    """All that looks at pictures, from what tells classes apart, which of them is a person, and CLIP's three parts."""
-    embed_pictures, embed_texts = load_clip(*clip)
+    embed_pictures, embed_texts = load_clip(clip, clip, clip, device)
+    features = embed_pictures
+    if inception is not None:
+        network = load_inception(inception).to(device)
+        features = torch.no_grad()(lambda pictures: network(pictures.to(device)).cpu())
     return Readers(
-        maps={**_EDGES, **maps},
-        person=lambda pictures: classes(pictures) == person,
-        classes=classes,
-        classes_of=lambda images: nearest_colour(torch.from_numpy(np.stack(images)), torch.tensor(palette)),
+        maps={**_EDGES, "depth": made["depth"], "seg": _coloured(made["seg"], ADE20K_PALETTE)},
+        person=lambda pictures: made["seg"](pictures) == _PERSON_OF_ADE20K,
+        classes=made["seg"],
+        classes_of=partial(_classes_of, ADE20K_PALETTE),
         embed_pictures=embed_pictures,
         embed_texts=embed_texts,
         pristine=load_pristine(),
+        features=features,
+        features_of="clip" if inception is None else "inception",
+        detect=made["detect"],
+        segment=made["segment"],
     )
+
+
+def _classes_of(palette: np.ndarray, images: Sequence[Image]) -> Tensor:
+    return nearest_colour(torch.from_numpy(np.stack(images)), torch.tensor(palette))
 
 
 def _coloured(classes: Read, palette: np.ndarray) -> Read:
@@ -137,9 +177,9 @@ def _coloured(classes: Read, palette: np.ndarray) -> Read:
     return lambda pictures: stack(list(palette[classes(pictures).numpy()]))
 
 
-def _depths(folder: Path) -> Read:
+def _depths(folder: Path, device: torch.device) -> Read:
     """A depth estimator in transformers' folder as a reader, stretched to 0..1 a picture."""
-    depth = _load(folder, AutoModelForDepthEstimation)
+    depth = _load(folder, device, AutoModelForDepthEstimation)
 
     def depths(pictures: Tensor) -> Tensor:
         near = depth(pictures, "post_process_depth_estimation", "predicted_depth")[:, None]
@@ -152,16 +192,16 @@ def _depths(folder: Path) -> Read:
 _PERSON_OF_ADE20K = 12
 
 
-def _segmenter(folder: Path) -> Read:
-    read = _load(folder, AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation)
+def _segmenter(folder: Path, device: torch.device) -> Read:
+    read = _load(folder, device, AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation)
     return lambda pictures: read(pictures, "post_process_semantic_segmentation", None)
 
 
-def _load(folder: Path, *kinds: Any) -> Callable[[Tensor, str, str | None], Tensor]:
+def _load(folder: Path, device: torch.device, *kinds: Any) -> Callable[[Tensor, str, str | None], Tensor]:
     """A network with its own pre- and post-processing: ``(pictures, name of the latter, its key) -> (b, h, w)``."""
     for kind in kinds:
         try:
-            network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+            network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().to(device)
             break
         except ValueError:
             continue
@@ -178,10 +218,10 @@ def _load(folder: Path, *kinds: Any) -> Callable[[Tensor, str, str | None], Tens
 
     @torch.no_grad()
     def read(pictures: Tensor, finish: str, key: str | None) -> Tensor:
-        given = processor(images=unstack(pictures), return_tensors="pt")
+        given = processor(images=unstack(pictures), return_tensors="pt").to(device)
         sizes = [tuple(pictures.shape[2:])] * len(pictures)
         found = getattr(processor, finish)(network(**given), target_sizes=sizes)
-        return torch.stack([one[key] if key else one for one in found])
+        return torch.stack([one[key] if key else one for one in found]).cpu()
 
     return read
 
@@ -194,7 +234,7 @@ def _absent(kind: str) -> Callable[..., Tensor]:
 
 
 def load_clip(
-    vision: Path, text: Path, tokenizer: Path
+    vision: Path, text: Path, tokenizer: Path, device: torch.device = _CPU
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
     """A CLIP in the folders of its parts: embeddings of pictures ``(b, 3, h, w)`` in 0..1, and of texts.
 
@@ -205,8 +245,8 @@ def load_clip(
     """
     safe = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     try:
-        see = CLIPVisionModelWithProjection.from_pretrained(vision, **safe).eval()
-        read = CLIPTextModelWithProjection.from_pretrained(text, **safe).eval()
+        see = CLIPVisionModelWithProjection.from_pretrained(vision, **safe).eval().to(device)
+        read = CLIPTextModelWithProjection.from_pretrained(text, **safe).eval().to(device)
         words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
         settings = json.loads((vision / "preprocessor_config.json").read_text())
         mean, deviation = (torch.tensor(settings[name])[:, None, None] for name in ("image_mean", "image_std"))
@@ -217,10 +257,11 @@ def load_clip(
 
     def embed_pictures(pictures: Tensor) -> Tensor:
         small = F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        return see(pixel_values=(small - mean) / deviation).image_embeds
+        return see(pixel_values=((small - mean) / deviation).to(device)).image_embeds.cpu()
 
     def embed_texts(texts: Sequence[str]) -> Tensor:
-        return read(**words(list(texts), padding="longest", truncation=True, return_tensors="pt")).text_embeds
+        given = words(list(texts), padding="longest", truncation=True, return_tensors="pt").to(device)
+        return read(**given).text_embeds.cpu()
 
     return embed_pictures, embed_texts
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoint.api import load
-from counterpoint.apps.readers import family_readers, of_one, user_readers
+from counterpoint.api import find_device, load
+from counterpoint.apps.cluster import on_ray
+from counterpoint.apps.readers import FIND, READ, check_named, family_readers, of_one, user_readers
 from counterpoint.apps.record import write_json
 from counterpoint.data import pairs
+from counterpoint.data.layouts import Levels, read_mig_bench, scene_levels
 from counterpoint.data.published import SETS, PublishedCases
+from counterpoint.evaluation.make import Executor, in_turn
 from counterpoint.evaluation.suite import Readers, Suite, Task, stack
 from counterpoint.evaluation.suites import fusion
+from counterpoint.evaluation.suites.conservativity import Conservativity
+from counterpoint.evaluation.suites.layout import LayoutSuite
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
 from counterpoint.fusion import get_fusion
 from counterpoint.models.load import locate
@@ -27,21 +33,73 @@ from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The model of a suite and what it is shown, as a user named them; a worker elsewhere builds the same from it.
+
+    Attributes:
+        model: as :func:`counterpoint.load` takes it.
+        controls: kind -> ControlNet; the tiny family brings its own.
+        data: published set -> its folder.
+        layouts: a COCO-MIG file.
+        readers: what is read -> network; from pictures, and from photos where no map was published.
+        clip: a CLIP model.
+        inception: file with the Inception weights.
+        steps: of sampling.
+        guidance_scale: likewise.
+        device: where models run.
+        dtype: of the model.
+    """
+
+    model: str = "tiny"
+    controls: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Path] = field(default_factory=dict)
+    layouts: Path | None = None
+    readers: Mapping[str, Path] = field(default_factory=dict)
+    clip: Path | None = None
+    inception: Path | None = None
+    steps: int = 20
+    guidance_scale: float = 7.5
+    device: str = "cpu"
+    dtype: str = "fp32"
+
+    @property
+    def published(self) -> bool:
+        """Whether it is about pictures of the world, not scenes."""
+        return bool(self.data or self.layouts)
+
+    def pipeline(self) -> Pipeline:
+        """The model with its controls."""
+        controls = self.controls if self.published else CONTROLS
+        return load(self.model, controls, device=self.device, dtype=self.dtype)
+
+    def maker(self) -> PipelineMaker:
+        """What makes pictures."""
+        return PipelineMaker(self.pipeline(), self.steps, self.guidance_scale)
+
+
 @dataclass(frozen=True, eq=False)
 class Bench:
     """What a suite runs on.
 
     Attributes:
-        pipe: the model.
-        readers: what looks at its pictures.
+        maker: makes pictures with the model.
+        readers: what looks at them.
         cases: what they are of.
-        identity: what two runs must have in common to be one: hashes of weights, folders of data.
+        levels: layouts by their number of instances.
+        identity: what two runs must have in common to be one: hashes of weights, folders of data, settings.
     """
 
-    pipe: Pipeline
+    maker: PipelineMaker
     readers: Readers
     cases: fusion.Cases
-    identity: dict[str, str]
+    levels: Levels
+    identity: dict[str, Any]
+
+    @property
+    def pipe(self) -> Pipeline:
+        """The model."""
+        return self.maker.pipe
 
 
 SUITES: dict[str, Callable[[Bench], Suite]] = {
@@ -49,6 +107,8 @@ SUITES: dict[str, Callable[[Bench], Suite]] = {
     "complementary": lambda bench: fusion.complementary(bench.cases).only(bench.pipe.controls),
     "silent": lambda bench: fusion.silent(bench.cases).only(bench.pipe.controls),
     "single": lambda bench: fusion.single(bench.cases).only(bench.pipe.controls),
+    "layout": lambda bench: LayoutSuite(bench.levels),
+    "conservativity": lambda bench: Conservativity(bench.pipe, bench.cases),
     "tiny-quality": lambda bench: _tiny_quality(bench),
 }
 """Name -> suite on a bench; sorts of cases whose controls the model lacks are left out."""
@@ -81,42 +141,69 @@ class PipelineMaker:
         return list(np.rint(output.images * 255).astype(np.uint8))
 
 
-def family_bench(model: str) -> Bench:
-    """A family with its own ControlNets, judge and towers, on procedural scenes.
+def make_bench(source: Source) -> Bench:
+    """Load what a source names.
 
-    Raises:
-        UserError: the folder lacks a part.
-    """
-    folder = locate(model)
-    return Bench(load(model, CONTROLS), family_readers(folder), pairs, {"weights": _hash([folder])})
-
-
-def published_bench(
-    model: str, controls: Mapping[str, str], data: Mapping[str, Path], readers: Mapping[str, Path], clip: Path | None
-) -> Bench:
-    """Any model with ControlNets, on published photos.
-
-    Args:
-        model: as :func:`counterpoint.load` takes it.
-        controls: kind -> ControlNet.
-        data: published set -> its folder.
-        readers: kind -> network that reads it from pictures, and from photos where no map was published.
-        clip: a CLIP model.
+    A family comes with its own ControlNets, judge and towers, on procedural scenes; any other model is shown published
+    photos or layouts, with ControlNets and readers that the user names.
 
     Raises:
         UserError: something is missing; the message names it.
     """
-    if unknown := sorted(set(data) - set(SETS)):
-        raise UserError(f"unknown data set {unknown[0]!r}; there are {', '.join(SETS)}")
-    if clip is None or not controls:
-        raise UserError("published photos need --controlnet KIND=FOLDER, once a control, and --clip FOLDER")
-    pipe, looks = load(model, controls), user_readers(readers, clip)
-    size = pipe.native_size
+    return _published(source) if source.published else _family(source)
 
+
+def _family(source: Source) -> Bench:
+    if source.controls or source.readers or source.clip or source.inception:
+        raise UserError("--controlnet, --reader, --clip and --inception belong to --data or --layouts; scenes bring "
+                        "their own")  # fmt: skip
+    folder = locate(source.model)
+    readers = family_readers(folder, find_device(source.device))
+    return Bench(source.maker(), readers, pairs, scene_levels(), _identity(source, [folder]))
+
+
+def _published(source: Source) -> Bench:
+    if unknown := sorted(set(source.data) - set(SETS)):
+        raise UserError(f"unknown data set {unknown[0]!r}; there are {', '.join(SETS)}")
+    if source.clip is None or (source.data and not source.controls):
+        raise UserError("published photos need --controlnet KIND=FOLDER, once a control, and --clip FOLDER")
+    check_named(source.readers, READ + FIND)
+    levels = {} if source.layouts is None else read_mig_bench(source.layouts)
+    looks = user_readers(source.readers, source.clip, source.inception, find_device(source.device))
+    maker = source.maker()
+    size = maker.pipe.native_size
     extract = {kind: of_one(looks.maps[kind]) for kind in ("canny", "hed", "depth", "seg")}
-    cases = PublishedCases({name: SETS[name](folder, size) for name, folder in data.items()}, extract)
-    weights = _hash([locate(source) for source in (model, *controls.values())])
-    return Bench(pipe, looks, cases, {"weights": weights, **{name: str(folder) for name, folder in data.items()}})
+    cases = PublishedCases({name: SETS[name](folder, size) for name, folder in source.data.items()}, extract)
+    weights = [locate(place) for place in (source.model, *source.controls.values())]
+    return Bench(maker, looks, cases, levels, _identity(source, weights))
+
+
+def _identity(source: Source, weights: Sequence[Path]) -> dict[str, Any]:
+    places = {**source.data, **({} if source.layouts is None else {"layouts": source.layouts})}
+    return {
+        "weights": _hash(weights),
+        **{name: str(place) for name, place in places.items()},
+        "steps": source.steps,
+        "guidance_scale": source.guidance_scale,
+        "dtype": source.dtype,
+    }
+
+
+def make_suite(name: str, bench: Bench) -> Suite:
+    """A suite by name.
+
+    Raises:
+        UserError: the bench has nothing for it.
+    """
+    if name == "layout" and not bench.levels:
+        raise UserError("this suite needs --layouts mig_bench.json, or scenes")
+    return SUITES[name](bench)
+
+
+def executor(source: Source, maker: PipelineMaker, ray: str | None) -> Executor:
+    """Who makes a suite's pictures: this process, or workers of a Ray cluster."""
+    device = find_device(source.device)
+    return in_turn(maker, device) if ray is None else on_ray(ray, partial(Source.maker, source), device)
 
 
 def settle(folder: Path, settings: dict[str, Any]) -> None:
@@ -146,7 +233,7 @@ def _tiny_quality(bench: Bench) -> Suite:
 def _round_trip(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def after(pictures: Tensor) -> Tensor:
-        return pipe.decode(pipe.encode(pictures * 2 - 1), "pt")
+        return pipe.decode(pipe.encode(pictures * 2 - 1), "pt").float().cpu()
 
     return after
 

@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 
 from counterpoint.evaluation.suite import Finished, Maker, Task
+from counterpoint.metrics.cost import Cost, measuring
 from counterpoint.types import Image
 
-_TIMES = "times.jsonl"
+_COSTS = "costs.jsonl"
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A batch of tasks, their pictures and what they cost."""
+
+    tasks: Sequence[Task]
+    pictures: Sequence[Image]
+    cost: Cost
+
+
+Executor = Callable[[Sequence[Sequence[Task]]], Iterator[Made]]
+"""Makes batches, in any order, and hands each over when it is done."""
+
+
+def made_by(maker: Maker, device: torch.device, tasks: Sequence[Task]) -> Made:
+    """One batch, made here."""
+    with measuring(device) as cost:
+        pictures = maker(tasks)
+    return Made(tasks, pictures, cost)
+
+
+def in_turn(maker: Maker, device: torch.device = _CPU) -> Executor:
+    """The executor that needs nothing: one batch after the other, in this process."""
+    return lambda batches: (made_by(maker, device, batch) for batch in batches)
 
 
 def make(
     tasks: Sequence[Task],
-    maker: Maker,
+    execute: Executor,
     folder: Path,
     batch: int = 16,
     listen: Callable[[int, int], None] | None = None,
@@ -29,35 +58,42 @@ def make(
 
     Args:
         tasks: what to make; keys are unique.
-        maker: makes pictures.
+        execute: who makes it.
         folder: where they go.
         batch: pictures at a time.
         listen: hears ``(pictures done, pictures in all)``.
     """
     missing = [task for task in tasks if not _path(folder, task.key).exists()]
     done = len(tasks) - len(missing)
-    for chunk in _chunks(missing, batch):
-        began = time.perf_counter()
-        pictures = maker(chunk)
-        _note(folder, chunk[0].method.name, len(chunk), time.perf_counter() - began)
-        for task, picture in zip(chunk, pictures, strict=True):
+    for made in execute(list(_batches(missing, batch))):
+        _note(folder, made)
+        for task, picture in zip(made.tasks, made.pictures, strict=True):
             path = _path(folder, task.key)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             PIL.Image.fromarray(picture).save(partial, "PNG")
             partial.replace(path)
-        done += len(chunk)
+        done += len(made.tasks)
         if listen is not None:
             listen(done, len(tasks))
 
 
-def seconds_a_picture(folder: Path) -> dict[str, float]:
-    """Method -> seconds that a picture took in its batch, the median over batches."""
-    lines = [json.loads(line) for line in (folder / _TIMES).read_text().splitlines()]
-    paces: dict[str, list[float]] = {}
+def costs(folder: Path) -> dict[str, dict[str, float | None]]:
+    """``seconds_a_picture`` in its batch, the median over batches, and ``peak_mb``, the largest, of every method."""
+    path = folder / _COSTS
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    batches: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
-        paces.setdefault(line["method"], []).append(line["seconds"] / line["pictures"])
-    return {method: median(values) for method, values in paces.items()}
+        batches.setdefault(line["method"], []).append(line)
+    return {
+        "seconds_a_picture": {
+            method: median(one["seconds"] / one["pictures"] for one in several) for method, several in batches.items()
+        },
+        "peak_mb": {
+            method: max((one["peak_mb"] for one in several if one["peak_mb"]), default=None)
+            for method, several in batches.items()
+        },
+    }
 
 
 def reader(folder: Path) -> Finished:
@@ -70,17 +106,19 @@ def reader(folder: Path) -> Finished:
     return read
 
 
-def _note(folder: Path, method: str, pictures: int, seconds: float) -> None:
+def _note(folder: Path, made: Made) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _TIMES).open("a") as file:
-        file.write(json.dumps({"method": method, "pictures": pictures, "seconds": round(seconds, 4)}) + "\n")
+    peak = made.cost.peak_mb and round(made.cost.peak_mb)
+    line = {"method": made.tasks[0].method.name, "pictures": len(made.tasks), "seconds": round(made.cost.seconds, 4)}
+    with (folder / _COSTS).open("a") as file:
+        file.write(json.dumps({**line, "peak_mb": peak}) + "\n")
 
 
 def _path(folder: Path, key: str) -> Path:
     return folder / f"{key}.png"
 
 
-def _chunks(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
+def _batches(tasks: Sequence[Task], size: int) -> Iterator[list[Task]]:
     """Tasks that can share a batch."""
 
     def alike(task: Task) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from counterpoint.data.pairs import Case
 from counterpoint.evaluation.suite import Readers, stack
-from counterpoint.metrics.distribution import kernel_distance
+from counterpoint.metrics.distribution import LEAST, frechet_distance, kernel_distance
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.niqe import ENLARGED, enlarged, is_small, luma, niqe
@@ -91,17 +91,21 @@ def silent_variance(kind: str) -> Metric:
     return Metric(f"tv_silent_{kind}", measure)
 
 
-def region_distance(kind: str) -> Metric:
-    """Between what was made where a control speaks and the same region of the pictures that the control came from."""
+def region_distance(kind: str, features_of: str, n: int) -> Metric:
+    """Between what was made where a control speaks and the same region of the pictures that the control came from.
+
+    On Inception's features it is FID for enough pictures and KID below; on others it is named after them.
+    """
+    is_fid = features_of == "inception" and n >= LEAST
+    distance = frechet_distance if is_fid else kernel_distance
+    name = ("fid" if is_fid else "kid") if features_of == "inception" else f"{features_of}_kid"
 
     def measure(pictures: Tensor, cases: Sequence[Case], readers: Readers) -> Tensor:
         region = _masks([case.active[kind] for case in cases])
         both = (pictures, stack([case.photos[kind] for case in cases]))
-        return torch.stack([readers.embed_pictures(_cut(one, region)) for one in both], 1)
+        return torch.stack([readers.features(_cut(one, region)) for one in both], 1)
 
-    return Metric(
-        f"tower_kid_{kind}", measure, lambda rows: kernel_distance(rows[:, 0], rows[:, 1]), higher=False, distinct=True
-    )
+    return Metric(f"{name}_{kind}", measure, lambda rows: distance(rows[:, 0], rows[:, 1]), higher=False, distinct=True)
 
 
 def _cut(pictures: Tensor, region: Tensor) -> Tensor:

@@ -11,12 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.metrics.coco_mig import Box
 from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.niqe import Pristine
 from counterpoint.types import Image
 
 Pictures = Float[Tensor, "b 3 h w"]
 """Values in 0..1."""
+Names = Sequence[Sequence[str]]
+"""For each picture the names of things."""
+CHUNK = 32
+"""Pictures scored at a time."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,10 @@ class Readers:
         embed_pictures: pictures -> CLIP embeddings ``(b, d)``.
         embed_texts: texts -> CLIP embeddings ``(b, d)``.
         pristine: NIQE's model.
+        features: pictures -> what distances between sets stand on, ``(b, d)``.
+        features_of: whose features they are: ``"inception"``, or what such a distance is called after.
+        detect: pictures and the names of things for each -> for each picture and name the boxes in which one is seen.
+        segment: pictures, names and boxes -> for each picture and box the pixels ``(h, w)`` bool of the thing in it.
     """
 
     maps: Mapping[str, Callable[[Tensor], Tensor]]
@@ -85,6 +94,10 @@ class Readers:
     embed_pictures: Callable[[Tensor], Tensor]
     embed_texts: Callable[[Sequence[str]], Tensor]
     pristine: Pristine
+    features: Callable[[Tensor], Tensor]
+    features_of: str
+    detect: Callable[[Tensor, Names], list[list[list[Box]]]]
+    segment: Callable[[Tensor, Names, Sequence[Sequence[Box]]], list[list[np.ndarray]]]
 
 
 class Maker(Protocol):

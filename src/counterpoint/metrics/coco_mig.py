@@ -28,6 +28,8 @@ COLOURS: dict[str, tuple[Range, ...]] = {
     "brown": (((6, 43, 35), (25, 255, 255)),),
 }
 """The benchmark's ranges in OpenCV's 8-bit HSV, both ends included. Red and brown overlap."""
+RANGES = {**COLOURS, "purple": (((129, 50, 70), (158, 255, 255)),)}
+"""COCO-MIG's colours, and the scenes' purple between its blue and its red."""
 
 
 def has_colour(image: Image, mask: np.ndarray, ranges: Sequence[Range], least: float = 0.2) -> bool:

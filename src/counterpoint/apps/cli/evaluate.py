@@ -12,8 +12,8 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Argument(
-            help="conflicting, complementary, silent, single or tiny-quality; folder, to score files; or leaderboard, "
-            "to gather stored results."
+            help="conflicting, complementary, silent, single, layout, conservativity or tiny-quality; folder, to score "
+            "files; or leaderboard, to gather stored results."
         ),
     ],
     folders: Annotated[
@@ -55,14 +55,25 @@ def evaluate(
         typer.Option(
             "--reader",
             metavar="KIND=FOLDER",
-            help="With --data: what reads depth or seg from pictures.",
+            help="With --data: what reads depth or seg from pictures; with --layouts: detect and segment.",
             show_default=False,
         ),
+    ] = None,
+    layouts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For layout: COCO-MIG's mig_bench.json in place of scenes.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1, max=1000)] = 20,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.", min=0, max=100)] = 7.5,
     batch_size: Annotated[int, typer.Option(help="Pictures made at a time.", min=1, max=1024)] = 16,
-    inception: Annotated[Path | None, typer.Option(metavar="FILE", help="For fid and kid of folders.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Make the pictures on a Ray cluster; local is one on this machine."),
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Inception's weights: for fid and kid of folders and of --data.")
+    ] = None,
     lpips: Annotated[Path | None, typer.Option(metavar="FILE", help="For lpips of folders.")] = None,
     clip: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A CLIP for folders (default the tiny one), or for --data.")
@@ -83,6 +94,7 @@ def evaluate(
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
     from counterpoint.apps.cli.generate import pairs
+    from counterpoint.apps.suites import Source
     from counterpoint.types import UserError
 
     if suite == "leaderboard":
@@ -99,9 +111,20 @@ def evaluate(
     else:
         if folders or metrics:
             raise UserError(f"folders and --metrics belong to evaluate folder, not to the suite {suite!r}")
-        named = [pairs("--controlnet", controlnet), pairs("--data", data), pairs("--reader", read)]
-        methods = _methods(fusion, sweep, gate_silence)
-        results, strips = _run(suite, methods, n, model, named, clip, steps, guidance_scale, batch_size, folder)
+        source = Source(
+            model=model,
+            controls=pairs("--controlnet", controlnet),
+            data={name: Path(place) for name, place in pairs("--data", data).items()},
+            layouts=layouts,
+            readers={name: Path(place) for name, place in pairs("--reader", read).items()},
+            clip=clip,
+            inception=inception,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            device=device,
+            dtype=dtype,
+        )
+        results, strips = _run(suite, source, _methods(fusion, sweep, gate_silence), n, batch_size, ray, folder)
     results = {
         "schema": record.SCHEMA,
         "suite": suite,
@@ -159,46 +182,37 @@ def _score(
 
 
 def _run(
-    suite: str,
-    methods: list[Any],
-    n: int,
-    model: str,
-    named: list[dict[str, str]],
-    clip: Path | None,
-    steps: int,
-    guidance_scale: float,
-    batch_size: int,
-    folder: Path,
+    suite: str, source: Any, methods: list[Any], n: int, batch_size: int, ray: str | None, folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
 
     from counterpoint.apps.cli import output
     from counterpoint.apps.evaluation_page import strips
-    from counterpoint.apps.suites import SUITES, PipelineMaker, settle
-    from counterpoint.evaluation.make import make, reader, seconds_a_picture
+    from counterpoint.apps.suites import SUITES, executor, make_bench, make_suite, settle
+    from counterpoint.evaluation.make import costs, make, reader
     from counterpoint.evaluation.report import records, sentences
     from counterpoint.types import UserError
 
     if suite not in SUITES:
-        raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)} and folder")
-    bench = _bench(model, *named, clip)
-    settings = {"suite": suite, **bench.identity, "steps": steps, "guidance_scale": guidance_scale}
-    chosen = SUITES[suite](bench)
+        raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}, folder and leaderboard")
+    bench = make_bench(source)
+    chosen = make_suite(suite, bench)
+    settings = {"suite": suite, **bench.identity}
     settle(folder, settings)
     with output.progress("making pictures", unit="picture") as listen:
         tasks = chosen.tasks(n, methods)
         known = sorted({label for task in tasks for label in task.images})
         if unknown := sorted({label for method in methods for label in method.weights} - set(known)):
             raise UserError(f"--sweep {unknown[0]}: the suite has no such control; it has {', '.join(known)}")
-        make(tasks, PipelineMaker(bench.pipe, steps, guidance_scale), folder / "pictures", batch_size, listen)
+        make(tasks, executor(source, bench.maker, ray), folder / "pictures", batch_size, listen)
     output.say("scoring")
     with torch.no_grad():
         rows = chosen.score(reader(folder / "pictures"), n, methods, bench.readers)
     return {
         "n": n,
-        "rows": records(rows, model),
+        "rows": records(rows, source.model),
         "differences": sentences(rows),
-        "seconds_a_picture": seconds_a_picture(folder / "pictures"),
+        **costs(folder / "pictures"),
         "settings": settings,
     }, strips(tasks, reader(folder / "pictures"))
 
@@ -215,21 +229,6 @@ def _methods(fusion: list[str] | None, sweep: str | None, gate_silence: bool) ->
         for weights in (_weights(sweep) if sweep else [{}])
         for gated in gates
     ]
-
-
-def _bench(model: str, controls: dict[str, str], data: dict[str, str], read: dict[str, str], clip: Path | None) -> Any:
-    from counterpoint.apps.readers import check_named
-    from counterpoint.apps.suites import family_bench, published_bench
-    from counterpoint.types import UserError
-
-    if not data:
-        if controls or read or clip:
-            raise UserError("--controlnet, --reader and --clip belong to --data SET=FOLDER; scenes bring their own")
-        return family_bench(model)
-    check_named(read)
-    return published_bench(
-        model, controls, *({key: Path(value) for key, value in one.items()} for one in (data, read)), clip
-    )
 
 
 def _weights(sweep: str) -> list[dict[str, float]]:

@@ -14,12 +14,9 @@ from typing import Protocol
 
 from counterpoint.data.pairs import Case, Layout
 from counterpoint.evaluation import measures
-from counterpoint.evaluation.suite import Finished, Method, Readers, Row, Task, stack
+from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack
 from counterpoint.metrics.metric import Metric
 from counterpoint.types import UserError
-
-CHUNK = 32
-"""Cases scored at a time."""
 
 
 class Cases(Protocol):
@@ -50,12 +47,13 @@ class Cases(Protocol):
 class Sort:
     """One sort of cases: their controls, number -> case, and the measures that apply to it.
 
-    A measure takes ``(pictures, cases, readers)`` and gives a row a case.
+    ``metrics`` takes the name of the features that distances stand on, and the number of cases. A measure takes
+    ``(pictures, cases, readers)`` and gives a row a case.
     """
 
     kinds: tuple[str, ...]
     build: Callable[[int], Case]
-    metrics: Callable[[], list[Metric]]
+    metrics: Callable[[str, int], list[Metric]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class FusionSuite:
 
     def _measure(self, finished: Finished, n: int, method: Method, name: str, readers: Readers) -> tuple[Metric, ...]:
         sort = self.sorts[name]
-        metrics = sort.metrics()
+        metrics = sort.metrics(readers.features_of, n)
         for start in range(0, n, CHUNK):
             numbers = range(start, min(start + CHUNK, n))
             cases = [sort.build(number) for number in numbers]
@@ -108,11 +106,11 @@ def _key(method: Method, name: str, number: int) -> str:
     return f"{name}/{method.name.replace(' ', ',')}/{number:05d}"
 
 
-def _conflicting(other: str) -> list[Metric]:
+def _conflicting(other: str, *_: object) -> list[Metric]:
     return [measures.clip(), measures.map_mse(other), measures.person_iou()]
 
 
-def _complementary(kinds: Sequence[str]) -> list[Metric]:
+def _complementary(kinds: Sequence[str], *_: object) -> list[Metric]:
     return [
         measures.source_ssim(),
         measures.naturalness(),
@@ -121,12 +119,13 @@ def _complementary(kinds: Sequence[str]) -> list[Metric]:
     ]
 
 
-def _silent(kinds: Sequence[str]) -> list[Metric]:
-    each = (measures.region_distance, measures.cycle, measures.silent_variance)
+def _silent(kinds: Sequence[str], features_of: str, n: int) -> list[Metric]:
+    distance = partial(measures.region_distance, features_of=features_of, n=n)
+    each = (distance, measures.cycle, measures.silent_variance)
     return [*(measure(kind) for measure in each for kind in kinds), measures.clip()]
 
 
-def _single(kind: str, classes: int) -> list[Metric]:
+def _single(kind: str, classes: int, features_of: str, n: int) -> list[Metric]:
     obeyed = {
         "canny": partial(measures.map_ssim, "canny"),
         "hed": partial(measures.map_ssim, "hed"),
@@ -134,7 +133,7 @@ def _single(kind: str, classes: int) -> list[Metric]:
         "pose": measures.person_iou,
         "seg": partial(measures.class_iou, classes),
     }
-    return [obeyed[kind](), measures.region_distance(kind), measures.clip()]
+    return [obeyed[kind](), measures.region_distance(kind, features_of, n), measures.clip()]
 
 
 def conflicting(cases: Cases) -> FusionSuite:

@@ -19,17 +19,14 @@ from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.reading import background, main_thing
 from counterpoint.data.scenes.render import SPLITS, Scene, scene
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SEG_INDEX
-from counterpoint.evaluation.suite import Finished, Method, Readers, Row, Task, stack
-from counterpoint.metrics.coco_mig import COLOURS, has_colour
+from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack
+from counterpoint.metrics.coco_mig import RANGES, has_colour
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Metric, Reduce, mean
 from counterpoint.metrics.similarity import psnr, ssim
 
 CONTROLS = ("canny", "hed", "depth", "pose", "seg")
-CHUNK = 32
 _CASE = "test scenes"
-_RANGES = {**COLOURS, "purple": (((129, 50, 70), (158, 255, 255)),)}
-"""COCO-MIG's colours, and purple between its blue and its red."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def _prompt(finished: Finished, n: int, readers: Readers) -> tuple[Metric, ...]:
         for number, image, seg in zip(numbers, images, readers.classes(stack(images)).numpy(), strict=True):
             one = _one_thing(number)
             (thing,) = one.instances
-            coloured = has_colour(image, seg == SEG_INDEX[thing.name], _RANGES[thing.colour])
+            coloured = has_colour(image, seg == SEG_INDEX[thing.name], RANGES[thing.colour])
             hits.append((background(seg) == one.layout.background, main_thing(seg) == thing.name, coloured))
         for metric in metrics:
             metric.update(torch.tensor(hits))

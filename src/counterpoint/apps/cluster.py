@@ -1,0 +1,69 @@
+"""A suite's pictures on Ray: the same batches, made by several workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from counterpoint.evaluation.make import Executor, Made, made_by
+from counterpoint.evaluation.suite import Maker, Task
+from counterpoint.types import UserError
+
+
+class _Worker:
+    """Builds its own maker; counts in as many threads as the caller, so that sums come out the same."""
+
+    def __init__(self, build: Callable[[], Maker], device: torch.device, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.maker, self.device = build(), device
+
+    def make(self, tasks: Sequence[Task]) -> Made:
+        return made_by(self.maker, self.device, tasks)
+
+
+def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Executor:
+    """An executor on a Ray cluster.
+
+    Args:
+        address: of the cluster, or ``"local"`` for one on this machine that ends with the run.
+        build: makes the maker, on every worker.
+        device: where the model runs there. On a CPU a worker takes as many cores as this process has threads, on
+            CUDA a whole GPU.
+
+    Raises:
+        UserError: Ray is not installed, no cluster answers, or it has no room for a worker.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError:
+        raise UserError("--ray needs Ray: pip install 'counterpoint[ray]'") from None
+
+    def execute(batches: Sequence[Sequence[Task]]) -> Iterator[Made]:
+        try:
+            ray.init(
+                None if address == "local" else address,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"--ray {address}: no cluster answers there ({str(error).splitlines()[0]})") from None
+        try:
+            threads = torch.get_num_threads()
+            needs = {"GPU": 1.0} if device.type == "cuda" else {"CPU": float(threads)}
+            there = ray.cluster_resources()
+            room = min(int(there.get(name, 0) // amount) for name, amount in needs.items())
+            if not room:
+                wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
+                raise UserError(f"--ray {address}: no room for a worker, which takes {wanted}")
+            worker = ray.remote(num_cpus=needs.get("CPU", 1), num_gpus=needs.get("GPU", 0))(_Worker)
+            pool = ActorPool([worker.remote(build, device, threads) for _ in range(min(room, len(batches)))])
+            yield from pool.map_unordered(lambda actor, batch: actor.make.remote(batch), batches)
+        finally:
+            ray.shutdown()
+
+    return execute

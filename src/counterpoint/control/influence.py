@@ -1,0 +1,49 @@
+"""What one ControlNet adds to the prediction, as a function of what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffusers import ControlNetModel, UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.types import Latents
+
+
+def influence(
+    unet: UNet2DConditionModel,
+    network: ControlNetModel,
+    hint: Float[Tensor, "b 3 _ _"],
+    text: Float[Tensor, "b t d"],
+    timestep: Tensor,
+    latents: Latents,
+) -> Callable[[Latents], Latents]:
+    """The predicted noise as a function of the latents that the ControlNet sees, while the host sees ``latents``.
+
+    Its Jacobian is that part of the prediction's Jacobian which goes through the ControlNet: ``J^c`` of Minimal
+    Impact ControlNet (ICLR 2025, section 4.3), in units of predicted noise.
+
+    Args:
+        unet: the host.
+        network: the control.
+        hint: condition images in 0..1.
+        text: prompt embeddings.
+        timestep: one for all, or one each.
+        latents: noisy latents for the host; they are a constant.
+    """
+    fixed = latents.detach()
+
+    def predicted(seen: Latents) -> Latents:
+        down, mid = network(seen, timestep, text, hint, return_dict=False)
+        made: Tensor = unet(
+            fixed,
+            timestep,
+            text,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            return_dict=False,
+        )[0]
+        return made
+
+    return predicted

@@ -1,0 +1,96 @@
+"""Layouts: which things, in which colours and boxes, a picture should show.
+
+COCO-MIG as Zhou et al. 2024 (MIGC, arXiv:2402.05408) published it, and the same made of scenes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+
+from counterpoint.data.scenes.caption import caption
+from counterpoint.data.scenes.layout import draw_layout
+from counterpoint.data.scenes.render import SPLITS, scene
+from counterpoint.metrics.coco_mig import COLOURS, Box
+from counterpoint.types import UserError
+
+LEAST_SIDE = 1 / 8
+"""Of a box, as a share of the picture: COCO-MIG leaves smaller things out."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One instance: its name without its colour, its colour, and its box ``(x0, y0, x1, y1)`` in 0..1."""
+
+    name: str
+    colour: str
+    box: Box
+
+
+@dataclass(frozen=True)
+class LayoutCase:
+    """A prompt and what it should show where; ``number`` seeds its noise."""
+
+    number: int
+    prompt: str
+    wanted: tuple[Wanted, ...]
+
+
+Levels = Mapping[int, Callable[[int], Sequence[LayoutCase]]]
+"""Number of instances -> the first ``n`` cases with as many."""
+
+
+def scene_levels(split: str = "test") -> Levels:
+    """Two to four things of a scene."""
+
+    def first(level: int, n: int) -> list[LayoutCase]:
+        found = (_of_scene(SPLITS[split].start + number, level) for number in count())
+        return list(islice((case for case in found if case), n))
+
+    return {level: lambda n, level=level: first(level, n) for level in (2, 3, 4)}
+
+
+def _of_scene(number: int, level: int) -> LayoutCase | None:
+    drawn = draw_layout(np.random.Generator(np.random.PCG64(number)), "things", "photo")
+    if len(drawn.members) != level:
+        return None
+    one = scene(number, content="things", style="photo")
+    if any(min(x1 - x0, y1 - y0) < LEAST_SIDE for x0, y0, x1, y1 in (thing.box for thing in one.instances)):
+        return None
+    wanted = tuple(Wanted(thing.name, thing.colour, thing.box) for thing in one.instances)
+    return LayoutCase(number, caption(one.layout, "brief"), wanted)
+
+
+def read_mig_bench(path: Path) -> Levels:
+    """``mig_bench.json`` as it is published: 160 layouts each of two to six instances.
+
+    Raises:
+        UserError: the file is something else.
+    """
+    try:
+        entries = json.loads(path.read_text())
+        cases = [_published(int(key), entry) for key, entry in entries.items()]
+    except (OSError, UnicodeDecodeError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no COCO-MIG file (mig_bench.json): {type(error).__name__} {error}") from None
+    levels: dict[int, list[LayoutCase]] = {}
+    for case in cases:
+        levels.setdefault(len(case.wanted), []).append(case)
+    if not levels or 0 in levels:
+        raise UserError(f"{path} has no layouts, or one without instances")
+    return {level: lambda n, level=level: levels[level][:n] for level in sorted(levels)}
+
+
+def _published(number: int, entry: Mapping[str, object]) -> LayoutCase:
+    wanted = []
+    for segment in entry["segment"]:  # type: ignore[attr-defined]
+        article, colour, name = segment["label"].split(" ", 2)
+        x0, y0, x1, y1 = (float(end) for end in segment["bbox"])
+        if colour not in COLOURS or not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+            raise ValueError(f"entry {number}: {article} {colour} {name} at {segment['bbox']}")
+        wanted.append(Wanted(name, colour, (x0, y0, x1, y1)))
+    return LayoutCase(number, str(entry["caption"]).strip(), tuple(wanted))

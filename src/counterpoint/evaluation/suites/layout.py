@@ -1,0 +1,72 @@
+"""Layouts: does every thing come out where and in which colour it was asked for?
+
+Protocol of COCO-MIG (Zhou et al. 2024, arXiv:2402.05408, section 5): levels by the number of instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from counterpoint.data.layouts import LayoutCase, Levels
+from counterpoint.evaluation import measures
+from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack, unstack
+from counterpoint.metrics.coco_mig import RANGES, has_colour, instance_score, mean_iou, picture_row, success_rate
+from counterpoint.metrics.metric import Metric
+
+_NAME = "prompt"
+
+
+@dataclass(frozen=True)
+class LayoutSuite:
+    """Levels of layouts. The model is told of them by its prompt alone."""
+
+    levels: Levels
+
+    def tasks(self, n: int, _: Sequence[Method] = ()) -> list[Task]:
+        """Seeds are the numbers of the cases."""
+        return [
+            Task(_key(level, case), case.prompt, case.number) for level in self.levels for case in self.levels[level](n)
+        ]
+
+    def score(self, finished: Finished, n: int, _: Sequence[Method], readers: Readers) -> list[Row]:
+        """A row a level, and one over all instances, as the benchmark averages."""
+        overall = _metrics()
+        rows = []
+        for level, first in self.levels.items():
+            metrics, cases = _metrics(), first(n)
+            for start in range(0, len(cases), CHUNK):
+                chunk = cases[start : start + CHUNK]
+                pictures = stack([finished(_key(level, case)) for case in chunk])
+                for metric in (*metrics, *overall):
+                    metric.update(pictures, chunk, readers)
+            rows.append(Row(_NAME, f"L{level}", tuple(metrics)))
+        return [*rows, Row(_NAME, "all levels", tuple(overall))]
+
+
+def _key(level: int, case: LayoutCase) -> str:
+    return f"L{level}/{case.number:08d}"
+
+
+def _metrics() -> list[Metric]:
+    return [Metric("success", _scores, success_rate), Metric("miou", _scores, mean_iou), measures.clip()]
+
+
+def _scores(pictures: Tensor, cases: Sequence[LayoutCase], readers: Readers) -> Tensor:
+    names = [[one.name for one in case.wanted] for case in cases]
+    seen = readers.detect(pictures, names)
+    masks = readers.segment(pictures, names, [[one.box for one in case.wanted] for case in cases])
+    return torch.stack(
+        [
+            picture_row(
+                [
+                    instance_score(one.box, boxes, has_colour(image, mask, RANGES[one.colour]))
+                    for one, boxes, mask in zip(case.wanted, several, shapes, strict=True)
+                ]
+            )
+            for image, case, several, shapes in zip(unstack(pictures), cases, seen, masks, strict=True)
+        ]
+    )

@@ -1,0 +1,36 @@
+"""Ray: the same suite over workers gives the same pictures and the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.prove, pytest.mark.enable_socket]
+
+
+def test_workers_make_the_same_pictures(cli, tiny: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that two workers have room on two cores
+    try:
+        arguments = ["evaluate", "conflicting", "-n", 4, "--steps", 2, "--fusion", "sum", "--batch-size", 2, "--json"]
+        found = []
+        for name, more in (("here", []), ("there", ["--ray", "local"])):
+            status, out, error = cli(*arguments, "--out", tmp_path / name, *more)
+            assert status == 0, error
+            found.append(json.loads(out)["rows"])
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
+    pictures = sorted((tmp_path / "here" / "pictures").rglob("*.png"))
+    assert len(pictures) == 8
+    for path in pictures:
+        assert path.read_bytes() == (tmp_path / "there" / path.relative_to(tmp_path / "here")).read_bytes()
+
+
+def test_no_cluster_is_said(cli, tiny: Path, tmp_path: Path) -> None:
+    status, _, error = cli("evaluate", "conflicting", "-n", 2, "--ray", "127.0.0.1:1", "--out", tmp_path)
+    assert status == 2
+    assert "no cluster answers" in error
