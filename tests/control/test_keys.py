@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.control.keys import at_tokens, inject, injecting_keys, keeping_keys, self_attention
+from counterpoint.control.keys import at_tokens, inject, injecting_keys, keeping_keys, self_attention, split
 
 
 def slow(query: Tensor, own: tuple, theirs: list[tuple], shares: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def test_injection_is_equation_9(k: int, soft: bool) -> None:
     if not soft:  # every place belongs to one foreground or to none
         owner = torch.arange(18).reshape(2, 9) % (k + 1)
         shares = torch.stack([owner == i for i in range(k)]).float()
-    got = inject(query, own, theirs, shares)
+    got = inject(query, own, theirs, split(shares))
     torch.testing.assert_close(got.double(), slow(query, own, theirs, shares), rtol=1e-4, atol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_empty_and_full_masks() -> None:
         (1.0, attend(query, *theirs[0])),
         (0.0, attend(query, *(torch.cat([a, b], 2) for a, b in zip(own, theirs[0], strict=True)))),
     ):
-        got = inject(query, own, theirs, torch.full((1, 2, 9), share))
+        got = inject(query, own, theirs, split(torch.full((1, 2, 9), share)))
         assert got.isfinite().all()
         torch.testing.assert_close(got, wanted)
 
@@ -136,4 +136,4 @@ def test_overlapping_soft_foregrounds_give_numbers() -> None:
     assert (1 - shares.sum(0)).min() < 0, "a case that matters"
     query, *pairs = torch.randn(7, 1, 1, 1024, 8, generator=generator)
     foregrounds = list(zip(pairs[2::2], pairs[3::2], strict=True))
-    assert torch.isfinite(inject(query, (pairs[0], pairs[1]), foregrounds, shares)).all()
+    assert torch.isfinite(inject(query, (pairs[0], pairs[1]), foregrounds, split(shares))).all()

