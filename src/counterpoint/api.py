@@ -67,6 +67,7 @@ def load(
         tokenizer_2=parts.tokenizer_2,
         text_encoder_2=parts.text_encoder_2,
         zero_empty_prompt=parts.zero_empty_prompt,
+        guidance_scale=parts.guidance_scale,
     )
     return pipe.to(where)
 

@@ -63,6 +63,7 @@ def test_generate(cli, maps: Path) -> None:
             assert picture.size == (128, 128)
         recipe = read_recipe(Path(path))
         assert recipe["seed"] == seed
+        assert recipe["request"]["guidance_scale"] > 1, "the model's own, written down"
         assert recipe["request"]["controls"][0]["window"] == [0.0, 0.6]
         assert set(recipe["controls"]) == {"pose", "seg"}
     assert "controlnet" in cli("cite", record["images"][0])[1]

@@ -57,7 +57,7 @@ def test_controls_are_read_back_from_the_picture() -> None:
     maps = control_readers(Path("nowhere"), {})
     canny = maps["canny"](torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255)
     wanted = canny[0].mul(255).byte().permute(1, 2, 0).numpy()
-    result = Result([picture], [0], {"canny": wanted, "depth": wanted}, 0.0, None)  # type: ignore[arg-type]
+    result = Result([picture], [0], {"canny": wanted, "depth": wanted}, 0.0, None, None)  # type: ignore[arg-type]
     readings = read_back(result, maps)
     assert set(readings) == {"canny"}, "nothing reads depth here"
     assert readings["canny"].agreement == pytest.approx(1)

@@ -23,13 +23,19 @@ def rows() -> list[Row]:
     noise = torch.rand(60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     other = torch.rand(60, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return [
-        Row("sum", "pose+seg", (metric("iou", noise), metric("mse_seg", noise, higher=False), metric("clip", noise))),
+        Row(
+            "sum",
+            "pose+seg",
+            (metric("iou", noise), metric("mse_seg", noise, higher=False), metric("clip", noise)),
+            rival=True,
+        ),
         Row(
             "mean",
             "pose+seg",
             (metric("iou", noise + 0.1), metric("mse_seg", noise + 0.1, higher=False), metric("clip", other)),
+            rival=True,
         ),
-        Row("sum", "pose+depth", (metric("iou", noise),)),
+        Row("sum", "pose+depth", (metric("iou", noise),), rival=True),
     ]
 
 
@@ -41,8 +47,14 @@ def test_only_differences_that_hold_are_said(rows: list[Row]) -> None:
 
 
 def test_few_pairs_prove_nothing(rows: list[Row]) -> None:
-    few = [Row(row.name, row.case, tuple(metric(one.name, one.rows[:5]) for one in row.metrics)) for row in rows]
+    few = [Row(row.name, row.case, tuple(metric(one.name, one.rows[:5]) for one in row.metrics), True) for row in rows]
     assert sentences(few) == []
+
+
+def test_parts_are_no_rivals(rows: list[Row]) -> None:
+    """A codec and a judge stand in one table, and have nothing in common."""
+    parts = [*(Row(row.name, row.case, row.metrics) for row in rows[:2]), Row("codec", "pose+seg", rows[2].metrics)]
+    assert sentences(parts) == []
 
 
 def test_records_have_the_documented_form(rows: list[Row]) -> None:

@@ -45,6 +45,23 @@ def test_folder_saved_by_diffusers_equals_diffusers(saved: Path) -> None:
     assert torch.equal(got, wanted)
 
 
+def test_a_model_says_how_it_is_guided(copy: Path) -> None:
+    assert load(str(copy)).guidance_scale == 7.5
+    defaults = copy / "generation_config.json"
+    defaults.write_text('{"guidance_scale": 2.5}')
+    pipe = load(str(copy), scheduler="ddim")
+
+    def made(**how: float) -> torch.Tensor:
+        settings = {"num_inference_steps": 2, "width": 64, "height": 64, "output_type": "latent", **how}
+        return pipe("a person", generator=torch.manual_seed(0), **settings).images
+
+    assert torch.equal(made(), made(guidance_scale=2.5))
+    assert not torch.equal(made(), made(guidance_scale=7.5))
+    defaults.write_text('{"guidance_scale": "much"}')
+    with pytest.raises(UserError, match="guidance_scale"):
+        load(str(copy))
+
+
 def test_lora_changes_the_result_and_scales(saved: Path, tmp_path: Path) -> None:
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict

@@ -31,11 +31,13 @@ def page(results: dict[str, Any], strips: Strips) -> str:
         strips: from :func:`strips`; empty where nothing was made.
     """
     shown = [case for case, _ in tables(results["rows"])]
+    pace = results.get("seconds_a_picture", {})
     return render(
         "evaluation.html",
         results=results,
         tables=tables(results["rows"]),
-        pace=results.get("seconds_a_picture", {}),
+        pace=pace,
+        timed=lambda group: [row for row in group if row["name"] in pace],
         memory=results.get("peak_mb", {}),
         strips=strips,
         others=[strip for sort, several in strips.items() if sort not in shown for strip in several],
@@ -74,13 +76,12 @@ def _best(group: Sequence[Record], name: str) -> float:
 
 def _plot(group: Sequence[Record], name: str, seconds: dict[str, float]) -> dict[str, Any]:
     """Where the marks of quality against seconds a picture lie: shares of the plot, from its lower left corner."""
-    rows = [row for row in group if row["name"] in seconds]
-    values = [row["metrics"][name] for row in rows]
+    values = [row["metrics"][name] for row in group]
     low, high = min(value["low"] for value in values), max(value["high"] for value in values)
-    last, span = 1.2 * max(seconds[row["name"]] for row in rows), (high - low) or 1.0
+    last, span = 1.2 * max(seconds[row["name"]] for row in group), (high - low) or 1.0
     marks = [
         {"name": row["name"], "x": seconds[row["name"]] / last}
         | {end: (value[end] - low) / span for end in ("low", "mean", "high")}
-        for row, value in zip(rows, values, strict=True)
+        for row, value in zip(group, values, strict=True)
     ]
     return {"marks": marks, "last": last, "low": low, "high": high}

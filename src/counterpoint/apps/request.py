@@ -72,7 +72,7 @@ class GenerateRequest(Strict):
     subject_mask: tuple[Path, ...] = ()
     scheduler: str = "unipc"
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
+    guidance_scale: Annotated[float | None, Field(ge=0, le=100)] = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     n: Annotated[int, Field(ge=1, le=64)] = 1
     width: Annotated[int | None, Field(ge=8, le=4096)] = None
@@ -93,8 +93,8 @@ class GenerateRequest(Strict):
 
     @field_validator("guidance_scale", "strength")
     @classmethod
-    def _finite(cls, value: float) -> float:
-        if not math.isfinite(value):
+    def _finite(cls, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
             raise ValueError("must be a finite number")
         return value
 

@@ -28,13 +28,14 @@ Listener = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Result:
     """Pictures with their seeds, the control images as the networks saw them, the seconds that sampling took, the
-    pipeline that did it, and who won where if that was asked."""
+    pipeline that did it, the request with its model's defaults filled in, and who won where if that was asked."""
 
     images: list[PIL.Image.Image]
     seeds: list[int]
     controls: dict[str, Image]
     seconds: float
     pipe: Pipeline
+    request: GenerateRequest
     report: Report | None = None
 
 
@@ -81,6 +82,8 @@ def run(
     subjects = [read_image(path) for path in request.subject_mask]
     regions = [None if control.mask is None else read_image(control.mask) for control in request.controls]
     pipe = pipe or load_for(request)
+    if request.guidance_scale is None:
+        request = request.model_copy(update={"guidance_scale": pipe.guidance_scale})
     width, height = request.width or pipe.native_size, request.height or pipe.native_size
     controls = {
         control.label: _prepared(control, picture, width, height, request.resize, extract.get(control.label))
@@ -122,7 +125,7 @@ def run(
         report=report,
         callback_on_step_end=heard,
     )
-    return Result(output.images, seeds, controls, time.perf_counter() - began, pipe, output.report)
+    return Result(output.images, seeds, controls, time.perf_counter() - began, pipe, request, output.report)
 
 
 def image_hashes(controls: dict[str, Image]) -> dict[str, str]:

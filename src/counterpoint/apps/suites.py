@@ -46,7 +46,7 @@ class Source:
         clip: a CLIP model.
         inception: file with the Inception weights.
         steps: of sampling.
-        guidance_scale: likewise.
+        guidance_scale: likewise; default the model's own.
         device: where models run.
         dtype: of the model.
     """
@@ -59,7 +59,7 @@ class Source:
     clip: Path | None = None
     inception: Path | None = None
     steps: int = 20
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     device: str = "cpu"
     dtype: str = "fp32"
 
@@ -117,8 +117,9 @@ SUITES: dict[str, Callable[[Bench], Suite]] = {
 class PipelineMaker:
     """Makes the pictures of tasks with one model; each picture has its own generator, so batches do not matter."""
 
-    def __init__(self, pipe: Pipeline, steps: int, guidance_scale: float) -> None:
-        self.pipe, self.steps, self.guidance_scale = pipe, steps, guidance_scale
+    def __init__(self, pipe: Pipeline, steps: int, guidance_scale: float | None) -> None:
+        self.pipe, self.steps = pipe, steps
+        self.guidance_scale = pipe.guidance_scale if guidance_scale is None else guidance_scale
 
     def __call__(self, tasks: Sequence[Task]) -> list[Image]:
         """One picture a task; all have the same controls, method and subject."""
@@ -159,7 +160,8 @@ def _family(source: Source) -> Bench:
                         "their own")  # fmt: skip
     folder = locate(source.model)
     readers = family_readers(folder, find_device(source.device))
-    return Bench(source.maker(), readers, pairs, scene_levels(), _identity(source, [folder]))
+    maker = source.maker()
+    return Bench(maker, readers, pairs, scene_levels(), _identity(source, maker, [folder]))
 
 
 def _published(source: Source) -> Bench:
@@ -175,16 +177,16 @@ def _published(source: Source) -> Bench:
     extract = {kind: of_one(looks.maps[kind]) for kind in ("canny", "hed", "depth", "seg")}
     cases = PublishedCases({name: SETS[name](folder, size) for name, folder in source.data.items()}, extract)
     weights = [locate(place) for place in (source.model, *source.controls.values())]
-    return Bench(maker, looks, cases, levels, _identity(source, weights))
+    return Bench(maker, looks, cases, levels, _identity(source, maker, weights))
 
 
-def _identity(source: Source, weights: Sequence[Path]) -> dict[str, Any]:
+def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> dict[str, Any]:
     places = {**source.data, **({} if source.layouts is None else {"layouts": source.layouts})}
     return {
         "weights": _hash(weights),
         **{name: str(place) for name, place in places.items()},
-        "steps": source.steps,
-        "guidance_scale": source.guidance_scale,
+        "steps": maker.steps,
+        "guidance_scale": maker.guidance_scale,
         "dtype": source.dtype,
     }
 

@@ -36,12 +36,12 @@ def _value(metric: Metric) -> dict[str, Any]:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each difference between two methods whose 95 % interval excludes zero.
+    """One sentence for each difference between two rivals whose 95 % interval excludes zero.
 
     Sets of fewer than :data:`FEWEST` pairs get none.
     """
     said = []
-    for first, second in combinations(rows, 2):
+    for first, second in combinations([row for row in rows if row.rival], 2):
         if first.case != second.case or len(first.metrics[0].rows) < FEWEST:
             continue
         for one, two in zip(first.metrics, second.metrics, strict=True):

@@ -62,11 +62,15 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One line of a table: a method, control or part (``name``) on a pair, level or split (``case``)."""
+    """One line of a table: a method, control or part (``name``) on a pair, level or split (``case``).
+
+    ``rival``: whether it competes with the other rows of its case, on the same samples and seeds.
+    """
 
     name: str
     case: str
     metrics: tuple[Metric, ...]
+    rival: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,10 @@ from counterpoint.types import UserError, kind_of
 
 TINY = Path(__file__).parent / "tiny"
 """The tiny family, shipped inside the package."""
+DEFAULTS = "generation_config.json"
+"""File of a model's folder that says how it is best sampled: ``{"guidance_scale": 3.0}``."""
+GUIDANCE = 7.5
+"""Guidance of a model that says nothing, as diffusers has it."""
 _CLASSES = {
     "AutoencoderKL": AutoencoderKL,
     "AutoencoderTiny": AutoencoderTiny,
@@ -40,7 +44,10 @@ _CLASSES = {
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The parts of a Stable Diffusion model, 1.5 or SDXL; ``scheduler`` is the configuration of its noise schedule."""
+    """The parts of a Stable Diffusion model, 1.5 or SDXL.
+
+    ``scheduler`` is the configuration of its noise schedule; ``guidance_scale`` is what suits it.
+    """
 
     vae: AutoencoderKL | AutoencoderTiny
     text_encoder: CLIPTextModel
@@ -51,6 +58,7 @@ class Components:
     tokenizer_2: CLIPTokenizer | None = None
     text_encoder_2: CLIPTextModelWithProjection | None = None
     zero_empty_prompt: bool = False
+    guidance_scale: float = GUIDANCE
 
 
 def load_components(model: str, dtype: torch.dtype = torch.float32, config: str | None = None) -> Components:
@@ -96,7 +104,18 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
         tokenizer_2=CLIPTokenizer.from_pretrained(path / "tokenizer_2", local_files_only=True) if second else None,
         text_encoder_2=_text_encoder(path / "text_encoder_2", dtype, CLIPTextModelWithProjection) if second else None,
         zero_empty_prompt=bool(second and parts.get("force_zeros_for_empty_prompt", True)),
+        guidance_scale=_guidance(path / DEFAULTS),
     )
+
+
+def _guidance(path: Path) -> float:
+    """What a model's file of defaults says, if it has one."""
+    if not path.is_file():
+        return GUIDANCE
+    try:
+        return float(json.loads(path.read_text())["guidance_scale"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} does not hold a number called guidance_scale") from None
 
 
 def load_controls(

@@ -13,6 +13,7 @@ from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from counterpoint.data.scenes.vocabulary import SIZE
+from counterpoint.models.load import DEFAULTS
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.weights import list_hashes
 
@@ -42,6 +43,7 @@ def assemble(runs: Path, out: Path) -> Path:
         _tidy(path)
     _write(out / "scheduler" / "scheduler_config.json", _SCHEDULER)
     _write(out / "model_index.json", _INDEX)
+    _write(out / DEFAULTS, _DEFAULTS)
     _write(out / "hashes.json", list_hashes(out))
     return out
 
@@ -99,6 +101,7 @@ _SCHEDULER = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+_DEFAULTS = {"guidance_scale": 3.0}
 _PICTURES = {
     "image_processor_type": "CLIPImageProcessor",
     "crop_size": {"height": SIZE, "width": SIZE},

@@ -48,6 +48,7 @@ class Pipeline:
         tokenizer_2: of SDXL.
         text_encoder_2: likewise.
         zero_empty_prompt: whether an empty negative prompt is zeros (``force_zeros_for_empty_prompt``), as SDXL wants.
+        guidance_scale: what suits the model where a call names none.
     """
 
     vae: AutoencoderKL | AutoencoderTiny
@@ -59,6 +60,7 @@ class Pipeline:
     tokenizer_2: CLIPTokenizer | None = None
     text_encoder_2: CLIPTextModelWithProjection | None = None
     zero_empty_prompt: bool = False
+    guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
         self.pixels = VaeImageProcessor(vae_scale_factor=self.factor)
@@ -102,7 +104,7 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 20,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
@@ -134,7 +136,7 @@ class Pipeline:
             height: in pixels, a multiple of :attr:`factor`; default :attr:`native_size`.
             width: likewise.
             num_inference_steps: denoising steps.
-            guidance_scale: classifier-free guidance; 1 switches it off.
+            guidance_scale: classifier-free guidance; 1 switches it off; default the model's own.
             negative_prompt: what to guide away from.
             num_images_per_prompt: images a prompt.
             generator: one for all, or one an image: then an image is the same alone and in any batch.
@@ -166,6 +168,7 @@ class Pipeline:
         if image is None and mask_image is not None:
             raise UserError("mask_image says what to repaint of image, and there is no image")
         height, width = height or self.native_size, width or self.native_size
+        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
         self._check(height, width, num_inference_steps, strength, guidance_scale)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]

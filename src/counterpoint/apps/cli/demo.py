@@ -7,9 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-GUIDANCE = 5.0
-"""The tiny family's colours run over at the 7.5 that larger models like."""
-
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("counterpoint-demo"),
@@ -42,9 +39,8 @@ def demo(
     ]
     rows = [_row(title, about, case, out, seed, steps) for title, about, case in cases]
     seconds = time.perf_counter() - began
-    page = render(
-        "demo.html", rows=rows, seed=seed, steps=steps, guidance=GUIDANCE, seconds=seconds, versions=record.versions()
-    )
+    told = {"seed": seed, "steps": steps, "seconds": seconds, "versions": record.versions()}
+    page = render("demo.html", rows=rows, guidance=rows[0]["guidance"], **told)
     record.write_text(out / "index.html", page)
     print(out / "index.html")
 
@@ -81,7 +77,7 @@ def _row(title: str, about: str, case: Any, out: Path, seed: int, steps: int) ->
     for label, note, how in tries:
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
-        made = pipe(case.prompt, hints, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generator, **how)
+        made = pipe(case.prompt, hints, num_inference_steps=steps, generator=generator, **how)
         picture = {"file": f"{prefix}-{label.replace(', ', '-').replace(' ', '-')}.png", "label": label, "note": note}
         picture |= {"seconds": time.perf_counter() - began, "won": None}
         recipe = {
@@ -91,7 +87,7 @@ def _row(title: str, about: str, case: Any, out: Path, seed: int, steps: int) ->
             "fusion": None if label == "prompt only" else label.partition(",")[0],
             "seed": seed,
             "steps": steps,
-            "guidance_scale": GUIDANCE,
+            "guidance_scale": pipe.guidance_scale,
             "versions": record.versions(),
         }
         record.save_png(made.images[0], out / picture["file"], recipe)
@@ -100,4 +96,5 @@ def _row(title: str, about: str, case: Any, out: Path, seed: int, steps: int) ->
             record.write_text(out / picture["won"], made.report.html())
         shown.append(picture)
         output.say(f"{title}: {label} in {picture['seconds']:.1f} s")
-    return {"title": title, "about": about, "prompt": case.prompt, "pictures": shown, "kinds": list(case.images)}
+    case_of = {"title": title, "about": about, "prompt": case.prompt, "kinds": list(case.images)}
+    return {**case_of, "pictures": shown, "guidance": pipe.guidance_scale}

@@ -63,7 +63,12 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="For layout: COCO-MIG's mig_bench.json in place of scenes.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1, max=1000)] = 20,
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.", min=0, max=100)] = 7.5,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Classifier-free guidance; 1 is off; default as in generate.", min=0, max=100, show_default=False
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures made at a time.", min=1, max=1024)] = 16,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",

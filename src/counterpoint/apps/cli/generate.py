@@ -88,7 +88,10 @@ def generate(
         str, typer.Option(help="unipc, ddim, euler, euler-a, dpm++, ... or a diffusers class name.")
     ] = "unipc",
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")] = 7.5,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance; 1 is off; default what the model's folder says, or 7.5."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the others count up from it.")] = 0,
     n: Annotated[int, typer.Option("--n", "-n", help="Images to make.")] = 1,
     width: Annotated[int | None, typer.Option(help="In pixels; default the model's own size.")] = None,
@@ -213,7 +216,7 @@ def generate(
         result = run(request, listen=listen, report=report)
     paths = [out] if out.suffix else [_free(out, image_seed) for image_seed in result.seeds]
     recipe = {
-        "request": request.model_dump(mode="json"),
+        "request": result.request.model_dump(mode="json"),
         "controls": image_hashes(result.controls),
         "versions": record.versions(),
     }

@@ -86,7 +86,7 @@ class FusionSuite:
     def score(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
         """One row a method and sort."""
         return [
-            Row(method.name, name, self._measure(finished, n, method, name, readers))
+            Row(method.name, name, self._measure(finished, n, method, name, readers), rival=True)
             for name, method in product(self.sorts, methods)
         ]
 
