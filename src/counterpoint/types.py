@@ -74,6 +74,26 @@ Exchange = Callable[[Features], Features]
 
 
 @dataclass(frozen=True)
+class Keys:
+    """From when and where on a foreground branch lends its keys and values to the others (KV-injection).
+
+    Attributes:
+        start: share of the steps, in 0..1, after which they are lent (5 of 50 in the paper).
+        layer: first self-attention layer that takes part.
+    """
+
+    start: float = 0.1
+    layer: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start < 1 and self.layer >= 0):
+            raise UserError(
+                f"keys are lent from a share of the steps in 0..1 and a layer from 0 on, got {self.start:g} and "
+                f"{self.layer}"
+            )
+
+
+@dataclass(frozen=True)
 class Fusion:
     """A rule for several controls: up to three call shapes, every one a pure function of tensors.
 
@@ -85,7 +105,7 @@ class Fusion:
         inject: into the host; the default adds.
         exchange: between the branches; ``None`` leaves them alone.
         exchange_skips: whether the residuals of each block are exchanged too, or its running feature only.
-        keys: whether a foreground branch lends its keys and values to the others (KV-injection).
+        keys: KV-injection, if it is part of the rule.
         cite: keys of the papers to cite.
         stages: other rules for parts of the schedule: ``(share of the steps from which on, rule)``, rising.
     """
@@ -97,7 +117,7 @@ class Fusion:
     inject: Inject = torch.add
     exchange: Exchange | None = None
     exchange_skips: bool = True
-    keys: bool = False
+    keys: Keys | None = None
     cite: tuple[str, ...] = ()
     stages: tuple[tuple[float, Fusion], ...] = ()
 

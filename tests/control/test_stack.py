@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight, run_stack
 from counterpoint.fusion import FUSIONS
-from counterpoint.types import Fusion, Moment, UserError
+from counterpoint.types import Fusion, Keys, Moment, UserError
 
 
 def moment(index: int, total: int = 10) -> Moment:
@@ -98,7 +98,7 @@ def test_keys_are_lent_from_the_foreground_to_the_others(parts: dict) -> None:
         said.append(features)
         return features.sum(0)
 
-    rule = Fusion("note", "", note, keys=True)
+    rule = Fusion("note", "", note, keys=Keys())
 
     def run(branches: list[Branch], lending: Lending | None, index: int = 5) -> torch.Tensor:
         """The branches' features at the last site."""
@@ -111,6 +111,11 @@ def test_keys_are_lent_from_the_foreground_to_the_others(parts: dict) -> None:
     assert not torch.allclose(lent[1], plain[1])
     assert torch.equal(run(pair[::-1], Lending({}, {"a": half})), lent.flip(0)), "the user's order stays"
     assert torch.equal(run(pair, Lending({}, {"a": half}), index=0), plain), "before the start"
+    rule = replace(rule, keys=Keys(start=0.0))
+    assert torch.equal(run(pair, Lending({}, {"a": half}), index=0), lent), "this rule starts at once"
+    rule = replace(rule, keys=Keys(layer=99))
+    assert torch.equal(run(pair, Lending({}, {"a": half})), plain), "no layer takes part"
+    rule = replace(rule, keys=Keys())
     assert torch.equal(run(pair, Lending({"a": [[1]]})), plain), "before there is a mask"
     assert torch.equal(run(pair[:1], Lending({}, {"a": half})), plain[:1]), "with one control"
     assert torch.equal(run(pair, Lending({}, {"a": half, "b": half})), plain), "nobody is left to listen"

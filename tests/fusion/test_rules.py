@@ -12,7 +12,7 @@ from torch import Tensor
 
 from counterpoint.apps.citations import CITATIONS
 from counterpoint.fusion import FUSIONS, RULES, get_fusion
-from counterpoint.types import Fusion, UserError
+from counterpoint.types import Fusion, Keys, UserError
 
 SHAPES = [(2, 8, 4, 4), (2, 12, 6)]
 COMBINE = {
@@ -158,6 +158,11 @@ def test_settings_in_a_name() -> None:
     torch.testing.assert_close(averaged.combine(x), x.mean(0))
     pixel = get_fusion("mgda:reading=literal,granularity=pixel")
     assert not torch.equal(pixel.combine(x), FUSIONS["mgda"].combine(x))
+    assert get_fusion("cross:start=0.2,layer=4").keys == Keys(0.2, 4)
+    assert get_fusion("0:sum,0.5:cross:layer=2").keys == Keys(layer=2)
+    for name, said in (("cross:layer=1.5", "whole number"), ("cross:start=1", "from a share of the steps")):
+        with pytest.raises(UserError, match=said):
+            get_fusion(name)
 
 
 def test_a_rule_for_each_part_of_the_schedule() -> None:

@@ -125,12 +125,12 @@ class PipelineMaker:
         """One picture a task; all have the same controls, method and subject."""
         method, labels, subject = tasks[0].method, list(tasks[0].images), tasks[0].subject
         rule = get_fusion(method.fusion)
-        lends = rule.keys and subject != ""
+        lends = rule.keys is not None and subject != ""
         pipe = replace(self.pipe, controls={label: self.pipe.controls[label] for label in labels})
         output = pipe(
             [task.prompt for task in tasks],
             [stack([task.images[label] for task in tasks]) for label in labels],
-            fusion=replace(rule, keys=lends),
+            fusion=rule if lends else replace(rule, keys=None),
             subject=subject if lends else None,
             gate_silence=method.gated,
             controlnet_conditioning_scale=[method.weights.get(label, 1.0) for label in labels],

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.types import Moment, UserError
+from counterpoint.types import Keys, Moment, UserError
 
 KeyValues = dict[str, tuple[Tensor, Tensor]]
 """Layer -> its keys and values, ``(b, tokens, channels)`` each, before they are split into heads."""
@@ -24,29 +24,25 @@ Masks = Float[Tensor, "k b 1 h w"]
 
 @dataclass(eq=False)
 class Lending:
-    """KV-injection over a sampling run: whose keys go to everybody else, where, and from when on.
+    """KV-injection over a sampling run: whose keys go to everybody else, and where.
 
     Attributes:
         places: foreground's name -> for each sample, the positions of its subject's tokens; its mask is read from the
             host at the step before.
         masks: foreground's name -> where it is, one a sample: given, or filled as the host is watched.
-        start: share of the steps after which keys are lent (5 of 50 in the paper).
-        first: first self-attention layer that takes part.
     """
 
     places: Mapping[str, Sequence[Sequence[int]]]
     masks: dict[str, Float[Tensor, "b 1 h w"]] = field(default_factory=dict)
-    start: float = 0.1
-    first: int = 0
 
     @property
     def foregrounds(self) -> set[str]:
         """Their names."""
         return {*self.places, *self.masks}
 
-    def active(self, moment: Moment) -> bool:
-        """Whether keys are lent at a step: not before every foreground has a mask."""
-        return moment.progress >= self.start and self.foregrounds == set(self.masks)
+    def active(self, keys: Keys | None, moment: Moment) -> bool:
+        """Whether a rule lends keys at a step: not before every foreground has a mask."""
+        return keys is not None and moment.progress >= keys.start and self.foregrounds == set(self.masks)
 
 
 def self_attention(network: nn.Module, first: int = 0) -> dict[str, Attention]:

@@ -18,29 +18,29 @@ from torch import Tensor
 from counterpoint.control.keys import KeyValues, Masks, Part, attending, inject, keeping, split_levels
 
 
-def attention_layers(network: FluxControlNetModel) -> dict[str, Any]:
-    """Its attention layers by name, those of the double blocks first."""
-    return {
+def attention_layers(network: FluxControlNetModel, first: int = 0) -> dict[str, Any]:
+    """Its attention layers by name, those of the double blocks first, from layer ``first`` on."""
+    layers = {
         f"{kind}.{number}": block.attn
         for kind in ("transformer_blocks", "single_transformer_blocks")
         for number, block in enumerate(getattr(network, kind))
     }
+    return dict(list(layers.items())[first:])
 
 
-def keeping_flux_keys(network: FluxControlNetModel, kept: KeyValues) -> AbstractContextManager[None]:
+def keeping_flux_keys(network: FluxControlNetModel, kept: KeyValues, first: int = 0) -> AbstractContextManager[None]:
     """Let a foreground branch leave its keys, before rotation, and its values; what it computes does not change."""
-    return keeping(
-        network, {name: (layer.norm_k, layer.to_v) for name, layer in attention_layers(network).items()}, kept
-    )
+    sources = {name: (layer.norm_k, layer.to_v) for name, layer in attention_layers(network, first).items()}
+    return keeping(network, sources, kept)
 
 
 def injecting_flux_keys(
-    network: FluxControlNetModel, foregrounds: Sequence[KeyValues], masks: Masks
+    network: FluxControlNetModel, foregrounds: Sequence[KeyValues], masks: Masks, first: int = 0
 ) -> AbstractContextManager[None]:
     """Let a background branch attend to what foreground branches left, inside and outside their masks."""
     tokens = masks.shape[-2] * masks.shape[-1]  # one a place of the masks
     parts = split_levels(masks)(tokens)
-    return attending(attention_layers(network), lambda name: _Injected(name, foregrounds, tokens, parts))
+    return attending(attention_layers(network, first), lambda name: _Injected(name, foregrounds, tokens, parts))
 
 
 class _Injected:

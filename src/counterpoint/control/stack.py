@@ -214,25 +214,24 @@ def surround(
         moment: the step.
         shape: of the latents that the branches see, ``(b, c, h, w)``.
     """
-    subjects = lending.masks if lending is not None and fusion.keys and lending.active(moment) else {}
+    keys = fusion.keys
+    subjects = lending.masks if lending is not None and lending.active(keys, moment) else {}
     front = [name for name in networks if name in subjects]
-    if lending is None or len(front) in {0, len(networks)}:
+    if keys is None or len(front) in {0, len(networks)}:
         return {name: nullcontext() for name in networks}
     masks = torch.stack([_sized(subjects[name], shape) for name in front])
     kept: list[KeyValues] = [{} for _ in front]
 
-    def keeping(network: Any, keys: KeyValues) -> AbstractContextManager[None]:
-        if isinstance(network, FluxControlNetModel):
-            return keeping_flux_keys(network, keys)
-        return keeping_keys(network, keys, lending.first)
+    def keeping(network: Any, mine: KeyValues) -> AbstractContextManager[None]:
+        keep = keeping_flux_keys if isinstance(network, FluxControlNetModel) else keeping_keys
+        return keep(network, mine, keys.layer)
 
     def injecting(network: Any) -> AbstractContextManager[None]:
-        if isinstance(network, FluxControlNetModel):
-            return injecting_flux_keys(network, kept, masks)
-        return injecting_keys(network, kept, masks, lending.first)
+        inject = injecting_flux_keys if isinstance(network, FluxControlNetModel) else injecting_keys
+        return inject(network, kept, masks, keys.layer)
 
     return {
-        **{name: keeping(networks[name], keys) for name, keys in zip(front, kept, strict=True)},
+        **{name: keeping(networks[name], mine) for name, mine in zip(front, kept, strict=True)},
         **{name: injecting(network) for name, network in networks.items() if name not in subjects},
     }
 

@@ -13,7 +13,7 @@ from counterpoint.fusion.add import add, largest, mean
 from counterpoint.fusion.cross import authors_exchange, channel_fusion, pix_fusion
 from counterpoint.fusion.maxfusion import maxfusion, maxfusion_exchange
 from counterpoint.fusion.minimal_impact import Granularity, Reading, balanced_combination, balanced_injection
-from counterpoint.types import Fusion, UserError
+from counterpoint.types import Fusion, Keys, UserError
 
 
 def _mgda(reading: Reading = "min-norm", granularity: Granularity = "sample") -> Fusion:
@@ -53,18 +53,18 @@ def _pix_channel(delta: float = 0.7) -> Fusion:
     )
 
 
-def _cross(delta: float = 0.7) -> Fusion:
+def _cross(delta: float = 0.7, start: float = 0.1, layer: int = 0) -> Fusion:
     return Fusion(
         "cross",
         "pix+channel, and the foreground lends its keys and values (--subject)",
         pix_fusion(delta),
         {"last": channel_fusion(delta)},
-        keys=True,
+        keys=Keys(start, layer),
         cite=("cross-controlnet",),
     )
 
 
-def _cross_authors(delta: float = 0.7) -> Fusion:
+def _cross_authors(delta: float = 0.7, start: float = 0.1, layer: int = 0) -> Fusion:
     return Fusion(
         "cross-authors",
         "cross as its authors' code has it, with an exchange between the branches",
@@ -72,7 +72,7 @@ def _cross_authors(delta: float = 0.7) -> Fusion:
         {"last": channel_fusion(delta, authors=True)},
         exchange=authors_exchange(delta),
         exchange_skips=False,
-        keys=True,
+        keys=Keys(start, layer),
         cite=("cross-controlnet", "maxfusion"),
     )
 
@@ -117,7 +117,7 @@ def get_fusion(name: str) -> Fusion:
         rules[0],
         name=name,
         summary="; then ".join(rule.summary for rule in rules),
-        keys=any(rule.keys for rule in rules),
+        keys=next((rule.keys for rule in rules if rule.keys), None),
         cite=tuple(dict.fromkeys(key for rule in rules for key in rule.cite)),
         stages=tuple(zip(starts, rules, strict=True)),
     )
@@ -149,6 +149,7 @@ def _setting(rule: str, text: str) -> tuple[str, Any]:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"the setting {key} of {rule} is a number, got {value!r}")
-    return key, number
+    if not math.isfinite(number) or (hints[key] is int and not number.is_integer()):
+        kind = "a whole number" if hints[key] is int else "a number"
+        raise UserError(f"the setting {key} of {rule} is {kind}, got {value!r}")
+    return key, hints[key](number)
