@@ -21,6 +21,7 @@ _HOOK = install_import_hook(
     "tests.typechecker.checked",
 )
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ from diffusers import (
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from counterpoint.apps.cli.main import main
 from counterpoint.models.load import TINY
 from counterpoint.models.tokenizer import END, START, word_tokenizer
 
@@ -139,3 +141,18 @@ def saved(parts: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Run a verb in an empty folder: (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["counterpoint", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run

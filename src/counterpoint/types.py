@@ -48,6 +48,11 @@ CONTROL_KINDS = {
         ControlKind("pose", "OpenPose body in its eighteen colours, on black", 0),
         ControlKind("depth", "relative inverse depth, near is bright", None),
         ControlKind("seg", "segmentation in the ADE20K palette", None, "nearest"),
+        ControlKind("normal", "surface normals: left is red, up is green, towards the viewer blue", None),
+        ControlKind("mlsd", "straight lines, white on black", 0),
+        ControlKind("scribble", "thick strokes, white on black", 0),
+        ControlKind("tile", "the picture without its detail", None),
+        ControlKind("sam", "segments, each in a colour of its own", None, "nearest"),
     )
 }
 """Every kind of control. Its images are RGB, 0..255, and networks read them as 0..1."""

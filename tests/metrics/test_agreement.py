@@ -12,7 +12,14 @@ from counterpoint.metrics.agreement import agreement
 from counterpoint.types import CONTROL_KINDS
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CONTROL_KINDS if kind != "lineart"])
+@pytest.mark.parametrize("kind", CONTROL_KINDS)
+def test_every_kind_is_one_with_itself(kind: str) -> None:
+    maps = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    assert agreement(kind, maps, maps).tolist() == pytest.approx([1, 1])
+    assert float(agreement(kind, maps[:1], 1 - maps[:1])) < 1 or kind == "pose"
+
+
+@pytest.mark.parametrize("kind", ["canny", "hed", "depth", "pose", "seg"])
 def test_one_with_itself_less_with_another(kind: str) -> None:
     other = "pose" if kind != "pose" else "seg"
     maps = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskGeneration, AutoModelForZeroShotObjectDetection, AutoProcessor
 
+from counterpoint.apps.annotators import load_model
 from counterpoint.evaluation.suite import Names, unstack
 from counterpoint.metrics.coco_mig import Box
-from counterpoint.types import UserError
 
 Detect = Callable[[Tensor, Names], list[list[list[Box]]]]
 """Pictures and names of things for each -> for each picture and name the boxes, 0..1, in which one is seen."""
@@ -68,7 +67,8 @@ def load_detector(folder: Path, device: torch.device) -> Detect:
     Raises:
         UserError: the folder holds no such model.
     """
-    network, processor = _load(folder, AutoModelForZeroShotObjectDetection, device)
+    network, processor = load_model(folder, AutoModelForZeroShotObjectDetection, AutoProcessor)
+    network.to(device)
 
     @torch.no_grad()
     def detect(pictures: Tensor, names: Names) -> list[list[list[Box]]]:
@@ -90,7 +90,8 @@ def load_mask_generator(folder: Path, device: torch.device) -> Segment:
     Raises:
         UserError: the folder holds no such model.
     """
-    network, processor = _load(folder, AutoModelForMaskGeneration, device)
+    network, processor = load_model(folder, AutoModelForMaskGeneration, AutoProcessor)
+    network.to(device)
 
     @torch.no_grad()
     def segment(pictures: Tensor, names: Names, boxes: Sequence[Sequence[Box]]) -> list[list[np.ndarray]]:
@@ -111,12 +112,3 @@ def load_mask_generator(folder: Path, device: torch.device) -> Segment:
         return [several[one].numpy() for several, one in zip(shapes, best, strict=True)]
 
     return segment
-
-
-def _load(folder: Path, kind: Any, device: torch.device) -> tuple[Any, Any]:
-    try:
-        network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no model for {kind.__name__}: {str(error).splitlines()[0]}") from None
-    return network.eval().to(device), processor

@@ -7,18 +7,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from counterpoint.apps.annotators import pose_annotator, segment_annotator
 from counterpoint.apps.readers import control_readers, of_one
+from counterpoint.conditions.normals import normals
 from counterpoint.conditions.plain import PLAIN, Extract
+from counterpoint.conditions.scribble import strokes
 from counterpoint.evaluation.suite import stack, unstack
-from counterpoint.models.edge_networks import EDGE_NETWORKS, load_edge_network
+from counterpoint.models.edge_networks import load_edge_network
 from counterpoint.models.load import locate
 from counterpoint.types import CONTROL_KINDS, Image, UserError
 
+_HED = "ControlNetHED.safetensors (counterpoint models convert ControlNetHED.pth)"
+_DEPTH = "Intel/dpt-hybrid-midas or depth-anything/Depth-Anything-V2-Small-hf"
 MODELS = {
-    "hed": "ControlNetHED.safetensors (counterpoint models convert ControlNetHED.pth)",
+    "hed": _HED,
+    "scribble": _HED,
     "lineart": "sk_model.safetensors (counterpoint models convert sk_model.pth)",
-    "depth": "Intel/dpt-hybrid-midas or depth-anything/Depth-Anything-V2-Small-hf",
+    "depth": _DEPTH,
+    "normal": f"{_DEPTH}, whose depth becomes normals",
     "seg": "openmmlab/upernet-convnext-small",
+    "pose": "usyd-community/vitpose-base-simple, or two with a comma: PekingU/rtdetr_r50vd as well, which finds people",
+    "sam": "facebook/sam-vit-base",
 }
 """Kind -> models that make its image better, or at all."""
 
@@ -28,8 +37,9 @@ def extractor(kind: str, source: str | None = None, model: str = "tiny") -> Extr
 
     Args:
         kind: of control.
-        source: for ``hed`` and ``lineart`` a safetensors file, for ``depth`` and ``seg`` a folder or hub id of
-            transformers; without one, the way that needs no model, or the judge of ``model``'s folder.
+        source: for ``hed``, ``scribble`` and ``lineart`` a safetensors file, for the others a folder or hub id of
+            transformers, for ``pose`` one or two with a comma; without one, the way that needs no model, or the judge
+            of ``model``'s folder.
         model: what the image is for: the tiny family's judge reads its scenes.
 
     Raises:
@@ -37,22 +47,35 @@ def extractor(kind: str, source: str | None = None, model: str = "tiny") -> Extr
     """
     if kind not in CONTROL_KINDS:
         raise UserError(f"unknown control {kind!r}; there are {', '.join(CONTROL_KINDS)}")
-    if source is None and kind in PLAIN:
-        return PLAIN[kind]
-    if source is not None and kind not in MODELS:
-        raise UserError(f"no model makes {kind} images here; leave it out" if kind in PLAIN else _nothing(kind))
-    if source is not None and kind in EDGE_NETWORKS:
-        return _drawn(load_edge_network(kind, Path(source)))
-    named = {kind: locate(source)} if source is not None else {}
-    readers = control_readers(locate(model), named)
+    if source is None:
+        return PLAIN[kind] if kind in PLAIN else _judged(kind, model)
+    if kind not in MODELS:
+        raise UserError(f"no model makes {kind} images here; leave it out")
+    if kind in {"hed", "scribble", "lineart"}:
+        drawn = _drawn(load_edge_network("hed" if kind == "scribble" else kind, Path(source)))
+        return (lambda photo: strokes(drawn(photo))) if kind == "scribble" else drawn
+    if kind == "pose":
+        estimator, _, detector = source.partition(",")
+        return pose_annotator(locate(estimator), locate(detector) if detector else None)
+    if kind == "sam":
+        return segment_annotator(locate(source))
+    read = "depth" if kind == "normal" else kind
+    made = of_one(control_readers(locate(model), {read: locate(source)})[read])
+    return (lambda photo: normals(made(photo))) if kind == "normal" else made
+
+
+def _judged(kind: str, model: str) -> Extract:
+    """What the judge of a model's folder reads."""
+    readers = control_readers(locate(model), {})
+    if kind == "normal" and "depth" in readers:
+        depth = of_one(readers["depth"])
+        return lambda photo: normals(depth(photo))
     if kind not in readers:
-        raise UserError(_nothing(kind))
+        raise UserError(
+            f"nothing here makes {kind} images from photos: name one with --extractor {kind}=MODEL, such as "
+            f"{MODELS[kind]}"
+        )
     return of_one(readers[kind])
-
-
-def _nothing(kind: str) -> str:
-    known = f": name one with --extractor {kind}=MODEL, such as {MODELS[kind]}" if kind in MODELS else ""
-    return f"nothing here makes {kind} images from photos{known}"
 
 
 def _drawn(network: torch.nn.Module) -> Extract:

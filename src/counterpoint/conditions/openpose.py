@@ -22,6 +22,13 @@ JOINT_COLOURS = (
 )  # fmt: skip
 """Colour of each joint; limb number i takes colour i at 60 % brightness."""
 
+_COCO_JOINTS = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
+
+
+def from_coco(points: np.ndarray) -> np.ndarray:
+    """COCO's 17 keypoints ``(17, 2)`` as OpenPose's eighteen joints: the neck lies between the shoulders."""
+    return np.stack([points[5:7].mean(0) if one is None else points[one] for one in _COCO_JOINTS])
+
 
 def draw_pose(people: Iterable[np.ndarray], height: int, width: int) -> Image:
     """Draw people as OpenPose does.

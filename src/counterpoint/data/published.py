@@ -19,15 +19,13 @@ import numpy as np
 import PIL.Image
 
 from counterpoint.conditions.image import read_image, resize
-from counterpoint.conditions.openpose import draw_pose
+from counterpoint.conditions.openpose import draw_pose, from_coco
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.data.pairs import Case, Layout, everywhere, silenced
 from counterpoint.types import Image, UserError
 
 Extract = Mapping[str, Callable[[Image], Image]]
 """Kind of control -> photo to condition image of the same size."""
-_COCO_JOINTS = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
-"""COCO's keypoint for each of OpenPose's eighteen joints; the neck lies between the shoulders."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,8 +259,7 @@ def _need(name: str, *paths: Path) -> None:
 def _openpose(keypoints: Sequence[float]) -> np.ndarray:
     """COCO's ``x, y, visible`` triples -> ``(18, 2)`` joints, ``nan`` where there is none."""
     given = np.array(keypoints, float).reshape(17, 3)
-    points = np.where(given[:, 2:] > 0, given[:, :2], np.nan)
-    return np.stack([points[5:7].mean(0) if one is None else points[one] for one in _COCO_JOINTS])
+    return from_coco(np.where(given[:, 2:] > 0, given[:, :2], np.nan))
 
 
 def _fill(mask: np.ndarray, segmentation: Any) -> None:

@@ -20,12 +20,13 @@ REACH = 1 / 32
 def agreement(kind: str, read: Maps, wanted: Maps) -> Float[Tensor, " b"]:
     """Agreement of condition images in 0..1.
 
-    Segmentation: the share of pixels of the same colour. Depth: 1 minus the root mean squared error. Pose: the Dice
-    overlap of the drawn limbs, each widened by :data:`REACH`. Edges of any sort: structural similarity, at least 0.
+    Segmentation: the share of pixels of the same colour. Depth, normals and tiles: 1 minus the root mean squared error.
+    Pose: the Dice overlap of the drawn limbs, each widened by :data:`REACH`. Edges of any sort: structural similarity,
+    at least 0.
     """
     if kind == "seg":
         return ((read - wanted).abs().amax(1) < 1 / 255).float().flatten(1).mean(1)
-    if kind == "depth":
+    if kind in {"depth", "normal", "tile"}:
         return 1 - (read - wanted).square().flatten(1).mean(1).sqrt()
     if kind == "pose":
         radius = max(1, round(REACH * min(read.shape[2:])))

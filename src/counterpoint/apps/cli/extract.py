@@ -9,11 +9,19 @@ import typer
 
 
 def extract(
-    kind: Annotated[str, typer.Argument(help="canny, hed, lineart; depth, seg and pose with a model.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="canny, hed, lineart, mlsd, scribble, tile; depth, normal, seg, pose and sam with a model."
+        ),
+    ],
     photo: Annotated[Path, typer.Argument(help="The photo.")],
     model: Annotated[
         str | None,
-        typer.Option(help="hed, lineart: a safetensors file; depth, seg: a folder or hub id of transformers."),
+        typer.Option(
+            help="hed, scribble, lineart: a safetensors file; depth, normal, seg, pose, sam: a folder or hub id of "
+            "transformers; pose also ESTIMATOR,DETECTOR."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The condition image; default PHOTO-KIND.png here.")] = None,
 ) -> None:

@@ -27,7 +27,8 @@ class JudgeStage(Stage):
         reading = self.judge(_spoil(pictures(batch["image"]), draws))
         classes = batch["seg"].long()
         seg = F.cross_entropy(reading.seg.float(), classes)
-        depth = (reading.depth.float()[:, 0] - batch["depth"].float() / 255).abs().mean()
+        miss = reading.depth.float()[:, 0] - batch["depth"].float() / 255
+        depth = miss.abs().mean() + 10 * miss.square().mean()  # the square for what is measured later: RMSE
         edge = F.mse_loss(reading.edge.float()[:, 0], batch["control:hed"][..., 0].float() / 255)
         joints = F.binary_cross_entropy_with_logits(
             reading.joints.float(), _heat(batch["keypoints"], classes.shape[-1])
