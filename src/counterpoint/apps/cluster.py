@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -27,7 +28,7 @@ def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Ex
     """An executor on a Ray cluster.
 
     Args:
-        address: of the cluster, or ``"local"`` for one on this machine that ends with the run.
+        address: ``HOST:PORT`` of the cluster, or ``"local"`` for one on this machine that ends with the run.
         build: makes the maker, on every worker.
         device: where the model runs there. On a CPU a worker takes as many cores as this process has threads, on
             CUDA a whole GPU.
@@ -43,15 +44,11 @@ def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Ex
         raise UserError("--ray needs Ray: pip install 'counterpoint[ray]'") from None
 
     def execute(batches: Sequence[Sequence[Task]]) -> Iterator[Made]:
-        try:
-            ray.init(
-                None if address == "local" else address,
-                include_dashboard=False if address == "local" else None,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"--ray {address}: no cluster answers there ({str(error).splitlines()[0]})") from None
+        if address == "local":
+            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        else:
+            _check_answers(address)
+            ray.init(address, log_to_driver=False, logging_level="ERROR")
         try:
             threads = torch.get_num_threads()
             needs = {"GPU": 1.0} if device.type == "cuda" else {"CPU": float(threads)}
@@ -67,3 +64,12 @@ def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Ex
             ray.shutdown()
 
     return execute
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself waits for minutes where nobody listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--ray {address}: no cluster answers at this HOST:PORT ({error})") from None

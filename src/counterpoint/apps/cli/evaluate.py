@@ -74,7 +74,7 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Make the pictures on a Ray cluster; local is one on this machine."),
+        typer.Option(metavar="HOST:PORT", help="Make the pictures on a Ray cluster; local is one on this machine."),
     ] = None,
     inception: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Inception's weights: for fid and kid of folders and of --data.")
