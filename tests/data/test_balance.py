@@ -22,8 +22,8 @@ def test_whole_segments_are_kept_and_never_none() -> None:
     for seed in range(200):
         kept = keep_some(SEGMENTS, np.random.default_rng(seed))
         names = np.unique(SEGMENTS)
-        speaking = [kept[SEGMENTS == name].all() for name in names]
-        assert speaking == [kept[SEGMENTS == name].any() for name in names]
+        speaking = [kept[name == SEGMENTS].all() for name in names]
+        assert speaking == [kept[name == SEGMENTS].any() for name in names]
         counts.append(sum(speaking))
     assert set(counts) == set(range(1, 8)), "any number of them, from one to all"
     again = keep_some(SEGMENTS, np.random.default_rng(3))

@@ -17,6 +17,7 @@ from counterpoint.apps.extractors import extractor
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.conditions.image import Fit, read_image, resize
 from counterpoint.conditions.plain import Extract
+from counterpoint.conditions.recognise import check_picture
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.report import Report
 from counterpoint.types import Image, UserError
@@ -89,6 +90,8 @@ def run(
         control.label: _prepared(control, picture, width, height, request.resize, extract.get(control.label))
         for control, picture in zip(request.controls, pictures, strict=True)
     }
+    for control, picture in zip(request.controls, pictures, strict=True):
+        check_picture(str(control.image), picture, control.kind, photo=control.photo)
     seeds = [request.seed + i for i in range(request.n)]
 
     def heard(_: Pipeline, index: int, *__: Any) -> None:

@@ -32,9 +32,13 @@ def extract(
     from counterpoint.apps.extractors import extractor
     from counterpoint.apps.record import write_whole
     from counterpoint.conditions.image import read_image
+    from counterpoint.conditions.recognise import WrongPicture, check_picture
 
     output.quiet_libraries()
-    picture = PIL.Image.fromarray(extractor(kind, model)(read_image(photo)))
+    given, make = read_image(photo), extractor(kind, model)
+    with output.spoken_warnings(WrongPicture):
+        check_picture(str(photo), given, kind, photo=True)
+    picture = PIL.Image.fromarray(make(given))
     path = out or Path(f"{photo.stem}-{kind}.png")
     write_whole(path, lambda file: picture.save(file, "PNG"))
     print(path)

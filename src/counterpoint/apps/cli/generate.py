@@ -206,13 +206,14 @@ def generate(
         raise UserError(f"--out {out} is one file for {n} images; give a folder")
 
     from counterpoint.apps.run import image_hashes, run
+    from counterpoint.conditions.recognise import WrongPicture
     from counterpoint.sampling.prompt import PromptCut
 
     record.check_writable(out.parent if out.suffix else out)
     output.quiet_libraries()
     readers = _readers(request, tune, pairs("--reader", reader)) if report or tune else {}
 
-    with output.spoken_warnings(PromptCut), output.progress("sampling") as listen:
+    with output.spoken_warnings(PromptCut, WrongPicture), output.progress("sampling") as listen:
         result = run(request, listen=listen, report=report)
     paths = [out] if out.suffix else [_free(out, image_seed) for image_seed in result.seeds]
     recipe = {
