@@ -27,14 +27,22 @@ def asymmetry(field: Field, x: Float[Tensor, "b ..."], probe: Float[Tensor, "b .
         x: where.
         probe: independent entries of mean 0 and variance 1, such as random signs.
     """
+    forward, backward = (product.detach().double() for product in jacobian_products(field, x, probe))
+    return torch.stack([(forward - backward).square().flatten(1).sum(1) / 2, backward.square().flatten(1).sum(1)], 1)
+
+
+def jacobian_products(
+    field: Field, x: Float[Tensor, "b ..."], probe: Float[Tensor, "b ..."], *, create_graph: bool = False
+) -> tuple[Float[Tensor, "b ..."], Float[Tensor, "b ..."]]:
+    """``J v`` and ``J^T v`` of each sample's Jacobian at ``x``; both can be differentiated if ``create_graph``."""
     with torch.enable_grad():
         start = x.detach().requires_grad_()
-        cotangent = torch.zeros_like(x, requires_grad=True)
-        (transposed,) = torch.autograd.grad(field(start), start, cotangent, create_graph=True)  # J^T u, linear in u
-        (forward,) = torch.autograd.grad(transposed, cotangent, probe, retain_graph=True)  # J v
-        (backward,) = torch.autograd.grad(field(start), start, probe)  # J^T v
-    forward, backward = forward.detach().double(), backward.detach().double()
-    return torch.stack([(forward - backward).square().flatten(1).sum(1) / 2, backward.square().flatten(1).sum(1)], 1)
+        output = field(start)
+        (backward,) = torch.autograd.grad(output, start, probe, retain_graph=True, create_graph=create_graph)
+        cotangent = torch.zeros_like(output, requires_grad=True)
+        (transposed,) = torch.autograd.grad(output, start, cotangent, create_graph=True)  # J^T u, linear in u
+        (forward,) = torch.autograd.grad(transposed, cotangent, probe, create_graph=create_graph)
+    return forward, backward
 
 
 def asym(rows: Float[Tensor, "n 2"]) -> float:

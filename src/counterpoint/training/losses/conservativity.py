@@ -1,0 +1,81 @@
+"""How far what a ControlNet adds is from a gradient, as a loss (Minimal Impact ControlNet, ICLR 2025, section 4.3).
+
+With ``J`` the Jacobian of the prediction through the ControlNet, all of these are unbiased for ``|J - J^T|^2 / 2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.metrics.conservativity import Field, jacobian_products
+
+Estimator = Literal["hutchinson", "symmetric", "paired"]
+
+
+def conservativity_loss(
+    field: Field,
+    x: Float[Tensor, "b ..."],
+    probe: Float[Tensor, "b ..."],
+    estimator: Estimator = "symmetric",
+    *,
+    second: Float[Tensor, "b ..."] | None = None,
+    step: float = 1e-2,
+) -> Float[Tensor, " b"]:
+    """One estimate for each sample, differentiable with respect to the field's parameters.
+
+    ``"hutchinson"`` is the paper's: ``|J^T v|^2 - <J^T v, J v>``. ``"symmetric"`` (ours) is ``|J v - J^T v|^2 / 2``:
+    the same cost, never negative, and the surer the nearer ``J`` is to symmetric. ``"paired"`` (ours) is
+    ``(u.J v - v.J u)^2 / 2`` by central differences: no second derivative, so it works with fused attention,
+    checkpointing and sharding, for more variance (average it over a batch) and an error of the order of ``step^2``.
+
+    Args:
+        field: what the ControlNet does, ``(b, ...) -> (b, ...)`` sample by sample;
+            :func:`counterpoint.control.influence.influence`.
+        x: where.
+        probe: independent entries of mean 0 and variance 1.
+        estimator: which.
+        second: another probe, for ``"paired"``.
+        step: of its differences, in units of ``x``.
+    """
+    if estimator == "paired":
+        if second is None:
+            raise ValueError("the paired estimator wants a second probe")
+        across = _inner(second, _difference(field, x, probe, step)) - _inner(probe, _difference(field, x, second, step))
+        return across.square() / 2
+    forward, backward = jacobian_products(field, x, probe, create_graph=True)
+    if estimator == "symmetric":
+        return _inner(forward - backward, forward - backward) / 2
+    return _inner(backward, backward) - _inner(backward, forward)
+
+
+def full_conservativity_loss(
+    field: Field, host: Field, x: Float[Tensor, "b ..."], probe: Float[Tensor, "b ..."]
+) -> Float[Tensor, " b"]:
+    """The loss of the whole model without the part that no ControlNet can change (Eq. 16), one estimate a sample.
+
+    Its gradient with respect to the ControlNet is that of the loss of the whole model (proposition 4.2), and it is
+    bounded by the simplified loss (theorem 4.1).
+
+    Args:
+        field: what the ControlNet does.
+        host: what the host does where the control's features are a constant.
+        x: where.
+        probe: independent entries of mean 0 and variance 1.
+    """
+    forward, backward = jacobian_products(field, x, probe, create_graph=True)
+    _, host_backward = jacobian_products(host, x, probe, create_graph=True)
+    return _inner(2 * host_backward + backward, backward - forward)
+
+
+def _difference(field: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, step: float) -> Tensor:
+    """``J v`` by a central difference."""
+    x = x.detach()
+    return (field(x + step * direction) - field(x - step * direction)) / (2 * step)
+
+
+def _inner(first: Tensor, second: Tensor) -> Float[Tensor, " b"]:
+    return (first * second).flatten(1).sum(1)
