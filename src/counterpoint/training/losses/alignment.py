@@ -1,0 +1,37 @@
+"""Alignment: the control is read from the denoiser's inner features, at every timestep.
+
+InnerControl (2025, sections 4.2 and 5.1). The probe that reads is frozen; the sparse loss is Readout Guidance's (Luo et
+al. 2024, arXiv:2312.02150), here for each sample by itself.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def mse(read: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Mean squared error of each sample."""
+    return (read - wanted).square().flatten(1).mean(1)
+
+
+def cross_entropy(logits: Float[Tensor, "b k h w"], classes: Int[Tensor, "b h w"]) -> Float[Tensor, " b"]:
+    """Mean cross-entropy of each sample."""
+    return F.cross_entropy(logits, classes, reduction="none").flatten(1).mean(1)
+
+
+def sparse_mse(read: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Half the mean squared error where the target is at its minimum, half that everywhere else.
+
+    Edges and poses are mostly black: without this, black would be nearly all that counts. A sample of one value has the
+    plain mean.
+    """
+    error, target = (read - wanted).square().flatten(1), wanted.flatten(1)
+    low = target == target.amin(1, keepdim=True)
+
+    def mean(mask: Tensor) -> Tensor:
+        return torch.where(mask, error, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+
+    return torch.where(low.all(1), error.mean(1), (mean(low) + mean(~low)) / 2)
