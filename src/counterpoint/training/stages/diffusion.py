@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
@@ -10,8 +11,24 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
+from counterpoint.training.losses.reward import masked_mean
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Stage
+
+
+class Noisy(NamedTuple):
+    """A batch on its way to noise: clean latents, noise, timesteps, their ``alpha_bar``, text embeddings."""
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    alpha_bar: Tensor
+    text: Tensor
+
+    @property
+    def x_t(self) -> Tensor:
+        """The noisy latents."""
+        return add_noise(self.x0, self.noise, self.alpha_bar)
 
 
 class DiffusionStage(Stage):
@@ -43,20 +60,30 @@ class DiffusionStage(Stage):
         self.proportion_empty_prompts, self.snr_gamma = proportion_empty_prompts, snr_gamma
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy = self._noisy(batch, draws)
+        losses = self._losses(noisy, self._denoise(noisy, batch))
+        late = noisy.t < 300
+        extra = {"late": masked_mean(losses.detach(), late), "early": masked_mean(losses.detach(), ~late)}
+        return self._weighted(noisy, losses), extra
+
+    def _noisy(self, batch: Batch, draws: Draws) -> Noisy:
         x0 = batch["latents"].float()
         noise = draws.normal(*x0.shape[1:])
         t = draws.integers(self.scheduler.config.num_train_timesteps)
-        alpha_bar = self.scheduler.alphas_cumprod.to(x0.device)[t]
-        text = self._text(batch["caption"], draws)
-        prediction = self._predict(add_noise(x0, noise, alpha_bar), t, text, batch).float()
+        return Noisy(x0, noise, t, self.scheduler.alphas_cumprod.to(x0.device)[t], self._text(batch["caption"], draws))
+
+    def _denoise(self, noisy: Noisy, batch: Batch) -> Tensor:
+        return self._predict(noisy.x_t, noisy.t, noisy.text, batch).float()
+
+    def _losses(self, noisy: Noisy, prediction: Tensor) -> Tensor:
+        """Of each sample."""
         kind = self.scheduler.config.prediction_type
-        losses = diffusion_loss(prediction, target(x0, noise, alpha_bar, kind))
-        late = (t < 300).float()
-        extra = {
-            "late": (losses * late).sum() / late.sum().clamp(min=1),
-            "early": (losses * (1 - late)).sum() / (1 - late).sum().clamp(min=1),
-        }
-        return (losses * snr_weight(alpha_bar, self.snr_gamma, kind)).mean(), extra
+        return diffusion_loss(prediction, target(noisy.x0, noisy.noise, noisy.alpha_bar, kind))
+
+    def _weighted(self, noisy: Noisy, losses: Tensor) -> Tensor:
+        """Their mean, Min-SNR weighted."""
+        kind = self.scheduler.config.prediction_type
+        return (losses * snr_weight(noisy.alpha_bar, self.snr_gamma, kind)).mean()
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
         return self.unet(x, t, text).sample

@@ -1,0 +1,128 @@
+"""Rewards reach the ControlNet and nothing else, whatever is read."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import ControlNetModel, DDPMScheduler
+from torch import Tensor
+
+from counterpoint.models.perception import PerceptionModel
+from counterpoint.training.order import Draws
+from counterpoint.training.stages.diffusion import ControlNetStage
+from counterpoint.training.stages.reward import Reward, RewardStage
+
+CLASSES = 5
+BATCH = {
+    "latents": torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+    "caption": ["a person", "a red ball", ""],
+    "control:depth": torch.randint(0, 256, (3, 64, 64, 3), generator=torch.Generator().manual_seed(1)).byte(),
+    "seg": torch.randint(CLASSES, (3, 64, 64), generator=torch.Generator().manual_seed(2)),
+}
+
+
+def hint(batch: dict) -> Tensor:
+    return batch["control:depth"].permute(0, 3, 1, 2)[:, :1] / 255
+
+
+def rewards(judge: PerceptionModel) -> dict[str, Reward]:
+    return {
+        "depth": Reward(lambda pictures: judge(pictures).depth, hint),
+        "hed": Reward(lambda pictures: judge(pictures).edge, hint),
+        "seg": Reward(lambda pictures: judge(pictures).seg, lambda batch: batch["seg"], classes=True),
+    }
+
+
+@pytest.fixture
+def make(parts: dict):
+    """A stage in float64 whose window holds every timestep, unless told otherwise."""
+
+    def build(kind: str = "depth", **settings: object) -> RewardStage:
+        torch.manual_seed(0)
+        judge = PerceptionModel(CLASSES, widths=(8, 8, 16, 16), depth=1).double()
+        network = ControlNetModel.from_config(parts["networks"][0].config)
+        network.load_state_dict(parts["networks"][0].state_dict())
+        host = [copy.deepcopy(parts[name]).double() for name in ("unet", "text_encoder")]
+        return RewardStage(
+            rewards(judge)[kind],
+            judge,
+            copy.deepcopy(parts["vae"]).double(),
+            network.double(),
+            "depth",
+            *host,
+            parts["tokenizer"],
+            DDPMScheduler(num_train_timesteps=1000),
+            **{"weight": 1.0, "window": (0, 999), **settings},
+        ).double()
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages compute in float32; here, so that differences can be taken, in float64."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+
+
+def price(stage: RewardStage) -> Tensor:
+    return stage(BATCH, Draws(0, range(3)), 0)[0]
+
+
+@pytest.mark.parametrize("uncertainty", [None, 0.1])
+@pytest.mark.parametrize("kind", ["depth", "hed", "seg"])
+def test_the_gradient_is_the_slope(make, kind: str, uncertainty: float | None) -> None:
+    """Along a random direction of the ControlNet's parameters, of the reward alone, by central differences."""
+    stage = make(kind, uncertainty=uncertainty, weight=1000.0)
+    plain = make(kind, uncertainty=uncertainty, weight=0.0)
+    network = stage.controlnet
+    difference = price(stage) - price(plain)
+    assert abs(float(difference.detach())) > 1e-4
+    parameters = list(network.parameters())
+    for model in (stage, plain):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    slopes = torch.autograd.grad(price(stage), parameters, allow_unused=True)
+    assert any(slope is not None and slope.abs().sum() > 0 for slope in slopes)
+    generator = torch.Generator().manual_seed(3)
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    wanted = sum(float((s * d).sum()) for s, d in zip(slopes, directions, strict=True) if s is not None)
+    values = []
+    with torch.no_grad():
+        for step in (1e-7, -2e-7):
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter += step * direction
+            values.append(float(price(stage)))
+    assert (values[0] - values[1]) / 2e-7 == pytest.approx(wanted, rel=2e-3)
+
+
+def test_outside_the_window_it_is_the_diffusion_loss(make, parts: dict) -> None:
+    stage = make(window=(1000, 1001))
+    loss, extra = stage(BATCH, Draws(0, range(3)), 0)
+    assert float(extra["reward"]) == 0
+    plain = ControlNetStage.forward(stage, BATCH, Draws(0, range(3)), 0)[0]
+    assert torch.equal(loss, plain)
+
+
+def test_only_samples_inside_are_read(make) -> None:
+    stage = make()
+    times = stage._noisy(BATCH, Draws(0, range(3))).t.tolist()
+    seen: list[int] = []
+    read = stage.reward.read
+    window = (min(times), sorted(times)[1])
+    stage.reward = Reward(lambda pictures: seen.append(len(pictures)) or read(pictures), stage.reward.wanted)
+    stage.window = window
+    price(stage)
+    assert seen == [2]
+
+
+def test_a_sample_costs_the_same_alone(make) -> None:
+    stage = make()
+    whole = stage(BATCH, Draws(0, range(3)), 0)[1]["reward"]
+    alone = [
+        stage({key: value[i : i + 1] for key, value in BATCH.items()}, Draws(0, [i]), 0)[1]["reward"] for i in range(3)
+    ]
+    torch.testing.assert_close(whole, torch.stack(alone).mean())
