@@ -41,7 +41,7 @@ def test_leaderboard_of_what_is_no_result(cli, tmp_path: Path, content: str | No
 def test_suites_on_the_family(
     cli, tiny: Path, tmp_path: Path, suite: str, more: list[str], rows: list[tuple[str, str]]
 ) -> None:
-    arguments = ["evaluate", suite, "-n", 2, "--steps", 1, "--out", tmp_path / "run", "--json", *more]
+    arguments = ["evaluate", suite, "-n", 3, "--steps", 1, "--out", tmp_path / "run", "--json", *more]
     status, out, error = cli(*arguments)
     assert status == 0, error
     record = json.loads(out)

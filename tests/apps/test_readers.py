@@ -90,9 +90,9 @@ def test_what_cannot_be_read_is_said(networks: Path, tmp_path: Path) -> None:
 def test_a_suite_on_published_photos(cli, saved: Path, networks: Path, tmp_path: Path) -> None:
     import PIL.Image
 
-    coco(tmp_path / "coco", [person(1, 7), person(2, 3)])
+    coco(tmp_path / "coco", [person(1, 7), person(2, 3), person(3, 5)])
     (tmp_path / "bg").mkdir()
-    for i in range(2):
+    for i in range(3):
         PIL.Image.fromarray(picture(i)).save(tmp_path / "bg" / f"{i}.png")
     named = {
         "--controlnet": [f"pose={saved}/controlnet", f"depth={saved}/controlnet_1"],
@@ -100,7 +100,7 @@ def test_a_suite_on_published_photos(cli, saved: Path, networks: Path, tmp_path:
         "--reader": [f"depth={networks}/depth"],
         "--clip": [f"{networks}/clip"],
     }
-    start = ["evaluate", "conflicting", "--model", saved, "-n", 2, "--steps", 1, "--fusion", "sum", "--json"]
+    start = ["evaluate", "conflicting", "--model", saved, "-n", 3, "--steps", 1, "--fusion", "sum", "--json"]
     arguments = [*start, *(part for option, values in named.items() for value in values for part in (option, value))]
     status, _, error = cli(*arguments)
     assert (status, error.splitlines()[-1]) == (

@@ -31,6 +31,6 @@ def test_workers_make_the_same_pictures(cli, tiny: Path, tmp_path: Path) -> None
 
 
 def test_no_cluster_is_said(cli, tiny: Path, tmp_path: Path) -> None:
-    status, _, error = cli("evaluate", "conflicting", "-n", 2, "--ray", "127.0.0.1:1", "--out", tmp_path)
+    status, _, error = cli("evaluate", "conflicting", "-n", 4, "--ray", "127.0.0.1:1", "--out", tmp_path)
     assert status == 2
     assert "no cluster answers" in error

@@ -34,7 +34,7 @@ def evaluate(
     gate_silence: Annotated[
         bool, typer.Option("--gate-silence", help="Try each rule a second time, gated as in generate --gate-silence.")
     ] = False,
-    n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=2, max=100_000)] = 64,
+    n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=3, max=100_000)] = 64,
     model: Annotated[
         str, typer.Option(help="tiny, or another folder of the same layout with judges; with --data any model.")
     ] = "tiny",

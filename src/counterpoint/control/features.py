@@ -1,0 +1,54 @@
+"""A denoiser's inner features, as probes read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+Layers = Literal["attention", "convolution"]
+"""What is read of the decoder: its self-attention's outputs, or those of its residual blocks' second convolutions."""
+
+
+@contextmanager
+def collecting(unet: UNet2DConditionModel, layers: Layers) -> Iterator[list[Tensor]]:
+    """Gather the decoder's features ``(b, c, h, w)`` of every forward pass, in the order of its layers.
+
+    The list is emptied when a pass begins. What the denoiser computes does not change, and gradients flow.
+    """
+    found: list[Tensor] = []
+    with ExitStack() as stack:
+        stack.callback(unet.register_forward_pre_hook(lambda *_: found.clear()).remove)
+        for block in unet.up_blocks:
+            if layers == "convolution":
+                for resnet in block.resnets:
+                    hook = resnet.conv2.register_forward_hook(lambda _, __, output: found.append(output))
+                    stack.callback(hook.remove)
+            for transformer in getattr(block, "attentions", ()) if layers == "attention" else ():
+                stack.enter_context(_reading_tokens(transformer, found))
+        yield found
+
+
+@contextmanager
+def _reading_tokens(transformer: Any, found: list[Tensor]) -> Iterator[None]:
+    """Lay the tokens of a transformer's first self-attention out as its input was."""
+    shape: list[tuple[int, ...]] = []
+
+    def before(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        shape[:] = [tuple((args[0] if args else kwargs["hidden_states"]).shape[2:])]
+
+    def after(_: nn.Module, __: Any, output: Tensor) -> None:
+        found.append(output.transpose(1, 2).reshape(*output.shape[::2], *shape[0]))
+
+    hooks = [
+        transformer.register_forward_pre_hook(before, with_kwargs=True),
+        transformer.transformer_blocks[0].attn1.register_forward_hook(after),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,134 @@
+"""Probes: small networks that read a control from a denoiser's inner features, at any timestep.
+
+The aggregation network of Readout Guidance (Luo et al. 2024, arXiv:2312.02150), as InnerControl (2025, section 4.1)
+uses it: a bottleneck for every layer, told the timestep, their softmax-weighted sum, and a small head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from counterpoint.models.weights import check_fit, shapes
+
+_GROUPS = 32
+
+
+class Probe(nn.Module):
+    """Features of several layers to one map.
+
+    Args:
+        dims: channels of each layer's features.
+        time_width: of the denoiser's timestep embedding.
+        width: channels to which every layer is brought.
+        head: channels of the two layers of the head.
+        out: channels of the map: 3 for images, or the number of classes.
+        bounded: whether the map is squashed into -1..1, as images are.
+        size: side of the map.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        time_width: int = 1280,
+        width: int = 384,
+        head: tuple[int, int] = (128, 32),
+        out: int = 3,
+        *,
+        bounded: bool = True,
+        size: int = 64,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.bottleneck_layers = nn.ModuleList([_Bottleneck(channels, time_width, width) for channels in dims])
+        self.mixing_weights = nn.Parameter(torch.ones(len(dims)))
+        self.output_head = nn.Sequential(
+            nn.Conv2d(width, head[0], 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(head[0], head[1], 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(head[1], out, 1),
+            nn.Tanh() if bounded else nn.Identity(),
+        )
+
+    def forward(
+        self, features: Sequence[Float[Tensor, "b _ _ _"]], time: Float[Tensor, "b t"]
+    ) -> Float[Tensor, "b o s s"]:
+        """Read a map.
+
+        Args:
+            features: one a layer, in the order of ``dims``, of any resolution.
+            time: the denoiser's embedding of the timestep.
+
+        Raises:
+            ValueError: the number of layers differs.
+        """
+        shares = self.mixing_weights.softmax(0)
+        total: Tensor | float = 0.0
+        for share, layer, feature in zip(shares, self.bottleneck_layers, features, strict=True):
+            total = total + share * layer(_sized(feature, self.size), time)
+        read: Tensor = self.output_head(total)
+        return read
+
+
+def _sized(feature: Tensor, size: int) -> Tensor:
+    return F.interpolate(feature, (size, size), mode="bilinear", align_corners=False)
+
+
+class _Bottleneck(nn.Module):
+    def __init__(self, channels: int, time_width: int, width: int) -> None:
+        super().__init__()
+        narrow = width // 4
+        self.shortcut = _Normed(channels, width, 1)
+        self.conv1, self.conv2 = _Normed(channels, narrow, 1), _Normed(narrow, narrow, 3)
+        self.conv3 = _Normed(narrow, width, 1)
+        self.emb_layers = nn.Linear(time_width, narrow)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(x).relu()
+        h = h + self.emb_layers(time).relu()[:, :, None, None]
+        return (self.conv3(self.conv2(h).relu()) + self.shortcut(x)).relu()
+
+
+class _Normed(nn.Conv2d):
+    """A convolution without bias and the norm that belongs to it, under one name."""
+
+    def __init__(self, inside: int, outside: int, side: int) -> None:
+        super().__init__(inside, outside, side, padding=side // 2, bias=False)
+        self.norm = nn.GroupNorm(math.gcd(_GROUPS, outside), outside)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))  # type: ignore[no-any-return]
+
+
+READOUT = {"sd15": (1280,) * 6 + (640,) * 3 + (320,) * 3, "sdxl": (1280,) * 3 + (640,) * 3 + (320,) * 3}
+"""Family -> channels of the layers that the published heads read: outputs of the decoder's residual blocks."""
+
+
+def load_readout_head(file: Path, dims: Sequence[int] = READOUT["sd15"]) -> Probe:
+    """A published head (``readout_sdv15_spatial_depth`` and so on) from its safetensors form.
+
+    They were trained with the timestep counted from the noisiest step on, and are used with the true one: give either,
+    see :func:`reversed_time`.
+
+    Raises:
+        UserError: the file is missing, a pickle, damaged, or of another network.
+    """
+    with torch.device("meta"):
+        probe = Probe(dims)
+    check_fit(probe, shapes(file), file)
+    probe.load_state_dict(load_file(file), assign=True)
+    return probe.float().eval()
+
+
+def reversed_time(t: Tensor, total: int = 1000) -> Tensor:
+    """The timestep as the published heads saw it in training: 0 is the noisiest."""
+    return total - 1 - t

@@ -1,0 +1,81 @@
+"""Probes: the published heads' keys and shapes, and the network by its description."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from counterpoint.models.probe import READOUT, Probe, load_readout_head, reversed_time
+from counterpoint.types import UserError
+
+SMALL = {"time_width": 16, "width": 32, "head": (16, 8), "size": 8}
+
+
+def published(dims: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a published head, written out."""
+    table: dict[str, tuple[int, ...]] = {"mixing_weights": (len(dims),)}
+    for number, channels in enumerate(dims):
+        layer = f"bottleneck_layers.{number}"
+        for name, shape in (
+            ("shortcut", (384, channels, 1, 1)),
+            ("conv1", (96, channels, 1, 1)),
+            ("conv2", (96, 96, 3, 3)),
+            ("conv3", (384, 96, 1, 1)),
+        ):
+            table[f"{layer}.{name}.weight"] = shape
+            table[f"{layer}.{name}.norm.weight"] = table[f"{layer}.{name}.norm.bias"] = shape[:1]
+        table[f"{layer}.emb_layers.weight"], table[f"{layer}.emb_layers.bias"] = (96, 1280), (96,)
+    for place, shape in ((0, (128, 384, 3, 3)), (2, (32, 128, 3, 3)), (4, (3, 32, 1, 1))):
+        table[f"output_head.{place}.weight"], table[f"output_head.{place}.bias"] = shape, shape[:1]
+    return table
+
+
+@pytest.mark.parametrize("family", READOUT)
+def test_the_published_names_and_shapes(family: str) -> None:
+    with torch.device("meta"):
+        probe = Probe(READOUT[family])
+    assert {name: tuple(tensor.shape) for name, tensor in probe.state_dict().items()} == published(READOUT[family])
+
+
+def test_a_head_in_the_published_form_loads(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in published((1280, 320)).items()}
+    save_file(state, tmp_path / "head.safetensors")
+    probe = load_readout_head(tmp_path / "head.safetensors", (1280, 320))
+    assert all(torch.equal(probe.state_dict()[name], tensor) for name, tensor in state.items())
+    del state["mixing_weights"]
+    save_file(state, tmp_path / "head.safetensors")
+    with pytest.raises(UserError, match="mixing_weights"):
+        load_readout_head(tmp_path / "head.safetensors", (1280, 320))
+
+
+def test_layers_of_any_size_become_one_map() -> None:
+    torch.manual_seed(0)
+    probe = Probe((4, 6), **SMALL)
+    features = [torch.randn(3, 4, 5, 5), torch.randn(3, 6, 16, 16)]
+    time = torch.randn(3, 16)
+    read = probe(features, time)
+    assert read.shape == (3, 3, 8, 8)
+    assert read.abs().max() <= 1
+    torch.testing.assert_close(read[1:2], probe([one[1:2] for one in features], time[1:2]))
+    assert not torch.allclose(read, probe(features, time + 1)), "it is told the timestep"
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        probe(features[:1], time)
+
+
+def test_mixing_weights_choose_the_layer() -> None:
+    torch.manual_seed(0)
+    probe = Probe((4, 4), **SMALL, out=5, bounded=False)
+    first, second, time = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.randn(1, 16)
+    with torch.no_grad():
+        probe.mixing_weights.copy_(torch.tensor([40.0, 0.0]))
+    one, other = probe([first, second], time), probe([first, torch.zeros_like(second)], time)
+    torch.testing.assert_close(one, other)
+    assert one.shape == (1, 5, 8, 8)
+
+
+def test_time_counted_from_the_noisiest_step() -> None:
+    assert reversed_time(torch.tensor([0, 1, 999])).tolist() == [999, 998, 0]
