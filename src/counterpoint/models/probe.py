@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from counterpoint.models.weights import check_fit, shapes
 _GROUPS = 32
 
 
-class Probe(nn.Module):
+class Probe(ModelMixin, ConfigMixin):
     """Features of several layers to one map.
 
     Args:
@@ -34,12 +36,13 @@ class Probe(nn.Module):
         size: side of the map.
     """
 
+    @register_to_config
     def __init__(
         self,
         dims: Sequence[int],
         time_width: int = 1280,
         width: int = 384,
-        head: tuple[int, int] = (128, 32),
+        head: Sequence[int] = (128, 32),
         out: int = 3,
         *,
         bounded: bool = True,
