@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from counterpoint.control.features import collecting
+from counterpoint.control.features import collecting, widths
 
 
 @pytest.mark.parametrize(("layers", "channels"), [("attention", [16, 16]), ("convolution", [32, 32, 16, 16])])
@@ -18,7 +18,7 @@ def test_the_decoders_features(parts: dict, layers: str, channels: list[int]) ->
     with collecting(unet, layers) as found:
         watched = unet(latents, 300, text).sample
         assert torch.equal(watched, plain)
-        assert [one.shape[1] for one in found] == channels
+        assert [one.shape[1] for one in found] == channels == widths(unet, layers)
         assert {tuple(one.shape[2:]) for one in found} <= {(8, 12), (4, 6)}
         (slope,) = torch.autograd.grad(found[-1].square().sum(), latents)
         assert slope.abs().sum() > 0

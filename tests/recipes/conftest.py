@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.data.shards import SceneShards
-from counterpoint.recipes import RECIPES, tiny
+from counterpoint.recipes import RECIPES, parts
 from counterpoint.recipes.family import assemble
 from counterpoint.training.config import override
 
@@ -19,8 +19,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for source in ("_scenes", "_latents"):
-            patch.setattr(tiny, source, lambda *_, **__: SceneShards(runs, 0, 2048))
+        for source in ("scenes", "latents"):
+            patch.setattr(parts, source, lambda *_, **__: SceneShards(runs, 0, 2048))
 
         def export(recipe: str, run: str, *settings: str) -> None:
             config = override(RECIPES[recipe].config, [*settings])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.shards import SceneShards
-from counterpoint.recipes import RECIPES, tiny
+from counterpoint.recipes import RECIPES, parts
 from counterpoint.training.compiling import compile_in_place
 from counterpoint.training.config import override
 from counterpoint.training.order import Draws
@@ -46,7 +46,7 @@ def gradients(stage: Stage) -> dict[str, Tensor]:
 def test_no_gradient_is_lost(name: str, family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("g++") is None:
         pytest.skip("there is no C++ compiler here")
-    monkeypatch.setattr(tiny, "_latents", lambda *_: SceneShards(family, 0, 2048))
+    monkeypatch.setattr(parts, "latents", lambda *_: SceneShards(family, 0, 2048))
     recipe = RECIPES[name]
     config = override(recipe.config, [f"pretrained_model_name_or_path={family}"])
     plain, compiled = recipe.build(config).stage, recipe.build(config).stage

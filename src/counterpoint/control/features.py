@@ -52,3 +52,11 @@ def _reading_tokens(transformer: Any, found: list[Tensor]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def widths(unet: UNet2DConditionModel, layers: Layers) -> list[int]:
+    """Channels of the features that :func:`collecting` gathers."""
+    if layers == "convolution":
+        return [resnet.conv2.out_channels for block in unet.up_blocks for resnet in block.resnets]
+    transformers = [one for block in unet.up_blocks for one in getattr(block, "attentions", ())]
+    return [one.transformer_blocks[0].attn1.to_out[0].out_features for one in transformers]

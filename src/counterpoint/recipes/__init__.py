@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from counterpoint.recipes import tiny
+from counterpoint.recipes import aligned, tiny
 
-RECIPES = {recipe.name: recipe for recipe in (tiny.CODEC, tiny.TOWERS, tiny.BASE, tiny.CONTROLNET, tiny.JUDGE)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        *(tiny.CODEC, tiny.TOWERS, tiny.BASE, tiny.CONTROLNET, tiny.JUDGE),
+        *(aligned.PROBE, aligned.ALIGNED),
+    )
+}
 """Name -> recipe."""

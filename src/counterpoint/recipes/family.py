@@ -15,6 +15,7 @@ from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModel
 from counterpoint.data.scenes.vocabulary import SIZE
 from counterpoint.models.load import DEFAULTS
 from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.probe import Probe
 from counterpoint.models.weights import list_hashes
 
 MEMBERS: dict[str, tuple[str, Any]] = {
@@ -22,6 +23,7 @@ MEMBERS: dict[str, tuple[str, Any]] = {
     "unet": ("base", UNet2DConditionModel),
     **{f"controls/{kind}": (f"control-{kind}", ControlNetModel) for kind in ("canny", "hed", "depth", "pose", "seg")},
     **{f"judges/{name}": (f"judge-{name}", PerceptionModel) for name in "ab"},
+    **{f"probes/{kind}": (f"probe-{kind}", Probe) for kind in ("depth", "hed", "seg")},
 }
 """Place in the family -> output folder of its training run, and its class."""
 

@@ -6,28 +6,23 @@ tried.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel
 
 from counterpoint.data.scenes.caption import words
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SIZE
-from counterpoint.data.shards import SceneShards
-from counterpoint.models.load import TINY
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.tokenizer import END, START, word_tokenizer
+from counterpoint.recipes import parts
 from counterpoint.recipes.recipe import Recipe
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.stage import Job
-from counterpoint.training.stages.codec import CodecStage, pictures
+from counterpoint.training.stages.codec import CodecStage
 from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage
 from counterpoint.training.stages.judge import JudgeStage
 from counterpoint.training.stages.towers import TowersStage
@@ -40,16 +35,7 @@ KINDS = Literal["canny", "hed", "depth", "pose", "seg"]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class FamilyConfig(TrainConfig):
-    """A member that stands on others: ``pretrained_model_name_or_path`` is the folder that holds them."""
-
-    pretrained_model_name_or_path: Path = TINY
-    proportion_empty_prompts: float = 0.1
-    snr_gamma: float = 5.0
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class ControlConfig(FamilyConfig):
+class ControlConfig(parts.FamilyConfig):
     """A ControlNet for one kind of control."""
 
     control_type: KINDS = "pose"
@@ -72,7 +58,7 @@ def codec(config: TrainConfig) -> Job:
         num_encoder_blocks=(0, 1, 2, 3),
         num_decoder_blocks=(4, 3, 2, 0),
     )
-    return Job(CodecStage(_fast(model)), _scenes(config, "image"))
+    return Job(CodecStage(parts.fast(model)), parts.scenes(config, "image"))
 
 
 def towers(config: TrainConfig) -> Job:
@@ -104,10 +90,10 @@ def towers(config: TrainConfig) -> Job:
             projection_dim=128,
         )
     )
-    return Job(TowersStage(model, tokenizer), _scenes(config, "image", "caption"))
+    return Job(TowersStage(model, tokenizer), parts.scenes(config, "image", "caption"))
 
 
-def base(config: FamilyConfig) -> Job:
+def base(config: parts.FamilyConfig) -> Job:
     """A Stable-Diffusion-shaped UNet with attention at every level."""
     torch.manual_seed(config.seed)
     unet = UNet2DConditionModel(
@@ -122,7 +108,10 @@ def base(config: FamilyConfig) -> Job:
         attention_head_dim=2,
         norm_num_groups=16,
     )
-    return Job(DiffusionStage(_fast(unet), *_text(config), _schedule(), **_losses(config)), _latents(config))
+    return Job(
+        DiffusionStage(parts.fast(unet), **parts.denoising(config)),
+        parts.latents(config),
+    )
 
 
 def controlnet(config: ControlConfig) -> Job:
@@ -132,13 +121,11 @@ def controlnet(config: ControlConfig) -> Job:
     hundreds of steps.
     """
     torch.manual_seed(config.seed)
-    unet = UNet2DConditionModel.from_pretrained(config.pretrained_model_name_or_path / "unet", local_files_only=True)
+    unet = parts.unet(config)
     network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
     torch.nn.init.normal_(network.controlnet_cond_embedding.conv_out.weight, std=0.2)
-    stage = ControlNetStage(
-        _fast(network), config.control_type, _fast(unet), *_text(config), _schedule(), **_losses(config)
-    )
-    return Job(stage, _latents(config, f"control:{config.control_type}"))
+    stage = ControlNetStage(parts.fast(network), config.control_type, unet, **parts.denoising(config))
+    return Job(stage, parts.latents(config, f"control:{config.control_type}"))
 
 
 def judge(config: JudgeConfig) -> Job:
@@ -147,7 +134,7 @@ def judge(config: JudgeConfig) -> Job:
     torch.manual_seed(config.seed + second)
     model = PerceptionModel(len(SEG_CLASSES), widths=(32, 48, 80, 112) if second else (24, 48, 96, 128), depth=2)
     fields = ("image", "seg", "depth", "keypoints", "control:hed")
-    return Job(JudgeStage(_fast(model)), _scenes(config, *fields, first=second * config.max_train_samples))
+    return Job(JudgeStage(parts.fast(model)), parts.scenes(config, *fields, first=second * config.max_train_samples))
 
 
 CODEC = Recipe(
@@ -184,7 +171,7 @@ TOWERS = Recipe(
 BASE = Recipe(
     "tiny-base",
     "its UNet",
-    FamilyConfig(
+    parts.FamilyConfig(
         max_train_steps=60000,
         train_batch_size=32,
         learning_rate=2e-3,
@@ -228,57 +215,3 @@ JUDGE = Recipe(
     ),
     judge,
 )
-
-
-def _scenes(config: TrainConfig, *fields: str, first: int = 0) -> SceneShards:
-    shards = SceneShards(config.cache_dir, first, config.max_train_samples, fields).prepare()
-    return shards.soft_edges() if "control:hed" in fields else shards
-
-
-def _latents(config: FamilyConfig, *fields: str) -> SceneShards:
-    """Scenes with their latents under the family's codec, scaled as the UNet sees them."""
-    folder = config.pretrained_model_name_or_path / "vae"
-    vae = _fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
-    mark = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.*")))).hexdigest()[:8]
-
-    @torch.no_grad()
-    def encode(images: np.ndarray) -> np.ndarray:
-        parts = [
-            vae.encode(pictures(torch.from_numpy(part))).latents for part in np.array_split(np.asarray(images), 64)
-        ]
-        return (torch.cat(parts) * vae.config.scaling_factor).half().numpy()
-
-    name = f"latents-{mark}"
-    return _scenes(config, name, "caption", *fields).derive(name, encode).rename(name, "latents")
-
-
-def _text(config: FamilyConfig) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    folder = config.pretrained_model_name_or_path
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True, dtype=torch.float32)
-    return encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-
-
-def _schedule() -> DDPMScheduler:
-    """Stable Diffusion 1.5's noise schedule."""
-    return DDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        clip_sample=False,
-        steps_offset=1,
-    )
-
-
-def _losses(config: FamilyConfig) -> dict[str, float]:
-    return {"proportion_empty_prompts": config.proportion_empty_prompts, "snr_gamma": config.snr_gamma}
-
-
-def _fast(model: torch.nn.Module) -> torch.nn.Module:
-    """Laid out for quick convolutions, and with attention spelt out.
-
-    On a CPU, the backward pass of fused bf16 attention over heads this narrow takes half of a training step.
-    """
-    if isinstance(model, (UNet2DConditionModel, ControlNetModel)):
-        model.set_attn_processor(AttnProcessor())
-    return model.to(memory_format=torch.channels_last)

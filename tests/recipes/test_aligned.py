@@ -1,0 +1,72 @@
+"""The alignment recipes build what they say and take a step, on an untrained family."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from counterpoint.data.scenes.vocabulary import SEG_CLASSES
+from counterpoint.data.shards import SceneShards
+from counterpoint.recipes import RECIPES, parts
+from counterpoint.training.config import override
+from counterpoint.training.order import Draws
+from counterpoint.training.stage import Stage
+from counterpoint.training.stages.probe import AlignmentStage
+from counterpoint.training.stages.reward import RewardStage
+from counterpoint.types import UserError
+
+
+@pytest.fixture
+def build(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A stage of a recipe on a family that has a ControlNet of every kind."""
+    monkeypatch.setattr(parts, "latents", lambda *_: SceneShards(tmp_path, 0, 2048))
+    copy = Path(shutil.copytree(family, tmp_path / "family"))
+    for kind in ("depth", "hed", "seg"):
+        shutil.copytree(copy / "controls" / "pose", copy / "controls" / kind)
+
+    def make(recipe: str, *settings: str) -> Stage:
+        config = override(RECIPES[recipe].config, [f"pretrained_model_name_or_path={copy}", *settings])
+        return RECIPES[recipe].build(config).stage
+
+    make.family = copy
+    return make
+
+
+def batch(kind: str) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "latents": torch.randn(4, 16, 16, 16, generator=generator),
+        "caption": ["a red ball on a meadow"] * 4,
+        f"control:{kind}": torch.randint(0, 256, (4, 128, 128, 3), generator=generator).byte(),
+        "seg": torch.randint(len(SEG_CLASSES), (4, 128, 128), generator=generator).byte(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["depth", "hed", "seg"])
+def test_probes_then_aligned_controlnets(build, kind: str) -> None:
+    stage = build("tiny-probe", f"control_type={kind}")
+    loss, _ = stage(batch(kind), Draws(0, range(4)), 0)
+    loss.backward()
+    assert all(p.grad is not None for p in stage.probe.parameters())
+    assert sum(p.numel() for p in stage.probe.parameters()) < 200_000
+    stage.export(build.family / "probes" / kind)
+    everywhere = ["max_timestep_rewarding=999", f"control_type={kind}"]
+    for more, expected in (([], RewardStage), (["u_scale=0.1", "aligning_alpha=1"], AlignmentStage)):
+        stage = build("tiny-aligned", *everywhere, *more)
+        assert type(stage) is expected
+        loss, extra = stage(batch(kind), Draws(0, range(4)), 0)
+        assert loss.isfinite()
+        assert extra["reward"] > 0
+        loss.backward()
+        assert stage.controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
+
+
+def test_what_is_missing_is_said(build) -> None:
+    with pytest.raises(UserError, match="no probes/depth"):
+        build("tiny-aligned", "aligning_alpha=1")
+    shutil.rmtree(build.family / "judges" / "b")
+    with pytest.raises(UserError, match="no judges/b"):
+        build("tiny-aligned")
