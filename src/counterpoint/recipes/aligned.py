@@ -1,7 +1,7 @@
 """Recipes that make a ControlNet of the tiny family follow its control more closely.
 
-ControlNet++ (arXiv:2404.07987), Ctrl-U (arXiv:2410.11236) and InnerControl on procedural scenes, and the probes that the
-last one needs. Settings are called as in the authors' scripts. Judge B rewards; judge A has the last word elsewhere.
+ControlNet++ (arXiv:2404.07987), Ctrl-U (arXiv:2410.11236) and InnerControl on procedural scenes, and the probes that
+the last one needs. Settings are called as in the authors' scripts. Judge B rewards; judge A has the last word elsewhere.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ def aligned(config: AlignedConfig) -> Job:
     family, kind = config.pretrained_model_name_or_path, config.control_type
     needed = ["judges/b", f"controls/{kind}", *[f"probes/{kind}"] * (config.aligning_alpha != 0)]
     if missing := [place for place in needed if not (family / place).is_dir()]:
-        raise UserError(
-            f"{family} has no {', '.join(missing)}: train it first (tiny-judge, tiny-controlnet, tiny-probe)"
-        )
+        raise UserError(f"{family} has no {', '.join(missing)}: train it first (tiny-judge, -controlnet or -probe)")
     judge = PerceptionModel.from_pretrained(family / "judges" / "b", local_files_only=True)
     network = ControlNetModel.from_pretrained(family / "controls" / kind, local_files_only=True)
     vae = AutoencoderTiny.from_pretrained(family / "vae", local_files_only=True)
