@@ -1,7 +1,7 @@
 """Recipes that make a ControlNet of the tiny family follow its control more closely.
 
 ControlNet++ (arXiv:2404.07987), Ctrl-U (arXiv:2410.11236) and InnerControl on procedural scenes, and the probes that
-the last one needs. Settings are called as in the authors' scripts. Judge B rewards; judge A has the last word elsewhere.
+the last one needs. Settings are called as in the authors' scripts. Judge B rewards; judge A only judges.
 """
 
 from __future__ import annotations
