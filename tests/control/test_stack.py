@@ -114,7 +114,8 @@ def test_keys_are_lent_from_the_foreground_to_the_others(parts: dict) -> None:
     rule = replace(rule, keys=Keys(start=0.0))
     assert torch.equal(run(pair, Lending({}, {"a": half}), index=0), lent), "this rule starts at once"
     rule = replace(rule, keys=Keys(layer=99))
-    assert torch.equal(run(pair, Lending({}, {"a": half})), plain), "no layer takes part"
+    with pytest.raises(UserError, match="layer=99 is too many"):
+        run(pair, Lending({}, {"a": half}))
     rule = replace(rule, keys=Keys())
     assert torch.equal(run(pair, Lending({"a": [[1]]})), plain), "before there is a mask"
     assert torch.equal(run(pair[:1], Lending({}, {"a": half})), plain[:1]), "with one control"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -104,17 +105,23 @@ def segment_annotator(folder: Path) -> Extract:
         points = [[[float(x * width), float(y * height)]] for y in steps for x in steps]
         given = processor(images=[photo], input_points=[points], return_tensors="pt")
         made = network(**given, multimask_output=True)
-        shapes = processor.post_process_masks(made.pred_masks, given["original_sizes"], given["reshaped_input_sizes"])
-        masks, scores = shapes[0].flatten(0, 1).bool(), made.iou_scores.flatten()
-        return paint(distinct(masks[scores >= _STABLE], scores[scores >= _STABLE]), height, width)
+        sure = made.iou_scores.flatten() >= _STABLE
+        small, scores = made.pred_masks[0].flatten(0, 1)[sure], made.iou_scores.flatten()[sure]
+        kept = small[distinct(small > 0, scores)]  # few are left to be brought to the photo's size, one at a time
+        shapes = [
+            processor.post_process_masks(one[None, None, None], given["original_sizes"], given["reshaped_input_sizes"])
+            for one in kept
+        ]
+        masks = [shape[0].reshape(height, width).bool() for shape in shapes]
+        return paint(torch.stack(masks) if masks else sure.new_zeros(0, height, width), height, width)
 
     return extract
 
 
-def distinct(masks: Tensor, scores: Tensor) -> Tensor:
-    """Of masks ``(n, h, w)`` that overlap by more than :data:`_SAME`, the best; empty ones are left out."""
-    flat = masks.flatten(1)[scores.argsort(descending=True)].float()
-    flat = flat[flat.any(1)]
+def distinct(masks: Tensor, scores: Tensor) -> list[int]:
+    """Of masks ``(n, h, w)`` that overlap by more than :data:`_SAME`, the places of the best; not of empty ones."""
+    order = [place for place in scores.argsort(descending=True).tolist() if masks[place].any()]
+    flat = masks[order].flatten(1).float()
     area = flat.sum(1)
     both = flat @ flat.T
     overlap = both / (area[:, None] + area - both).clamp(min=1)
@@ -122,7 +129,7 @@ def distinct(masks: Tensor, scores: Tensor) -> Tensor:
     for number in range(len(flat)):
         if not kept or overlap[number, kept].max() <= _SAME:
             kept.append(number)
-    return flat[kept].bool().reshape(-1, *masks.shape[1:])
+    return [order[number] for number in kept]
 
 
 def paint(masks: Tensor, height: int, width: int) -> Image:
@@ -142,8 +149,12 @@ def load_model(folder: Path, kind: Any, processing: Any) -> tuple[Any, Any]:
         UserError: the folder holds no such model.
     """
     try:
-        network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network, found = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
         processor = processing.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no model for {kind.__name__}: {str(error).splitlines()[0]}") from None
+    if found["missing_keys"]:
+        raise UserError(f"{folder} is another model than {kind.__name__}: it lacks {sorted(found['missing_keys'])[0]}")
     return network.eval(), processor

@@ -39,6 +39,7 @@ def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Ex
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         import ray
+        from ray.exceptions import RayError
         from ray.util import ActorPool
     except ImportError:
         raise UserError("--ray needs Ray: pip install 'counterpoint[ray]'") from None
@@ -48,18 +49,24 @@ def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Ex
             ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         else:
             _check_answers(address)
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
+            try:
+                ray.init(address, log_to_driver=False, logging_level="ERROR")
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UserError(f"--ray {address}: this is no cluster of this version ({error})") from None
         try:
             threads = torch.get_num_threads()
-            needs = {"GPU": 1.0} if device.type == "cuda" else {"CPU": float(threads)}
-            there = ray.cluster_resources()
-            room = min(int(there.get(name, 0) // amount) for name, amount in needs.items())
+            needs = {"CPU": 1.0, "GPU": 1.0} if device.type == "cuda" else {"CPU": float(threads)}
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            room = sum(min(int(node.get(name, 0) // amount) for name, amount in needs.items()) for node in nodes)
             if not room:
                 wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
                 raise UserError(f"--ray {address}: no room for a worker, which takes {wanted}")
-            worker = ray.remote(num_cpus=needs.get("CPU", 1), num_gpus=needs.get("GPU", 0))(_Worker)
+            worker = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0))(_Worker)
             pool = ActorPool([worker.remote(build, device, threads) for _ in range(min(room, len(batches)))])
             yield from pool.map_unordered(lambda actor, batch: actor.make.remote(batch), batches)
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"--ray {address}: a worker could not do its part ({reason})") from error
         finally:
             ray.shutdown()
 

@@ -24,7 +24,7 @@ from counterpoint.data.published import SETS, PublishedCases
 from counterpoint.evaluation.make import Executor, in_turn
 from counterpoint.evaluation.suite import Readers, Suite, Task, stack
 from counterpoint.evaluation.suites import fusion
-from counterpoint.evaluation.suites.conservativity import Conservativity
+from counterpoint.evaluation.suites.conservativity import KINDS, Conservativity
 from counterpoint.evaluation.suites.layout import LayoutSuite
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
 from counterpoint.fusion import get_fusion
@@ -167,8 +167,10 @@ def _family(source: Source) -> Bench:
 def _published(source: Source) -> Bench:
     if unknown := sorted(set(source.data) - set(SETS)):
         raise UserError(f"unknown data set {unknown[0]!r}; there are {', '.join(SETS)}")
-    if source.clip is None or (source.data and not source.controls):
+    if source.data and (source.clip is None or not source.controls):
         raise UserError("published photos need --controlnet KIND=FOLDER, once a control, and --clip FOLDER")
+    if source.clip is None or (source.layouts and not set(FIND) <= set(source.readers)):
+        raise UserError("--layouts needs --clip FOLDER and --reader detect=FOLDER --reader segment=FOLDER")
     check_named(source.readers, READ + FIND)
     levels = {} if source.layouts is None else read_mig_bench(source.layouts)
     looks = user_readers(source.readers, source.clip, source.inception, find_device(source.device))
@@ -188,6 +190,7 @@ def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> 
         "steps": maker.steps,
         "guidance_scale": maker.guidance_scale,
         "dtype": source.dtype,
+        "device": torch.device(source.device).type,
     }
 
 
@@ -199,6 +202,10 @@ def make_suite(name: str, bench: Bench) -> Suite:
     """
     if name == "layout" and not bench.levels:
         raise UserError("this suite needs --layouts mig_bench.json, or scenes")
+    if name == "conservativity" and (
+        bench.pipe.text_encoder_2 is not None or not set(KINDS) & set(bench.pipe.controls)
+    ):
+        raise UserError(f"conservativity is measured on SD1.5's layout with ControlNets for {', '.join(KINDS)}")
     return SUITES[name](bench)
 
 
@@ -219,7 +226,10 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     before = json.loads(path.read_text())
-    changed = [f"{key}: {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
+    keys = dict.fromkeys([*before, *settings])
+    changed = [
+        f"{key}: {before.get(key)} -> {settings.get(key)}" for key in keys if before.get(key) != settings.get(key)
+    ]
     if changed:
         raise UserError(
             f"{folder} holds pictures made with other settings ({'; '.join(changed)}); choose another --out"

@@ -48,6 +48,19 @@ class Lending:
 def self_attention(network: nn.Module, first: int = 0) -> dict[str, Attention]:
     """A ControlNet's self-attention layers by name, in the order in which they run, from layer ``first`` on."""
     layers = {name: module for name, module in network.named_modules() if name.endswith(".attn1")}
+    return from_layer(network, layers, first)
+
+
+def from_layer(network: nn.Module, layers: Mapping[str, Any], first: int) -> dict[str, Any]:
+    """A network's attention layers from one on.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if first >= len(layers) > 0:
+        raise UserError(
+            f"{type(network).__name__} has {len(layers)} self-attention layers, so layer={first} is too many"
+        )
     return dict(list(layers.items())[first:])
 
 
@@ -178,7 +191,7 @@ def inject(
 
     ``sum_k M_k Attn_k + M_b Attn_b``, where ``Attn_k`` sees foreground k inside its mask and ``Attn_b`` the background
     everywhere and every foreground outside all masks, ``M_b = 1 - sum_k M_k``. In the logits a mask belongs to the
-    keys, outside to the queries. With hard masks this costs less than twice one attention, whatever k.
+    keys, outside to the queries. With hard masks this costs at most 1 + k attentions, less the more the masks cover.
 
     Args:
         query: of the background, n heads.

@@ -15,7 +15,7 @@ from diffusers import FluxControlNetModel
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from counterpoint.control.keys import KeyValues, Masks, Part, attending, inject, keeping, split_levels
+from counterpoint.control.keys import KeyValues, Masks, Part, attending, from_layer, inject, keeping, split_levels
 
 
 def attention_layers(network: FluxControlNetModel, first: int = 0) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def attention_layers(network: FluxControlNetModel, first: int = 0) -> dict[str, 
         for kind in ("transformer_blocks", "single_transformer_blocks")
         for number, block in enumerate(getattr(network, kind))
     }
-    return dict(list(layers.items())[first:])
+    return from_layer(network, layers, first)
 
 
 def keeping_flux_keys(network: FluxControlNetModel, kept: KeyValues, first: int = 0) -> AbstractContextManager[None]:

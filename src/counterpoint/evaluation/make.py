@@ -65,7 +65,7 @@ def make(
     """
     missing = [task for task in tasks if not _path(folder, task.key).exists()]
     done = len(tasks) - len(missing)
-    for made in execute(list(_batches(missing, batch))):
+    for made in execute(list(_batches(missing, batch))) if missing else ():
         _note(folder, made)
         for task, picture in zip(made.tasks, made.pictures, strict=True):
             path = _path(folder, task.key)

@@ -27,7 +27,7 @@ def asymmetry(field: Field, x: Float[Tensor, "b ..."], probe: Float[Tensor, "b .
         x: where.
         probe: independent entries of mean 0 and variance 1, such as random signs.
     """
-    forward, backward = (product.detach().double() for product in jacobian_products(field, x, probe))
+    forward, backward = (product.detach().cpu().double() for product in jacobian_products(field, x, probe))
     return torch.stack([(forward - backward).square().flatten(1).sum(1) / 2, backward.square().flatten(1).sum(1)], 1)
 
 

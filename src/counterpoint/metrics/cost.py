@@ -29,7 +29,9 @@ def measuring(device: torch.device) -> Iterator[Cost]:
     _forget_peak(device)
     began = time.perf_counter()
     yield cost
-    if device.type != "cpu":
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type != "cpu":
         getattr(torch, device.type).synchronize()
     cost.seconds, cost.peak_mb = time.perf_counter() - began, _peak(device)
 

@@ -42,10 +42,7 @@ class Conservativity:
 
     def score(self, _: Finished, n: int, __: Sequence[Method], ___: Readers) -> list[Row]:
         """A row a control."""
-        return [
-            Row(kind, "noisy pictures", self._measure(kind, n))
-            for kind in sorted(set(KINDS) & set(self.pipe.controls), key=KINDS.index)
-        ]
+        return [Row(kind, "noisy pictures", self._measure(kind, n)) for kind in KINDS if kind in self.pipe.controls]
 
     def _measure(self, kind: str, n: int) -> tuple[Metric, ...]:
         metrics = [Metric(name, lambda rows: rows, reduce, higher=False)
@@ -60,8 +57,8 @@ class Conservativity:
     def _rows(self, kind: str, cases: Sequence[Case], seeds: Sequence[int]) -> Tensor:
         """Noise, its level and the probe are each case's own, drawn with its seed."""
         pipe = self.pipe
-        clean = pipe.encode(stack([case.photos[kind] for case in cases]) * 2 - 1)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        clean = pipe.encode(stack([case.photos[kind] for case in cases]) * 2 - 1, generators)
         process = make_scheduler("ddpm", pipe.scheduler.config)
         levels = int(process.config["num_train_timesteps"])
         timestep = torch.cat([torch.randint(levels, (1,), generator=one) for one in generators]).to(clean.device)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.layouts import LayoutCase, Levels
-from counterpoint.evaluation import measures
 from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack, unstack
 from counterpoint.metrics.coco_mig import RANGES, has_colour, instance_score, mean_iou, picture_row, success_rate
-from counterpoint.metrics.metric import Metric
+from counterpoint.metrics.metric import Metric, mean
+from counterpoint.metrics.text import clip_score
 
 _NAME = "prompt"
 
@@ -41,8 +41,14 @@ class LayoutSuite:
             for start in range(0, len(cases), CHUNK):
                 chunk = cases[start : start + CHUNK]
                 pictures = stack([finished(_key(level, case)) for case in chunk])
-                for metric in (*metrics, *overall):
-                    metric.update(pictures, chunk, readers)
+                scores = _scores(pictures, chunk, readers)
+                likeness = clip_score(
+                    readers.embed_pictures(pictures), readers.embed_texts([case.prompt for case in chunk])
+                )
+                for success, overlap, clip in (metrics, overall):
+                    success.update(scores)
+                    overlap.update(scores)
+                    clip.update(likeness)
             rows.append(Row(_NAME, f"L{level}", tuple(metrics)))
         return [*rows, Row(_NAME, "all levels", tuple(overall))]
 
@@ -52,7 +58,9 @@ def _key(level: int, case: LayoutCase) -> str:
 
 
 def _metrics() -> list[Metric]:
-    return [Metric("success", _scores, success_rate), Metric("miou", _scores, mean_iou), measures.clip()]
+    """Of rows that are computed once for all of them."""
+    names = (("success", success_rate), ("miou", mean_iou), ("clip", mean))
+    return [Metric(name, lambda rows: rows, reduce) for name, reduce in names]
 
 
 def _scores(pictures: Tensor, cases: Sequence[LayoutCase], readers: Readers) -> Tensor:
