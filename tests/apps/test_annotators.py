@@ -56,6 +56,28 @@ def save_detector(folder: Path, second: str = "person") -> Path:
     return folder
 
 
+def save_sam(folder: Path) -> None:
+    """A small SAM with random weights."""
+    torch.manual_seed(0)
+    config = SamConfig(
+        vision_config={
+            "hidden_size": 16, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 64, "patch_size": 16, "mlp_dim": 16, "num_pos_feats": 8, "global_attn_indexes": [0],
+            "window_size": 2,
+        },
+        prompt_encoder_config={
+            "hidden_size": 16, "image_size": 64, "patch_size": 16, "image_embedding_size": 4, "mask_input_channels": 4,
+        },
+        mask_decoder_config={
+            "hidden_size": 16, "mlp_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "iou_head_hidden_dim": 16,
+        },
+    )  # fmt: skip
+    SamModel(config).save_pretrained(folder)
+    small = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
+    SamProcessor(SamImageProcessorPil(**small)).save_pretrained(folder)
+
+
 def told(monkeypatch: pytest.MonkeyPatch, *joints: tuple[int, int, int]) -> None:
     """Let the network see exactly some joints: (number, row, column) of its 16 x 12 heat maps, in every box."""
 
@@ -118,24 +140,7 @@ def test_segments_are_distinct_and_small_ones_lie_on_top() -> None:
 
 
 def test_sam_paints_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    config = SamConfig(
-        vision_config={
-            "hidden_size": 16, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "image_size": 64, "patch_size": 16, "mlp_dim": 16, "num_pos_feats": 8, "global_attn_indexes": [0],
-            "window_size": 2,
-        },
-        prompt_encoder_config={
-            "hidden_size": 16, "image_size": 64, "patch_size": 16, "image_embedding_size": 4, "mask_input_channels": 4,
-        },
-        mask_decoder_config={
-            "hidden_size": 16, "mlp_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
-        },
-    )  # fmt: skip
-    SamModel(config).save_pretrained(tmp_path)
-    small = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
-    SamProcessor(SamImageProcessorPil(**small)).save_pretrained(tmp_path)
+    save_sam(tmp_path)
     monkeypatch.setattr(annotators, "_STABLE", -100.0)
     picture = segment_annotator(tmp_path)(PHOTO)
     assert picture.shape == PHOTO.shape

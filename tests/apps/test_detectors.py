@@ -14,15 +14,12 @@ from transformers import (
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
     GroundingDinoProcessor,
-    SamConfig,
-    SamImageProcessorPil,
-    SamModel,
-    SamProcessor,
     SwinConfig,
 )
 
 from counterpoint.apps.detectors import by_classes, load_detector, load_mask_generator
 from counterpoint.types import UserError
+from tests.apps.test_annotators import save_sam
 
 CPU = torch.device("cpu")
 
@@ -73,24 +70,7 @@ def test_grounding_dino_in_its_own_folder(tmp_path: Path) -> None:
 
 
 def test_sam_in_its_own_folder(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = SamConfig(
-        vision_config={
-            "hidden_size": 16, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "image_size": 64, "patch_size": 16, "mlp_dim": 16, "num_pos_feats": 8, "global_attn_indexes": [0],
-            "window_size": 2,
-        },
-        prompt_encoder_config={
-            "hidden_size": 16, "image_size": 64, "patch_size": 16, "image_embedding_size": 4, "mask_input_channels": 4,
-        },
-        mask_decoder_config={
-            "hidden_size": 16, "mlp_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
-        },
-    )  # fmt: skip
-    SamModel(config).save_pretrained(tmp_path)
-    small = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
-    SamProcessor(SamImageProcessorPil(**small)).save_pretrained(tmp_path)
+    save_sam(tmp_path)
     segment = load_mask_generator(tmp_path, CPU)
     boxes = [[(0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)], [(0.0, 0.0, 1.0, 1.0)]]
     found = segment(torch.rand(2, 3, 48, 96), [["cat", "dog"], ["cat"]], boxes)

@@ -105,9 +105,10 @@ def segment_annotator(folder: Path) -> Extract:
         points = [[[float(x * width), float(y * height)]] for y in steps for x in steps]
         given = processor(images=[photo], input_points=[points], return_tensors="pt")
         made = network(**given, multimask_output=True)
-        sure = made.iou_scores.flatten() >= _STABLE
-        small, scores = made.pred_masks[0].flatten(0, 1)[sure], made.iou_scores.flatten()[sure]
-        kept = small[distinct(small > 0, scores)]  # few are left to be brought to the photo's size, one at a time
+        scores = made.iou_scores.flatten()
+        sure = scores >= _STABLE
+        small = made.pred_masks[0].flatten(0, 1)[sure]
+        kept = small[distinct(small > 0, scores[sure])]  # few are left to be brought to the photo's size, one at a time
         shapes = [
             processor.post_process_masks(one[None, None, None], given["original_sizes"], given["reshaped_input_sizes"])
             for one in kept

@@ -12,13 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForMaskGeneration, AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from counterpoint.apps.annotators import load_model
-from counterpoint.evaluation.suite import Names, unstack
+from counterpoint.evaluation.suite import Detect, Names, Segment, unstack
 from counterpoint.metrics.coco_mig import Box
 
-Detect = Callable[[Tensor, Names], list[list[list[Box]]]]
-"""Pictures and names of things for each -> for each picture and name the boxes, 0..1, in which one is seen."""
-Segment = Callable[[Tensor, Names, Sequence[Sequence[Box]]], list[list[np.ndarray]]]
-"""Pictures, names and boxes -> for each picture and box the pixels of the thing in it."""
 _THRESHOLD = 0.25
 _LEAST = 0.002
 """Share of a picture below which a patch of one class is no thing."""

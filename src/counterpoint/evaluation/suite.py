@@ -20,6 +20,11 @@ Pictures = Float[Tensor, "b 3 h w"]
 """Values in 0..1."""
 Names = Sequence[Sequence[str]]
 """For each picture the names of things."""
+Detect = Callable[[Tensor, Names], list[list[list[Box]]]]
+"""Pictures and names of things for each -> for each picture and name the boxes, 0..1, in which one is seen."""
+Segment = Callable[[Tensor, Names, Sequence[Sequence[Box]]], list[list[np.ndarray]]]
+"""Pictures, names and boxes -> for each picture and box the pixels ``(h, w)`` bool of the
+thing in it."""
 CHUNK = 32
 """Pictures scored at a time."""
 
@@ -87,8 +92,8 @@ class Readers:
         pristine: NIQE's model.
         features: pictures -> what distances between sets stand on, ``(b, d)``.
         features_of: whose features they are: ``"inception"``, or what such a distance is called after.
-        detect: pictures and the names of things for each -> for each picture and name the boxes in which one is seen.
-        segment: pictures, names and boxes -> for each picture and box the pixels ``(h, w)`` bool of the thing in it.
+        detect: finds named things.
+        segment: cuts them out.
     """
 
     maps: Mapping[str, Callable[[Tensor], Tensor]]
@@ -100,8 +105,8 @@ class Readers:
     pristine: Pristine
     features: Callable[[Tensor], Tensor]
     features_of: str
-    detect: Callable[[Tensor, Names], list[list[list[Box]]]]
-    segment: Callable[[Tensor, Names, Sequence[Sequence[Box]]], list[list[np.ndarray]]]
+    detect: Detect
+    segment: Segment
 
 
 class Maker(Protocol):

@@ -108,10 +108,7 @@ def base(config: parts.FamilyConfig) -> Job:
         attention_head_dim=2,
         norm_num_groups=16,
     )
-    return Job(
-        DiffusionStage(parts.fast(unet), **parts.denoising(config)),
-        parts.latents(config),
-    )
+    return Job(DiffusionStage(parts.fast(unet), **parts.denoising(config)), parts.latents(config))
 
 
 def controlnet(config: ControlConfig) -> Job:
