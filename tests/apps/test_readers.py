@@ -101,12 +101,14 @@ def test_a_suite_on_published_photos(cli, saved: Path, networks: Path, tmp_path:
         "--clip": [f"{networks}/clip"],
     }
     start = ["evaluate", "conflicting", "--model", saved, "-n", 3, "--steps", 1, "--fusion", "sum", "--json"]
+    start += ["--out", tmp_path / "run"]
     arguments = [*start, *(part for option, values in named.items() for value in values for part in (option, value))]
     status, _, error = cli(*arguments)
     assert (status, error.splitlines()[-1]) == (
         2,
         "error: this suite reads seg from pictures: name a network with --reader seg=FOLDER",
     )
+    assert not list(tmp_path.rglob("settings.json")), "missed before anything was made"
     status, out, _ = cli(*arguments, "--reader", f"seg={networks}/seg")
     assert status == 0
     rows = json.loads(out)["rows"]

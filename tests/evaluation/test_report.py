@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterpoint.evaluation.report import latex, markdown, plain, records, sentences
-from counterpoint.evaluation.statistics import difference, interval, jackknife
+from counterpoint.evaluation.statistics import jackknife, resample
 from counterpoint.evaluation.suite import Row
 from counterpoint.metrics.distribution import kernel_distance
 from counterpoint.metrics.metric import Metric
@@ -76,7 +76,7 @@ def test_tables(rows: list[Row]) -> None:
 
 def test_pairs_must_match() -> None:
     with pytest.raises(ValueError, match="pairs"):
-        difference(metric("iou", torch.zeros(3)), metric("iou", torch.zeros(4)))
+        resample(metric("iou", torch.zeros(3))).minus(resample(metric("iou", torch.zeros(4))))
 
 
 def test_distances_between_sets_are_not_bootstrapped() -> None:
@@ -87,7 +87,7 @@ def test_distances_between_sets_are_not_bootstrapped() -> None:
         rows = torch.randn(80, 2, 3, generator=generator, dtype=torch.float64)
         kid = Metric("kid", lambda x: x, lambda x: kernel_distance(x[:, 0], x[:, 1]), distinct=True)
         kid.update(rows)
-        found = interval(kid)
+        found = resample(kid).interval()
         hits += found.low <= 0 <= found.high
         assert found == jackknife(kid.rows, kid.reduce)
     assert hits >= 52

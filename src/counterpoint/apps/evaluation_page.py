@@ -84,4 +84,17 @@ def _plot(group: Sequence[Record], name: str, seconds: dict[str, float]) -> dict
         | {end: (value[end] - low) / span for end in ("low", "mean", "high")}
         for row, value in zip(group, values, strict=True)
     ]
+    _name(marks)
     return {"marks": marks, "last": last, "low": low, "high": high}
+
+
+def _name(marks: list[dict[str, Any]]) -> None:
+    """Give every mark the height of its name, so that names beside each other do not overlap."""
+    wide, high, top = 0.35, 0.1, 1.0
+    marks.sort(key=lambda mark: mark["mean"])
+    for i, mark in enumerate(marks):
+        below = [other["label"] + high for other in marks[:i] if abs(other["x"] - mark["x"]) < wide]
+        mark["label"] = max([mark["mean"], *below])
+    for i, mark in reversed(list(enumerate(marks))):
+        above = [other["label"] - high for other in marks[i + 1 :] if abs(other["x"] - mark["x"]) < wide]
+        mark["label"] = min([mark["label"], top, *above])

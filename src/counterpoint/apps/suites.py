@@ -22,7 +22,7 @@ from counterpoint.data import pairs
 from counterpoint.data.layouts import Levels, read_mig_bench, scene_levels
 from counterpoint.data.published import SETS, PublishedCases
 from counterpoint.evaluation.make import Executor, in_turn
-from counterpoint.evaluation.suite import Readers, Suite, Task, stack
+from counterpoint.evaluation.suite import Method, Readers, Suite, Task, stack
 from counterpoint.evaluation.suites import fusion
 from counterpoint.evaluation.suites.conservativity import KINDS, Conservativity
 from counterpoint.evaluation.suites.layout import LayoutSuite
@@ -207,6 +207,18 @@ def make_suite(name: str, bench: Bench) -> Suite:
     ):
         raise UserError(f"conservativity is measured on SD1.5's layout with ControlNets for {', '.join(KINDS)}")
     return SUITES[name](bench)
+
+
+def rehearse(suite: Suite, bench: Bench, methods: Sequence[Method]) -> None:
+    """Score three pictures of noise under one method: whatever a suite reads with is missed before hours of work.
+
+    Raises:
+        UserError: a reader that it needs has not been named.
+    """
+    size = bench.pipe.native_size
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    with torch.no_grad():
+        suite.score(lambda _: noise, 3, methods[:1], bench.readers)
 
 
 def executor(source: Source, maker: PipelineMaker, ray: str | None) -> Executor:

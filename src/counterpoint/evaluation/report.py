@@ -7,7 +7,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from counterpoint.evaluation.statistics import difference, interval
+from counterpoint.evaluation.statistics import resample
 from counterpoint.evaluation.suite import Row
 from counterpoint.metrics.metric import Metric
 
@@ -32,7 +32,7 @@ def records(rows: Sequence[Row], model: str) -> list[Record]:
 
 def _value(metric: Metric) -> dict[str, Any]:
     note = {"note": metric.note} if metric.note else {}
-    return {**asdict(interval(metric)), "higher": metric.higher, **note}
+    return {**asdict(resample(metric).interval()), "higher": metric.higher, **note}
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
@@ -41,17 +41,19 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     Sets of fewer than :data:`FEWEST` pairs get none.
     """
     said = []
-    for first, second in combinations([row for row in rows if row.rival], 2):
-        if first.case != second.case or len(first.metrics[0].rows) < FEWEST:
+    drawn = [(row, [resample(metric) for metric in row.metrics]) for row in rows
+             if row.rival and len(row.metrics[0].rows) >= FEWEST]  # fmt: skip
+    for (first, ones), (second, twos) in combinations(drawn, 2):
+        if first.case != second.case:
             continue
-        for one, two in zip(first.metrics, second.metrics, strict=True):
-            gap = difference(one, two)
+        for one, two in zip(ones, twos, strict=True):
+            gap = one.minus(two)
             if gap.excludes_zero:
-                better, worse = (first, second) if (gap.mean > 0) == one.higher else (second, first)
+                better, worse = (first, second) if (gap.mean > 0) == one.metric.higher else (second, first)
                 low, high = sorted((abs(gap.low), abs(gap.high)))
                 said.append(
-                    f"{first.case}: {better.name} beats {worse.name} in {one.name} by {abs(gap.mean):.3g} "
-                    f"(95 % interval {low:.3g} to {high:.3g}, {len(one.rows)} pairs with the same seeds)."
+                    f"{first.case}: {better.name} beats {worse.name} in {one.metric.name} by {abs(gap.mean):.3g} "
+                    f"(95 % interval {low:.3g} to {high:.3g}, {len(one.metric.rows)} pairs with the same seeds)."
                 )
     return said
 

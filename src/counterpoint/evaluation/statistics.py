@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from counterpoint.metrics.metric import Metric, Reduce, Rows, mean
 
@@ -28,24 +28,41 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def interval(metric: Metric) -> Interval:
-    """A measure with its interval, by the resampling that suits it."""
-    return _spread(metric)(metric.rows, metric.reduce)
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """A measure, and what it becomes when samples are drawn again: of distances between sets by the jackknife, of all
+    others by the bootstrap. One seed for all, so that samples which belong together are drawn together."""
+
+    metric: Metric
+    mean: float
+    draws: Tensor
+
+    def interval(self) -> Interval:
+        """The measure's own."""
+        return self._spread(self.mean, self.draws)
+
+    def minus(self, other: Resampled) -> Interval:
+        """The difference of one measure under two methods with the same samples and seeds.
+
+        Raises:
+            ValueError: the measures differ, or their numbers of samples.
+        """
+        one, two = self.metric, other.metric
+        if one.name != two.name or len(one.rows) != len(two.rows):
+            raise ValueError(
+                f"only one measure of the same samples can be compared in pairs, got {one.name} of {len(one.rows)} "
+                f"and {two.name} of {len(two.rows)}"
+            )
+        return self._spread(self.mean - other.mean, self.draws - other.draws)
+
+    def _spread(self, mean: float, draws: Tensor) -> Interval:
+        return _jackknife_interval(mean, draws) if self.metric.distinct else _percentile_interval(mean, draws)
 
 
-def difference(first: Metric, second: Metric) -> Interval:
-    """``first - second`` of one measure under two methods with the same samples and seeds, resampled together.
-
-    Raises:
-        ValueError: the measures differ, or their numbers of samples.
-    """
-    if first.name != second.name or len(first.rows) != len(second.rows):
-        raise ValueError(
-            f"only one measure of the same samples can be compared in pairs, got {first.name} of {len(first.rows)} "
-            f"and {second.name} of {len(second.rows)}"
-        )
-    rows = torch.stack([first.rows, second.rows], 1)
-    return _spread(first)(rows, lambda drawn: first.reduce(drawn[:, 0]) - second.reduce(drawn[:, 1]))
+def resample(metric: Metric) -> Resampled:
+    """Draw a measure's samples again."""
+    draw = _without_groups if metric.distinct else _with_replacement
+    return Resampled(metric, metric.compute(), draw(metric.rows, metric.reduce))
 
 
 def bootstrap(rows: Rows, reduce: Reduce = mean, draws: int = DRAWS, seed: int = 0) -> Interval:
@@ -60,22 +77,30 @@ def bootstrap(rows: Rows, reduce: Reduce = mean, draws: int = DRAWS, seed: int =
         draws: resamplings.
         seed: of the resampling; the same rows always give the same interval.
     """
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(rows), (draws, len(rows)), generator=generator)
-    drawn = torch.tensor([reduce(rows[pick]) for pick in picks], dtype=torch.float64)
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(reduce(rows), low, high)
+    return _percentile_interval(reduce(rows), _with_replacement(rows, reduce, draws, seed))
 
 
-def jackknife(rows: Rows, reduce: Reduce = mean, groups: int = GROUPS) -> Interval:
+def jackknife(rows: Rows, reduce: Reduce = mean) -> Interval:
     """The delete-a-group jackknife (Tukey 1958): every sample counts at most once, as distances between sets need."""
-    whole = reduce(rows)
-    groups = min(groups, len(rows))
+    return _jackknife_interval(reduce(rows), _without_groups(rows, reduce))
+
+
+def _with_replacement(rows: Rows, reduce: Reduce, draws: int = DRAWS, seed: int = 0) -> Tensor:
+    picks = torch.randint(len(rows), (draws, len(rows)), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor([reduce(rows[pick]) for pick in picks], dtype=torch.float64)
+
+
+def _percentile_interval(mean: float, draws: Tensor) -> Interval:
+    low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(mean, low, high)
+
+
+def _without_groups(rows: Rows, reduce: Reduce) -> Tensor:
+    groups = min(GROUPS, len(rows))
     group = torch.arange(len(rows)) % groups
-    parts = torch.tensor([reduce(rows[group != one]) for one in range(groups)], dtype=torch.float64)
-    deviation = float(((groups - 1) * (parts - parts.mean()).square().mean()).sqrt())
-    return Interval(whole, whole - _NORMAL * deviation, whole + _NORMAL * deviation)
+    return torch.tensor([reduce(rows[group != one]) for one in range(groups)], dtype=torch.float64)
 
 
-def _spread(metric: Metric) -> Callable[[Rows, Reduce], Interval]:
-    return jackknife if metric.distinct else bootstrap
+def _jackknife_interval(mean: float, draws: Tensor) -> Interval:
+    deviation = float(((len(draws) - 1) * (draws - draws.mean()).square().mean()).sqrt())
+    return Interval(mean, mean - _NORMAL * deviation, mean + _NORMAL * deviation)

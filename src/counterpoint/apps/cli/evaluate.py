@@ -193,7 +193,7 @@ def _run(
 
     from counterpoint.apps.cli import output
     from counterpoint.apps.evaluation_page import strips
-    from counterpoint.apps.suites import SUITES, executor, make_bench, make_suite, settle
+    from counterpoint.apps.suites import SUITES, executor, make_bench, make_suite, rehearse, settle
     from counterpoint.evaluation.make import costs, make, reader
     from counterpoint.evaluation.report import records, sentences
     from counterpoint.types import UserError
@@ -202,13 +202,15 @@ def _run(
         raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}, folder and leaderboard")
     bench = make_bench(source)
     chosen = make_suite(suite, bench)
+    tasks = chosen.tasks(n, methods)
+    known = sorted({label for task in tasks for label in task.images})
+    if unknown := sorted({label for method in methods for label in method.weights} - set(known)):
+        raise UserError(f"--sweep {unknown[0]}: the suite has no such control; it has {', '.join(known)}")
+    if tasks:
+        rehearse(chosen, bench, methods)
     settings = {"suite": suite, **bench.identity}
     settle(folder, settings)
     with output.progress("making pictures", unit="picture") as listen:
-        tasks = chosen.tasks(n, methods)
-        known = sorted({label for task in tasks for label in task.images})
-        if unknown := sorted({label for method in methods for label in method.weights} - set(known)):
-            raise UserError(f"--sweep {unknown[0]}: the suite has no such control; it has {', '.join(known)}")
         make(tasks, executor(source, bench.maker, ray), folder / "pictures", batch_size, listen)
     output.say("scoring")
     with torch.no_grad():
