@@ -14,7 +14,8 @@ import pytest
 
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
-from counterpoint.data.published import SETS, CocoPeople, Parquet, Photo, Pictures, PublishedCases
+from counterpoint.data.photos import Photo, Pictures
+from counterpoint.data.published import SETS, CocoPeople, PublishedCases
 from counterpoint.types import UserError
 
 
@@ -86,7 +87,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no pictures"):
         Pictures(tmp_path, 32)
     with pytest.raises(UserError, match=r"data/validation-\*.parquet"):
-        Parquet(tmp_path, 32, "text")
+        SETS["multigen"](tmp_path, 32)
     parquet(tmp_path, ["image", "text"])
     with pytest.raises(UserError, match="no column control_depth; it has image, text"):
         SETS["multigen-depth"](tmp_path, 32)

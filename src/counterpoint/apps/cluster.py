@@ -1,10 +1,12 @@
-"""A suite's pictures on Ray: the same batches, made by several workers."""
+"""Work on a Ray cluster: a suite's pictures, or anything that is done item by item."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -36,24 +38,9 @@ def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Ex
     Raises:
         UserError: Ray is not installed, no cluster answers, or it has no room for a worker.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        import ray
-        from ray.exceptions import RayError
-        from ray.util import ActorPool
-    except ImportError:
-        raise UserError("--ray needs Ray: pip install 'counterpoint[ray]'") from None
 
     def execute(batches: Sequence[Sequence[Task]]) -> Iterator[Made]:
-        if address == "local":
-            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        else:
-            _check_answers(address)
-            try:
-                ray.init(address, log_to_driver=False, logging_level="ERROR")
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise UserError(f"--ray {address}: this is no cluster of this version ({error})") from None
-        try:
+        with _cluster(address) as ray:
             threads = torch.get_num_threads()
             needs = {"CPU": 1.0, "GPU": 1.0} if device.type == "cuda" else {"CPU": float(threads)}
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -62,15 +49,68 @@ def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Ex
                 wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
                 raise UserError(f"--ray {address}: no room for a worker, which takes {wanted}")
             worker = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0))(_Worker)
-            pool = ActorPool([worker.remote(build, device, threads) for _ in range(min(room, len(batches)))])
+            pool = ray.util.ActorPool([worker.remote(build, device, threads) for _ in range(min(room, len(batches)))])
             yield from pool.map_unordered(lambda actor, batch: actor.make.remote(batch), batches)
-        except RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"--ray {address}: a worker could not do its part ({reason})") from error
-        finally:
-            ray.shutdown()
 
     return execute
+
+
+def map_on_ray(
+    address: str, build: Callable[[], Callable[[str], str | None]], items: Sequence[str]
+) -> Iterator[tuple[str, str | None]]:
+    """``(item, result)`` in any order, by Ray Data on every core of a cluster.
+
+    Args:
+        address: as :func:`on_ray` has it.
+        build: makes what an item is given to, once a core.
+        items: all of them.
+
+    Raises:
+        UserError: Ray is not installed, or no cluster answers.
+    """
+    with _cluster(address) as ray:
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=min(len(items), 8 * cores))
+        actors = ray.data.ActorPoolStrategy(size=min(cores, len(items)))
+        for row in rows.map(_Mapped, fn_constructor_args=(build,), compute=actors, num_cpus=1).iter_rows():
+            yield row["item"], row["result"] or None
+
+
+class _Mapped:
+    def __init__(self, build: Callable[[], Callable[[str], str | None]]) -> None:
+        self.work = build()
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        return {"item": row["item"], "result": self.work(row["item"]) or ""}
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    """Ray, connected."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+        import ray.data
+        import ray.util
+        from ray.exceptions import RayError
+    except ImportError:
+        raise UserError("--ray needs Ray: pip install 'counterpoint[ray]'") from None
+    if address == "local":
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    else:
+        _check_answers(address)
+        try:
+            ray.init(address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"--ray {address}: this is no cluster of this version ({error})") from None
+    try:
+        yield ray
+    except RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"--ray {address}: a worker could not do its part ({reason})") from error
+    finally:
+        ray.shutdown()
 
 
 def _check_answers(address: str) -> None:

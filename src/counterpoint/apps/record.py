@@ -35,8 +35,10 @@ def save_png(picture: PIL.Image.Image, path: Path, recipe: dict[str, Any]) -> No
     write_whole(path, lambda file: picture.save(file, "PNG", pnginfo=info))
 
 
-def write_whole(path: Path, write: Any) -> None:
+def write_whole(path: Path, write: Any, *, durable: bool = True) -> None:
     """Let ``write(file)`` fill a temporary neighbour of ``path`` and move it into place.
+
+    ``durable`` waits until it is on the disk; a killed process leaves a whole file or none either way.
 
     Raises:
         UserError: no space, no permission, or no such folder; nothing is left behind.
@@ -48,7 +50,8 @@ def write_whole(path: Path, write: Any) -> None:
             partial = Path(file.name)
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         partial.chmod(0o644)
         partial.replace(path)
     except OSError as error:

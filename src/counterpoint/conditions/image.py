@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -29,24 +30,37 @@ def read_image(path: Path) -> Image:
     """
     if not path.is_file():
         raise UserError(f"there is no image {path}" if not path.is_dir() else f"{path} is a folder, not an image")
+    return _decoded(path, str(path))
+
+
+def decode_image(content: bytes, name: str) -> Image:
+    """The same of a file's content, which messages call ``name``.
+
+    Raises:
+        UserError: it is not an image, truncated, empty, or larger than :data:`MAX_PIXELS`.
+    """
+    return _decoded(io.BytesIO(content), name)
+
+
+def _decoded(source: Path | io.BytesIO, name: str) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(path) as picture:
+            with PIL.Image.open(source) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise UserError(
-                        f"{path} has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}: "
+                        f"{name} has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}: "
                         "scale it down first"
                     )
                 return _rgb(PIL.ImageOps.exif_transpose(picture))
     except UserError:
         raise
     except PIL.Image.DecompressionBombError:
-        raise UserError(f"{path} has more pixels than the limit of {MAX_PIXELS:,}: scale it down first") from None
+        raise UserError(f"{name} has more pixels than the limit of {MAX_PIXELS:,}: scale it down first") from None
     except PIL.UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read (PNG, JPEG, WebP, ...)") from None
+        raise UserError(f"{name} is not an image that can be read (PNG, JPEG, WebP, ...)") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged or incomplete: {error}") from None
+        raise UserError(f"{name} is damaged or incomplete: {error}") from None
 
 
 def _rgb(picture: PIL.Image.Image) -> Image:

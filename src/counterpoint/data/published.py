@@ -5,70 +5,23 @@ Nothing is downloaded: a user names the folder, and what is missing in it is sai
 
 from __future__ import annotations
 
-import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import PIL.Image
 
 from counterpoint.conditions.image import read_image, resize
 from counterpoint.conditions.openpose import draw_pose, from_coco
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.data.pairs import Case, Layout, everywhere, silenced
+from counterpoint.data.photos import Photo, Pictures
+from counterpoint.data.samples import Extract
+from counterpoint.data.tables import parquet
 from counterpoint.types import Image, UserError
-
-Extract = Mapping[str, Callable[[Image], Image]]
-"""Kind of control -> photo to condition image of the same size."""
-
-
-@dataclass(frozen=True, eq=False)
-class Photo:
-    """A picture with what its publisher says about it.
-
-    Attributes:
-        image: RGB.
-        text: a caption.
-        maps: kind -> condition image that was published with it.
-        person: where people are, ``(h, w)`` bool.
-    """
-
-    image: Image
-    text: str = ""
-    maps: Mapping[str, Image] = field(default_factory=dict)
-    person: np.ndarray | None = None
-
-
-class Pictures:
-    """Any folder of pictures, also below it, in order of their paths; ``NAME.txt`` beside a picture is its caption.
-
-    BG-20K as it is unpacked, or a sample of LAION as img2dataset writes it.
-
-    Raises:
-        UserError: there are none.
-    """
-
-    def __init__(self, folder: Path, size: int) -> None:
-        self.size = size
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
-        if not self.paths:
-            raise UserError(f"{folder} holds no pictures (jpg, png or webp)")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, number: int) -> Photo:
-        path = self.paths[number]
-        caption = path.with_suffix(".txt")
-        return Photo(
-            resize(read_image(path), self.size, self.size), caption.read_text().strip() if caption.exists() else ""
-        )
 
 
 class CocoPeople:
@@ -120,66 +73,13 @@ class CocoPeople:
         )
 
 
-class Parquet:
-    """Rows of a split in Parquet files, as the hub publishes them: ``data/validation-*.parquet``.
-
-    Args:
-        folder: of the data set.
-        size: to which pictures are brought.
-        text: column of the caption.
-        maps: kind -> column of its condition image.
-
-    Raises:
-        UserError: no file, no pyarrow, or no such column.
-    """
-
-    def __init__(self, folder: Path, size: int, text: str, maps: Mapping[str, str] | None = None) -> None:
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise UserError("Parquet files need pyarrow: pip install 'counterpoint[data]'") from None
-        self.size, self.text, self.maps = size, text, dict(maps or {})
-        paths = sorted((folder / "data").glob("validation-*.parquet"))
-        if not paths:
-            raise UserError(f"{folder} lacks data/validation-*.parquet: download the data set's validation split")
-        self.files = [pyarrow.parquet.ParquetFile(path, memory_map=True) for path in paths]
-        self.columns = ["image", text, *self.maps.values()]
-        for path, file in zip(paths, self.files, strict=True):
-            absent = sorted(set(self.columns) - set(file.schema_arrow.names))
-            if absent:
-                raise UserError(
-                    f"{path} has no column {', '.join(absent)}; it has {', '.join(file.schema_arrow.names)}"
-                )
-        self.groups = [
-            (file, group, file.metadata.row_group(group).num_rows)
-            for file in self.files
-            for group in range(file.num_row_groups)
-        ]
-
-    def __len__(self) -> int:
-        return sum(rows for *_, rows in self.groups)
-
-    def __getitem__(self, number: int) -> Photo:
-        for file, group, rows in self.groups:
-            if number < rows:
-                row = _rows(file, group, tuple(self.columns)).slice(number, 1).to_pylist()[0]
-                maps = {kind: self._picture(row[column], kind) for kind, column in self.maps.items()}
-                return Photo(self._picture(row["image"]), row[self.text], maps)
-            number -= rows
-        raise IndexError(number)
-
-    def _picture(self, cell: dict[str, Any], kind: str | None = None) -> Image:
-        with PIL.Image.open(io.BytesIO(cell["bytes"])) as picture:
-            return resize(np.array(picture.convert("RGB")), self.size, self.size, kind=kind)
-
-
 SETS: dict[str, Callable[[Path, int], Sequence[Photo]]] = {
     "coco2017": CocoPeople,
     "bg20k": Pictures,
     "laion": Pictures,
-    "multigen": lambda folder, size: Parquet(folder, size, "text"),
-    "multigen-depth": lambda folder, size: Parquet(folder, size, "text", {"depth": "control_depth"}),
-    "ade20k": lambda folder, size: Parquet(folder, size, "prompt", {"seg": "control_seg"}),
+    "multigen": lambda folder, size: parquet(folder, size, "text", {}, "validation"),
+    "multigen-depth": lambda folder, size: parquet(folder, size, "text", {"depth": "control_depth"}, "validation"),
+    "ade20k": lambda folder, size: parquet(folder, size, "prompt", {"seg": "control_seg"}, "validation"),
 }  # type: ignore[dict-item]  # sequences in all that is needed: a length and numbered items
 """Published set -> what reads its folder at a size: MultiGen-20M's two evaluation sets and Captioned ADE20K as
 ControlNet++ (arXiv:2404.07987) published them."""
@@ -242,12 +142,6 @@ class PublishedCases:
 
     def _map(self, photo: Photo, kind: str) -> Image:
         return photo.maps[kind] if kind in photo.maps else self.extract[kind](photo.image)
-
-
-@lru_cache(maxsize=2)
-def _rows(file: Any, group: int, columns: tuple[str, ...]) -> Any:
-    """A row group; cases that follow each other read the same one."""
-    return file.read_row_group(group, list(columns))
 
 
 def _need(name: str, *paths: Path) -> None:

@@ -15,7 +15,7 @@ def extract(
             help="canny, hed, lineart, mlsd, scribble, tile; depth, normal, seg, pose and sam with a model."
         ),
     ],
-    photo: Annotated[Path, typer.Argument(help="The photo.")],
+    photo: Annotated[Path, typer.Argument(help="The photo; with --batch a folder of them.")],
     model: Annotated[
         str | None,
         typer.Option(
@@ -24,8 +24,27 @@ def extract(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The condition image; default PHOTO-KIND.png here.")] = None,
+    batch: Annotated[
+        bool,
+        typer.Option(
+            "--batch", help="Fill a folder: KIND/NAME.png for each picture, and KIND_file_name in its metadata.jsonl."
+        ),
+    ] = False,
+    balance: Annotated[
+        bool, typer.Option("--balance", help="With --batch: silence the control in random segments of each picture.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="With --batch: processes; default one a core.", min=1, show_default=False)
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="With --batch: on a Ray cluster; local is one on this machine."),
+    ] = None,
 ) -> None:
-    """Make a condition image from a photo."""
+    """Make a condition image from a photo, or from each photo of a folder.
+
+    A killed --batch continues: images that are there are not made again.
+    """
     import PIL.Image
 
     from counterpoint.apps.cli import output
@@ -33,8 +52,18 @@ def extract(
     from counterpoint.apps.record import write_whole
     from counterpoint.conditions.image import read_image
     from counterpoint.conditions.recognise import WrongPicture, check_picture
+    from counterpoint.types import UserError
 
     output.quiet_libraries()
+    if batch:
+        if out is not None:
+            raise UserError("--batch writes into the folder itself; leave out --out")
+        print(_fill(photo, kind, model, balance, workers, ray))
+        return
+    if balance or workers or ray:
+        raise UserError("--balance, --workers and --ray belong to --batch")
+    if photo.is_dir():
+        raise UserError(f"{photo} is a folder: fill it with --batch")
     given, make = read_image(photo), extractor(kind, model)
     with output.spoken_warnings(WrongPicture):
         check_picture(str(photo), given, kind, photo=True)
@@ -42,3 +71,19 @@ def extract(
     path = out or Path(f"{photo.stem}-{kind}.png")
     write_whole(path, lambda file: picture.save(file, "PNG"))
     print(path)
+
+
+def _fill(folder: Path, kind: str, model: str | None, balance: bool, workers: int | None, ray: str | None) -> Path:
+    from counterpoint.apps.cli import output
+    from counterpoint.apps.extract_batch import extract_batch, on_cluster, on_cores
+    from counterpoint.types import UserError
+
+    if not folder.is_dir():
+        raise UserError(f"--batch wants a folder of pictures; {folder} is none")
+    with output.progress(f"making {kind} images", unit="picture") as listen:
+        run = on_cluster(ray) if ray else on_cores(workers)
+        filled = extract_batch(folder, kind, run, source=model, balanced=balance, listen=listen)
+    for reason in filled.damaged.values():
+        output.say(f"warning: skipped: {reason}")
+    output.say(f"{filled.there} {kind} images, {len(filled.damaged)} pictures skipped")
+    return folder / "metadata.jsonl"

@@ -1,0 +1,260 @@
+"""Photos with what is known about them, from folders, shards and data sets: random access, nothing held in memory.
+
+Every source is a sequence: a number gives the same photo each time, so a shuffled run needs no state to be resumed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from counterpoint.conditions.image import decode_image, read_image, resize
+from counterpoint.types import CONTROL_KINDS, Image, UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Of files that are taken for pictures."""
+SEGMENTS = "segments"
+METADATA = "metadata.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A picture with what its publisher says about it.
+
+    Attributes:
+        image: RGB.
+        text: a caption.
+        maps: kind -> condition image that was published with it; one may be missing.
+        person: where people are, ``(h, w)`` bool.
+        segments: the number of its segment at each place, ``(h, w)`` integers.
+    """
+
+    image: Image
+    text: str = ""
+    maps: Mapping[str, Image] = field(default_factory=dict)
+    person: np.ndarray | None = None
+    segments: np.ndarray | None = None
+
+
+class Pictures:
+    """Any folder of pictures, also below it, in order of their paths; ``NAME.txt`` beside a picture is its caption.
+
+    BG-20K as it is unpacked, or a sample of LAION as img2dataset writes it.
+
+    Raises:
+        UserError: there are none.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.size = size
+        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not self.paths:
+            raise UserError(f"{folder} holds no pictures (jpg, png or webp)")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Photo:
+        path = self.paths[number]
+        caption = path.with_suffix(".txt")
+        text = decode_text(caption.read_bytes(), caption) if caption.exists() else ""
+        return Photo(resize(read_image(path), self.size, self.size), text)
+
+
+class ImageFolder:
+    """A folder with ``metadata.jsonl``, a row a line: ``file_name``, ``text``, ``KIND_file_name`` for each condition
+    image that is there and ``segments_file_name``, all but the first optional.
+
+    The layout of the hub's image folders. A picture of segments holds numbers in grey, or ``R + 256 G + 65536 B`` as
+    COCO's panoptic ones.
+
+    Raises:
+        UserError: a row is no JSON, names a file twice or one that is not there; the message has its line.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size = folder, size
+        self.rows = read_metadata(folder)
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        for line, row in enumerate(self.rows, 1):
+            for name in (row["file_name"], *_files(row).values()):
+                if name not in there:
+                    raise UserError(f"{folder / METADATA}, line {line}: there is no file {name}")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Photo:
+        row = self.rows[number]
+        files = {what: (self.folder / name).read_bytes() for what, name in _files(row).items()}
+        image = (self.folder / row["file_name"]).read_bytes()
+        return decode_photo(row["file_name"], image, row.get("text", ""), files, self.size)
+
+
+class TarShards:
+    """WebDataset's shards on disk: tar files of ``KEY.jpg``, ``KEY.txt`` (or the ``caption`` of ``KEY.json``),
+    ``KEY.KIND.png`` and ``KEY.segments.png``.
+
+    Shards are read in place: only where each file lies is held in memory.
+
+    Raises:
+        UserError: a shard is cut or no tar file, or a key comes twice.
+    """
+
+    def __init__(self, shards: Sequence[Path], size: int) -> None:
+        self.shards, self.size = list(shards), size
+        self.samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []
+        seen: dict[str, Path] = {}
+        for number, shard in enumerate(self.shards):
+            for key, files in _members(shard).items():
+                if key in seen:
+                    raise UserError(f"{shard}: the key {key} is there twice, first in {seen[key]}")
+                seen[key] = shard
+                if any(f".{suffix}" in SUFFIXES for suffix in files):
+                    self.samples.append((number, key, files))
+        if not self.samples:
+            raise UserError(f"{', '.join(map(str, self.shards))} hold no pictures (KEY.jpg, KEY.png or KEY.webp)")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> Photo:
+        shard, key, places = self.samples[number]
+        content = {}
+        with self.shards[shard].open("rb") as file:
+            for suffix, (offset, size) in places.items():
+                file.seek(offset)
+                content[suffix] = file.read(size)
+        where = f"{self.shards[shard]}:{key}"
+        image = next(content[suffix] for suffix in content if f".{suffix}" in SUFFIXES)
+        text = decode_text(content["txt"], where) if "txt" in content else _captioned(content.get("json"), where)
+        files = {suffix.partition(".")[0]: content[suffix] for suffix in content if "." in suffix}
+        return decode_photo(where, image, text, files, self.size)
+
+
+def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes], size: int) -> Photo:
+    """A photo from the content of its files, brought to a square; what is no control and no segments is left out.
+
+    Raises:
+        UserError: a file is damaged; the message begins with ``where``.
+    """
+    maps = {
+        kind: resize(decode_image(content, f"{where} ({kind})"), size, size, kind=kind)
+        for kind, content in files.items()
+        if kind in CONTROL_KINDS
+    }
+    segments = None
+    if SEGMENTS in files:
+        segments = _numbers(resize(_coded(files[SEGMENTS], f"{where} ({SEGMENTS})"), size, size, kind="seg"))
+    return Photo(resize(decode_image(image, where), size, size), text, maps, segments=segments)
+
+
+def decode_text(content: bytes, where: object) -> str:
+    """A caption.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: the caption is not UTF-8") from None
+
+
+def read_metadata(folder: Path) -> list[dict[str, str]]:
+    """The rows of a folder's ``metadata.jsonl``.
+
+    Raises:
+        UserError: a line is not UTF-8, no JSON object with a ``file_name``, or names a file a second time.
+    """
+    path = folder / METADATA
+    rows: list[dict[str, str]] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            name = row["file_name"]
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {number}: not UTF-8") from None
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{path}, line {number}: no JSON object with a file_name") from None
+        if not all(isinstance(value, str) for value in (name, row.get("text", ""), *_files(row).values())):
+            raise UserError(f"{path}, line {number}: names of files and the text are strings")
+        if name in lines:
+            raise UserError(f"{path}, line {number}: {name} is there twice, first in line {lines[name]}")
+        lines[name] = number
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} is empty")
+    return rows
+
+
+def _files(row: Mapping[str, str]) -> dict[str, str]:
+    """What a row has besides its picture: kind, or segments -> file."""
+    return {what: row[f"{what}_file_name"] for what in (*CONTROL_KINDS, SEGMENTS) if row.get(f"{what}_file_name")}
+
+
+def _members(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Key -> suffix -> where the file lies in a shard, and its size."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    folder, slash, name = member.name.rpartition("/")
+                    key, _, suffix = name.partition(".")
+                    found.setdefault(folder + slash + key, {})[suffix.lower()] = (member.offset_data, member.size)
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{shard} is cut or no tar file: {error}") from None
+    with shard.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1024, 0))
+        closed = not any(file.read())  # an archive ends with two empty blocks
+    if not closed or any(offset + size > end for files in found.values() for offset, size in files.values()):
+        raise UserError(f"{shard} is cut: it has no end")
+    return found
+
+
+def _captioned(content: bytes | None, where: str) -> str:
+    if content is None:
+        return ""
+    try:
+        return str(json.loads(content).get("caption") or "")
+    except (ValueError, AttributeError):
+        raise UserError(f"{where}: its json holds no object") from None
+
+
+def read_segments(content: bytes, where: str) -> np.ndarray:
+    """Numbers of segments, ``(h, w)``, from a picture of them.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return _numbers(_coded(content, where))
+
+
+_BYTES = np.array([1, 256, 65536], np.int32)
+
+
+def _coded(content: bytes, where: str) -> Image:
+    """Numbers as three bytes, which are cut like a picture's colours."""
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as picture:
+            given = np.asarray(picture if picture.mode in {"L", "P", "I;16", "I"} else picture.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{where} is damaged or no image: {error}") from None
+    if given.ndim == 2:
+        given = np.stack([given & 255, given >> 8 & 255, given >> 16 & 255], -1)
+    return given.astype(np.uint8)
+
+
+def _numbers(coded: Image) -> np.ndarray:
+    return coded.astype(np.int32) @ _BYTES

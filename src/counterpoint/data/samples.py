@@ -1,0 +1,137 @@
+"""Photos as what a trainer learns from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from counterpoint.data.balance import keep_some, segment, silence
+from counterpoint.data.photos import METADATA, ImageFolder, Photo, Pictures, TarShards
+from counterpoint.data.tables import parquet, saved_dataset
+from counterpoint.types import Image, UserError
+
+Extract = Mapping[str, Callable[[Image], Image]]
+"""Kind of control -> photo to condition image of the same size."""
+MOST_DAMAGED = 0.01
+"""Share of photos that may be damaged."""
+_log = logging.getLogger(__name__)
+
+
+def open_photos(place: Path, size: int) -> Sequence[Photo]:
+    """What a place holds: tar shards (a file, or a folder of them), a folder with ``metadata.jsonl``, a data set that
+    the datasets library saved, Parquet files as the hub has them, or any folder of pictures.
+
+    Args:
+        place: a file or folder.
+        size: to which pictures are brought: they cover a square and are cut to it.
+
+    Raises:
+        UserError: it is none of these, or a part of it is broken.
+    """
+    shards = [place] if place.suffix == ".tar" else sorted(place.glob("*.tar"))
+    if shards:
+        return TarShards(shards, size)
+    if not place.is_dir():
+        raise UserError(f"there is no folder of photos and no tar file {place}")
+    if (place / METADATA).exists():
+        return ImageFolder(place, size)
+    if (place / "dataset_dict.json").exists() or (place / "dataset_info.json").exists():
+        return saved_dataset(place, size)
+    return parquet(place, size) if list(place.glob("data/*.parquet")) else Pictures(place, size)
+
+
+class PhotoSamples:
+    """Photos as a trainer's samples.
+
+    A photo whose files are damaged is counted, logged, and replaced by the next one, the same one in every run; with
+    loader workers each counts for itself.
+
+    Args:
+        photos: the source.
+        fields: what :meth:`batch` returns: ``image``, ``caption``, ``control:KIND``.
+        extract: what makes condition images that did not come with a photo.
+        balanced: kinds that are silenced in random segments (see :mod:`counterpoint.data.balance`): the photo's own
+            segments, or a watershed's. Drawn once a photo.
+        seed: of these segments.
+        most_damaged: share of photos that may be damaged before it stops.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        fields: Sequence[str],
+        extract: Extract | None = None,
+        *,
+        balanced: Sequence[str] = (),
+        seed: int = 0,
+        most_damaged: float = MOST_DAMAGED,
+    ) -> None:
+        self.photos, self.fields, self.extract = photos, tuple(fields), dict(extract or {})
+        self.balanced, self.seed = tuple(balanced), seed
+        self.most = int(most_damaged * len(photos))
+        self.damaged: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The fields of several samples: pictures ``(b, h, w, 3)`` uint8, captions as a list.
+
+        Raises:
+            UserError: too many photos are damaged, or one lacks a condition image that nothing can make.
+        """
+        rows = [self._row(index) for index in indices]
+        return {
+            name: [row[name] for row in rows]
+            if name == "caption"
+            else torch.from_numpy(np.stack([row[name] for row in rows]))
+            for name in self.fields
+        }
+
+    def _row(self, index: int) -> dict[str, Any]:
+        number, photo = self._whole(index)
+        row: dict[str, Any] = {"image": photo.image, "caption": photo.text}
+        heard = None
+        for field in self.fields:
+            if field.startswith("control:"):
+                kind = field.removeprefix("control:")
+                row[field] = self._control(photo, kind, number)
+                if kind in self.balanced:
+                    heard = self._heard(photo, number) if heard is None else heard
+                    row[field] = silence(row[field], heard, kind)
+        return row
+
+    def _control(self, photo: Photo, kind: str, number: int) -> Image:
+        if kind in photo.maps:
+            return photo.maps[kind]
+        if kind not in self.extract:
+            raise UserError(
+                f"photo {number} has no {kind} image, and nothing here makes one: counterpoint extract {kind} --batch"
+            )
+        return self.extract[kind](photo.image)
+
+    def _heard(self, photo: Photo, number: int) -> np.ndarray:
+        segments = segment(photo.image) if photo.segments is None else photo.segments
+        return keep_some(segments, np.random.default_rng((self.seed, number)))
+
+    def _whole(self, index: int) -> tuple[int, Photo]:
+        """The photo, or the next one that is not damaged."""
+        for number in (*range(index, len(self)), *range(index)):
+            if number in self.damaged:
+                continue
+            try:
+                return number, self.photos[number]
+            except UserError as error:
+                self.damaged.add(number)
+                if len(self.damaged) > self.most:
+                    raise UserError(
+                        f"{len(self.damaged)} of {len(self)} photos are damaged, {self.most} may be; the last one: "
+                        f"{error}"
+                    ) from None
+                _log.warning("skipped (%d of at most %d): %s", len(self.damaged), self.most, error)
+        raise UserError("no photo is whole")

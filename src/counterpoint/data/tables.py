@@ -1,0 +1,151 @@
+"""Tables of photos: Parquet files as the hub publishes them, and data sets that the datasets library saved."""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from counterpoint.data.photos import Photo, decode_photo
+from counterpoint.types import CONTROL_KINDS, UserError
+
+_NEEDS = "{} needs {}: pip install 'counterpoint[data]'"
+
+
+def parquet(
+    folder: Path, size: int, text: str = "text", maps: Mapping[str, str] | None = None, split: str = "train"
+) -> Columns:
+    """Rows of a split: ``data/SPLIT-*.parquet``.
+
+    Args:
+        folder: of the data set.
+        size: to which pictures are brought.
+        text: column of the caption.
+        maps: kind -> column of its condition image; default whatever columns are called ``KIND`` or ``control_KIND``.
+        split: as published.
+
+    Raises:
+        UserError: no file, no pyarrow, or no such column.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(_NEEDS.format("a Parquet file", "pyarrow")) from None
+    paths = sorted((folder / "data").glob(f"{split}-*.parquet"))
+    if not paths:
+        raise UserError(f"{folder} lacks data/{split}-*.parquet: download the data set's {split} split")
+    files = [pyarrow.parquet.ParquetFile(path, memory_map=True) for path in paths]
+    found = _maps(files[0].schema_arrow.names) if maps is None else maps
+    columns = ("image", text, *found.values())
+    for path, file in zip(paths, files, strict=True):
+        _check(str(path), columns, file.schema_arrow.names)
+    groups = [
+        _Group(file, group, columns, file.metadata.row_group(group).num_rows)
+        for file in files
+        for group in range(file.num_row_groups)
+    ]
+    return Columns(_Joined(groups), size, text, found)
+
+
+def saved_dataset(folder: Path, size: int, text: str = "text") -> Columns:
+    """What ``datasets.Dataset.save_to_disk`` wrote; of several splits, ``train``.
+
+    Raises:
+        UserError: it is none, or has no pictures or captions.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(_NEEDS.format("a saved data set", "datasets")) from None
+    try:
+        rows = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is no saved data set: {str(error).splitlines()[0]}") from None
+    if isinstance(rows, datasets.DatasetDict):
+        if "train" not in rows:
+            raise UserError(f"{folder} has no split train; it has {', '.join(rows)}")
+        rows = rows["train"]
+    found = _maps(rows.column_names)
+    _check(str(folder), ("image", text, *found.values()), rows.column_names)
+    return Columns(rows, size, text, found)
+
+
+class Columns:
+    """Rows of a table as photos, by the names of their columns.
+
+    Args:
+        rows: number -> row; a cell of a picture is ``{"bytes": ...}`` or a Pillow image.
+        size: to which pictures are brought.
+        text: column of the caption.
+        maps: kind -> column of its condition image.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], size: int, text: str, maps: Mapping[str, str]) -> None:
+        self.rows, self.size, self.text, self.maps = rows, size, text, dict(maps)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Photo:
+        row, where = self.rows[number], f"row {number}"
+        files = {kind: _content(row[column], where) for kind, column in self.maps.items() if row[column] is not None}
+        return decode_photo(where, _content(row["image"], where), row[self.text] or "", files, self.size)
+
+
+class _Joined:
+    """Several sources as one."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self.parts, self.ends = parts, list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, number: int) -> Any:
+        part = bisect_right(self.ends, number)
+        return self.parts[part][number - (self.ends[part - 1] if part else 0)]
+
+
+class _Group:
+    """The rows of a row group."""
+
+    def __init__(self, file: Any, group: int, columns: tuple[str, ...], length: int) -> None:
+        self.file, self.group, self.columns, self.length = file, group, columns, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return _read(self.file, self.group, self.columns).slice(number, 1).to_pylist()[0]
+
+
+@lru_cache(maxsize=2)
+def _read(file: Any, group: int, columns: tuple[str, ...]) -> Any:
+    """A row group; cases that follow each other read the same one."""
+    return file.read_row_group(group, list(columns))
+
+
+def _maps(columns: Sequence[str]) -> dict[str, str]:
+    """Kind -> the column that is called after it."""
+    return {kind: name for kind in CONTROL_KINDS for name in (kind, f"control_{kind}") if name in columns}
+
+
+def _check(where: str, wanted: Sequence[str], there: Sequence[str]) -> None:
+    if absent := sorted(set(wanted) - set(there)):
+        raise UserError(f"{where} has no column {', '.join(absent)}; it has {', '.join(there)}")
+
+
+def _content(cell: Any, where: str) -> bytes:
+    if isinstance(cell, PIL.Image.Image):
+        file = io.BytesIO()
+        cell.save(file, "PNG")
+        return file.getvalue()
+    if not (isinstance(cell, Mapping) and cell.get("bytes")):
+        raise UserError(f"{where} holds no picture")
+    return cell["bytes"]

@@ -1,0 +1,216 @@
+"""Photos from folders, shards and tables: the same photo for the same number, and broken sources refused by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+
+from counterpoint.data.photos import ImageFolder, Photo, TarShards, read_segments
+from counterpoint.data.samples import PhotoSamples, open_photos
+from counterpoint.data.tables import parquet, saved_dataset
+from counterpoint.types import UserError
+from tests.data.test_published import parquet as write_parquet
+
+
+def png(value: int, width: int = 48, height: int = 32) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def segments_png() -> bytes:
+    """The left half is segment 7, the right one 70000, as COCO codes them."""
+    file = io.BytesIO()
+    numbers = np.where(np.arange(48) < 24, 7, 70000)[None].repeat(32, 0)
+    PIL.Image.fromarray(np.stack([numbers & 255, numbers >> 8 & 255, numbers >> 16], -1).astype(np.uint8)).save(
+        file, "PNG"
+    )
+    return file.getvalue()
+
+
+def folder(root: Path, *rows: dict | bytes) -> Path:
+    root.mkdir(exist_ok=True)
+    for i in range(3):
+        (root / f"{i}.png").write_bytes(png(i * 10))
+    (root / "edges.png").write_bytes(png(255))
+    (root / "segments.png").write_bytes(segments_png())
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    (root / "metadata.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return root
+
+
+def shard(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+FULL = {"file_name": "1.png", "text": "one", "canny_file_name": "edges.png", "segments_file_name": "segments.png"}
+
+
+def test_an_image_folder(tmp_path: Path) -> None:
+    photos = open_photos(folder(tmp_path / "set", FULL, {"file_name": "2.png"}), 16)
+    assert isinstance(photos, ImageFolder)
+    one, two = photos[0], photos[1]
+    assert (len(photos), one.text, two.text) == (2, "one", "")
+    assert one.image.shape == (16, 16, 3)
+    assert (one.image == 10).all()
+    assert (one.maps["canny"] == 255).all()
+    assert two.maps == {}
+    assert two.segments is None
+    np.testing.assert_array_equal(one.segments, np.where(np.arange(16) < 8, 7, 70000)[None].repeat(16, 0))
+    assert read_segments(segments_png(), "x").shape == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"file_name": "9.png"}], "line 1: there is no file 9.png"),
+        ([FULL, {"file_name": "2.png", "canny_file_name": "no.png"}], "line 2: there is no file no.png"),
+        ([FULL, FULL], "line 2: 1.png is there twice, first in line 1"),
+        ([b'{"file_name": "1.png", "text": "caf\xe9"}'], "line 1: not UTF-8"),
+        ([b"{"], "line 1: no JSON object"),
+        ([b"[1]"], "line 1: no JSON object"),
+        ([{"text": "x"}], "line 1: no JSON object with a file_name"),
+        ([{"file_name": "1.png", "text": 3}], "line 1: names of files and the text are strings"),
+        ([], "is empty"),
+    ],
+)
+def test_a_broken_image_folder(tmp_path: Path, rows: list, said: str) -> None:
+    root = folder(tmp_path / "set", *rows)
+    if not rows:
+        (root / "metadata.jsonl").write_text("")
+    with pytest.raises(UserError, match=said):
+        open_photos(root, 16)
+
+
+def test_shards_in_place(tmp_path: Path) -> None:
+    first = {
+        "a/0.jpg": png(1),
+        "a/0.txt": "caf\u00e9".encode(),
+        "a/0.canny.png": png(255),
+        "a/0.segments.png": segments_png(),
+    }
+    second = {
+        "b.png": png(2),
+        "b.json": b'{"caption": "second", "url": "x"}',
+        "c.txt": b"no picture",
+        "d.webp": b"broken",
+    }
+    shard(tmp_path / "0.tar", first)
+    shard(tmp_path / "1.tar", second)
+    photos = open_photos(tmp_path, 16)
+    assert isinstance(photos, TarShards)
+    assert len(photos) == 3
+    assert [photos[i].text for i in (1, 0)] == ["second", "caf\u00e9"]
+    assert (photos[0].maps["canny"] == 255).all()
+    assert set(np.unique(photos[0].segments)) == {7, 70000}
+    with pytest.raises(UserError, match=r"1.tar:d is not an image"):
+        photos[2]
+    assert len(open_photos(tmp_path / "1.tar", 16)) == 2
+
+
+def test_broken_shards(tmp_path: Path) -> None:
+    whole = shard(tmp_path / "0.tar", {"a.png": png(1), "b.png": np.random.default_rng(0).bytes(3000)}).read_bytes()
+    for cut in (600, whole.index(b"b.png") + 300, whole.index(b"b.png") + 2000):
+        (tmp_path / "1.tar").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"1.tar is cut"):
+            TarShards([tmp_path / "1.tar"], 16)
+    (tmp_path / "1.tar").write_bytes(whole)
+    with pytest.raises(UserError, match=r"1.tar: the key a is there twice, first in .*0.tar"):
+        open_photos(tmp_path, 16)
+    with pytest.raises(UserError, match="hold no pictures"):
+        TarShards([shard(tmp_path / "2.tar", {"a.txt": b""})], 16)
+    with pytest.raises(UserError, match=r"0.tar:b: the caption is not UTF-8"):
+        TarShards([shard(tmp_path / "0.tar", {"b.png": png(1), "b.txt": b"\xe9"})], 16)[0]
+
+
+def test_tables_by_the_names_of_their_columns(tmp_path: Path) -> None:
+    write_parquet(tmp_path, ["image", "text", "control_depth"])
+    for path in (tmp_path / "data").iterdir():
+        path.rename(path.with_name(path.name.replace("validation", "train")))
+    photos = open_photos(tmp_path, 16)
+    assert (len(photos), photos[5].text) == (7, "row 5")
+    assert (photos[5].maps["depth"] == 50).all()
+    with pytest.raises(UserError, match="no column caption"):
+        parquet(tmp_path, 16, text="caption")
+
+
+def test_a_saved_data_set(tmp_path: Path) -> None:
+    rows = {"image": [PIL.Image.open(io.BytesIO(png(i))) for i in range(3)], "text": ["a", None, "c"]}
+    rows["canny"] = [PIL.Image.open(io.BytesIO(png(255))), None, None]
+    picture = datasets.Image()
+    columns = datasets.Features({"image": picture, "text": datasets.Value("string"), "canny": picture})
+    made = datasets.Dataset.from_dict(rows, columns)
+    made.save_to_disk(str(tmp_path / "one"))
+    photos = open_photos(tmp_path / "one", 16)
+    assert [photos[i].text for i in range(3)] == ["a", "", "c"]
+    assert [list(photos[i].maps) for i in range(3)] == [["canny"], [], []]
+    assert (photos[2].image == 2).all()
+    datasets.DatasetDict({"test": made}).save_to_disk(str(tmp_path / "split"))
+    with pytest.raises(UserError, match="no split train; it has test"):
+        open_photos(tmp_path / "split", 16)
+    with pytest.raises(UserError, match="no saved data set"):
+        saved_dataset(tmp_path, 16)
+
+
+def test_what_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder of photos"):
+        open_photos(tmp_path / "nowhere", 16)
+    with pytest.raises(UserError, match="holds no pictures"):
+        open_photos(tmp_path, 16)
+
+
+class Made:
+    """A hundred photos; some are damaged."""
+
+    def __init__(self, *damaged: int) -> None:
+        self.damaged = damaged
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, number: int) -> Photo:
+        if number in self.damaged:
+            raise UserError(f"{number} is damaged")
+        maps = {"canny": np.full((8, 8, 3), 255, np.uint8)} if number % 2 else {}
+        segments = np.arange(8)[None].repeat(8, 0)
+        return Photo(np.full((8, 8, 3), number, np.uint8), str(number), maps, segments=segments)
+
+
+def test_samples_of_a_trainer(caplog: pytest.LogCaptureFixture) -> None:
+    fields = ("image", "caption", "control:canny")
+    samples = PhotoSamples(Made(4), fields, {"canny": lambda photo: photo})
+    batch = samples.batch([3, 4, 8])
+    assert batch["caption"] == ["3", "5", "8"], "the next whole photo stands in for a damaged one"
+    assert batch["control:canny"][:, 0, 0, 0].tolist() == [255, 255, 8]
+    assert batch["image"].shape == (3, 8, 8, 3)
+    assert "skipped (1 of at most 1): 4 is damaged" in caplog.text
+    samples.batch([4])
+    assert caplog.text.count("skipped") == 1
+    with pytest.raises(UserError, match=r"photo 8 has no canny image, .* counterpoint extract canny --batch"):
+        PhotoSamples(Made(), fields).batch([8])
+    with pytest.raises(UserError, match="2 of 100 photos are damaged, 1 may be; the last one: 5 is damaged"):
+        PhotoSamples(Made(4, 5), fields).batch([4])
+
+
+def test_balanced_samples() -> None:
+    samples = PhotoSamples(Made(), ("control:canny",), {"canny": lambda photo: photo}, balanced=("canny",), seed=3)
+    first = samples.batch(range(1, 40, 2))["control:canny"]
+    columns = first[:, 0, :, 0]
+    assert (first[..., 0] == columns[:, None]).all(), "whole segments are silenced"
+    assert columns.unique().tolist() == [0, 255]
+    assert len(columns.unique(dim=0)) > 10, "a different subset for each photo"
+    assert (columns.sum(1) > 0).all()
+    again = PhotoSamples(Made(), ("control:canny",), {"canny": lambda photo: photo}, balanced=("canny",), seed=3)
+    assert (again.batch([5, 1])["control:canny"][1] == first[0]).all()
