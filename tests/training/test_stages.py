@@ -170,7 +170,7 @@ def test_judge_stage(tmp_path: Path) -> None:
     stage = JudgeStage(judge)
     batch = {
         "image": torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8),
-        "seg": torch.randint(0, 5, (2, 64, 64), dtype=torch.uint8),
+        "segments": torch.randint(0, 5, (2, 64, 64), dtype=torch.uint8),
         "depth": torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8),
         "control:hed": torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8),
         "keypoints": torch.full((2, 2, 18, 2), float("nan")),
@@ -182,6 +182,8 @@ def test_judge_stage(tmp_path: Path) -> None:
     picture = torch.randn(1, 3, 64, 64)
     assert torch.equal(again(picture).seg, judge(picture).seg)
     assert judge(picture).joints.shape == (1, 18, 64, 64)
+    _, parts = stage({name: batch[name] for name in ("image", "segments")}, Draws(0, [0, 1]), 0)
+    assert parts.keys() == {"seg", "accuracy"}, "a data set may know of classes alone"
 
 
 def test_heat_is_where_the_joint_is() -> None:

@@ -53,7 +53,7 @@ class PhotoSamples:
 
     Args:
         photos: the source.
-        fields: what :meth:`batch` returns: ``image``, ``caption``, ``control:KIND``.
+        fields: what :meth:`batch` returns: ``image``, ``caption``, ``control:KIND``, ``segments``.
         extract: what makes condition images that did not come with a photo.
         balanced: kinds that are silenced in random segments (see :mod:`counterpoint.data.balance`): the photo's own
             segments, or a watershed's. Drawn once a photo.
@@ -80,10 +80,10 @@ class PhotoSamples:
         return len(self.photos)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The fields of several samples: pictures ``(b, h, w, 3)`` uint8, captions as a list.
+        """The fields of several samples: pictures ``(b, h, w, 3)`` uint8, segments ``(b, h, w)``, captions as a list.
 
         Raises:
-            UserError: too many photos are damaged, or one lacks a condition image that nothing can make.
+            UserError: too many photos are damaged, or one lacks segments, or a condition image that nothing can make.
         """
         rows = [self._row(index) for index in indices]
         return {
@@ -95,7 +95,9 @@ class PhotoSamples:
 
     def _row(self, index: int) -> dict[str, Any]:
         number, photo = self._whole(index)
-        row: dict[str, Any] = {"image": photo.image, "caption": photo.text}
+        row: dict[str, Any] = {"image": photo.image, "caption": photo.text, "segments": photo.segments}
+        if "segments" in self.fields and photo.segments is None:
+            raise UserError(f"photo {number} has no segments (segments_file_name)")
         heard = None
         for field in self.fields:
             if field.startswith("control:"):

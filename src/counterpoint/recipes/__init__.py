@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from counterpoint.recipes import aligned, tiny
+from counterpoint.recipes import aligned, photos, tiny
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         *(tiny.CODEC, tiny.TOWERS, tiny.BASE, tiny.CONTROLNET, tiny.JUDGE),
         *(aligned.PROBE, aligned.ALIGNED),
+        *(photos.CODEC, photos.BASE, photos.CONTROLNET, photos.SEGMENTER),
     )
 }
 """Name -> recipe."""

@@ -38,7 +38,6 @@ def latents(config: FamilyConfig, *fields: str) -> SceneShards:
     """Scenes with their latents under the family's codec, scaled as the UNet sees them."""
     folder = config.pretrained_model_name_or_path / "vae"
     vae = fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
-    mark = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.*")))).hexdigest()[:8]
 
     @torch.no_grad()
     def encode(images: np.ndarray) -> np.ndarray:
@@ -47,8 +46,13 @@ def latents(config: FamilyConfig, *fields: str) -> SceneShards:
         ]
         return (torch.cat(parts) * vae.config.scaling_factor).half().numpy()
 
-    name = f"latents-{mark}"
+    name = f"latents-{mark(folder)}"
     return scenes(config, name, "caption", *fields).derive(name, encode).rename(name, "latents")
+
+
+def mark(folder: Path) -> str:
+    """Tells a model's weights and settings from others."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.*")))).hexdigest()[:8]
 
 
 def denoising(config: FamilyConfig) -> dict[str, object]:
@@ -77,6 +81,17 @@ def unet(config: FamilyConfig) -> UNet2DConditionModel:
     """The family's UNet, laid out for training beside it."""
     host = UNet2DConditionModel.from_pretrained(config.pretrained_model_name_or_path / "unet", local_files_only=True)
     return fast(host)
+
+
+def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """A ControlNet that starts from a UNet's encoder, behind zero convolutions.
+
+    Only the last layer of its hint encoder does not start at zero: behind two layers of zeros nothing would move for
+    hundreds of steps.
+    """
+    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
+    torch.nn.init.normal_(network.controlnet_cond_embedding.conv_out.weight, std=0.2)
+    return network
 
 
 def fast(model: torch.nn.Module) -> torch.nn.Module:

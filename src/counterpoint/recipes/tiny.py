@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from transformers import CLIPConfig, CLIPModel
@@ -22,7 +22,7 @@ from counterpoint.recipes import parts
 from counterpoint.recipes.recipe import Recipe
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.stage import Job
-from counterpoint.training.stages.codec import CodecStage
+from counterpoint.training.stages.codec import CodecStage, initialise
 from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage
 from counterpoint.training.stages.judge import JudgeStage
 from counterpoint.training.stages.towers import TowersStage
@@ -58,6 +58,7 @@ def codec(config: TrainConfig) -> Job:
         num_encoder_blocks=(0, 1, 2, 3),
         num_decoder_blocks=(4, 3, 2, 0),
     )
+    initialise(model)
     return Job(CodecStage(parts.fast(model)), parts.scenes(config, "image"))
 
 
@@ -112,15 +113,10 @@ def base(config: parts.FamilyConfig) -> Job:
 
 
 def controlnet(config: ControlConfig) -> Job:
-    """A ControlNet that starts from the frozen UNet's encoder, behind zero convolutions.
-
-    Only the last layer of its hint encoder does not start at zero: behind two layers of zeros nothing would move for
-    hundreds of steps.
-    """
+    """A ControlNet on the frozen UNet."""
     torch.manual_seed(config.seed)
     unet = parts.unet(config)
-    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
-    torch.nn.init.normal_(network.controlnet_cond_embedding.conv_out.weight, std=0.2)
+    network = parts.new_controlnet(unet)
     stage = ControlNetStage(parts.fast(network), config.control_type, unet, **parts.denoising(config))
     return Job(stage, parts.latents(config, f"control:{config.control_type}"))
 
@@ -131,7 +127,8 @@ def judge(config: JudgeConfig) -> Job:
     torch.manual_seed(config.seed + second)
     model = PerceptionModel(len(SEG_CLASSES), widths=(32, 48, 80, 112) if second else (24, 48, 96, 128), depth=2)
     fields = ("image", "seg", "depth", "keypoints", "control:hed")
-    return Job(JudgeStage(parts.fast(model)), parts.scenes(config, *fields, first=second * config.max_train_samples))
+    scenes = parts.scenes(config, *fields, first=second * config.max_train_samples).rename("seg", "segments")
+    return Job(JudgeStage(parts.fast(model)), scenes)
 
 
 CODEC = Recipe(

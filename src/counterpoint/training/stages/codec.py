@@ -22,7 +22,7 @@ class CodecStage(Stage):
     picture at half size keeps them as smooth as pictures are (equivariance to scale, arXiv:2502.09509).
 
     Args:
-        codec: the autoencoder to train; it is initialised here.
+        codec: the autoencoder to train.
         crop: side of the random squares it learns from, a multiple of 8.
         noise: deviation of the noise on the latents.
     """
@@ -32,7 +32,6 @@ class CodecStage(Stage):
     def __init__(self, codec: AutoencoderTiny, crop: int = 64, noise: float = 0.1) -> None:
         super().__init__()
         self.codec, self.crop, self.noise = codec, crop, noise
-        initialise(codec)
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         picture = pictures(self._cut(batch["image"], draws))

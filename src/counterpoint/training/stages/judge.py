@@ -15,7 +15,11 @@ from counterpoint.training.stages.codec import pictures
 
 
 class JudgeStage(Stage):
-    """Supervised reading of scenes, hardened against a generator's faults: blur, noise, tint and contrast."""
+    """Supervised reading, hardened against a generator's faults: blur, noise, tint and contrast.
+
+    Learns classes from ``segments`` of a batch, and depth, soft edges and joints where a batch has ``depth``,
+    ``control:hed`` or ``keypoints``.
+    """
 
     trained = ("judge",)
 
@@ -25,22 +29,19 @@ class JudgeStage(Stage):
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         reading = self.judge(_spoil(pictures(batch["image"]), draws))
-        classes = batch["seg"].long()
-        seg = F.cross_entropy(reading.seg.float(), classes)
-        miss = reading.depth.float()[:, 0] - batch["depth"].float() / 255
-        depth = miss.abs().mean() + 10 * miss.square().mean()  # the square for what is measured later: RMSE
-        edge = F.mse_loss(reading.edge.float()[:, 0], batch["control:hed"][..., 0].float() / 255)
-        joints = F.binary_cross_entropy_with_logits(
-            reading.joints.float(), _heat(batch["keypoints"], classes.shape[-1])
-        )
+        classes = batch["segments"].long()
+        parts = {"seg": F.cross_entropy(reading.seg.float(), classes)}
+        if "depth" in batch:
+            miss = reading.depth.float()[:, 0] - batch["depth"].float() / 255
+            # the square for what is measured later: RMSE
+            parts["depth"] = 4 * (miss.abs().mean() + 10 * miss.square().mean())
+        if "control:hed" in batch:
+            parts["edge"] = 4 * F.mse_loss(reading.edge.float()[:, 0], batch["control:hed"][..., 0].float() / 255)
+        if "keypoints" in batch:
+            heat = _heat(batch["keypoints"], classes.shape[-1])
+            parts["joints"] = 4 * F.binary_cross_entropy_with_logits(reading.joints.float(), heat)
         right = (reading.seg.argmax(1) == classes).float().mean()
-        return seg + 4 * depth + 4 * edge + 4 * joints, {
-            "seg": seg,
-            "depth": depth,
-            "edge": edge,
-            "joints": joints,
-            "accuracy": right,
-        }
+        return torch.stack(list(parts.values())).sum(), {**parts, "accuracy": right}
 
     def export(self, folder: Path) -> None:
         self.judge.save_pretrained(folder)

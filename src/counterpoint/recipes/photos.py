@@ -1,0 +1,176 @@
+"""Recipes that bring the tiny family to a user's photos: the same members and stages on another world."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, ControlNetModel
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from tqdm import tqdm
+
+from counterpoint.conditions.plain import PLAIN
+from counterpoint.data.samples import PhotoSamples, open_photos
+from counterpoint.models.perception import PerceptionModel
+from counterpoint.recipes import parts
+from counterpoint.recipes.recipe import Recipe
+from counterpoint.training.stage import Job
+from counterpoint.training.stages.codec import CodecStage, pictures
+from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage
+from counterpoint.training.stages.judge import JudgeStage
+from counterpoint.types import CONTROL_KINDS, UserError
+
+SHARD = 2048
+"""Photos whose latents share a file."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class PhotoConfig(parts.FamilyConfig):
+    """``train_data_dir`` is whatever :func:`counterpoint.data.samples.open_photos` reads; photos are cut to squares of
+    ``resolution``, a multiple of 32."""
+
+    train_data_dir: Path = Path("photos")
+    resolution: int = Field(128, gt=0, multiple_of=32)
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class PhotoControlConfig(PhotoConfig):
+    """A ControlNet for a kind of control whose images came with the photos or can be made without a model;
+    ``balanced`` silences it in random segments."""
+
+    control_type: str = "canny"
+    balanced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class SegmenterConfig(PhotoConfig):
+    """``num_labels`` classes, numbered from 0 by the pictures of ``segments_file_name``."""
+
+    num_labels: int = Field(2, gt=1)
+
+
+class EncodedPhotos:
+    """Photos with their latents, which are computed once and kept: killed and begun again, it goes on.
+
+    Args:
+        samples: the photos.
+        vae: what encodes them.
+        folder: where latents go.
+    """
+
+    def __init__(self, samples: PhotoSamples, vae: AutoencoderTiny, folder: Path) -> None:
+        self.samples, self.vae, self.folder = samples, vae, folder
+        starts = [start for start in range(0, len(samples), SHARD) if not self._path(start).exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for start in tqdm(starts, desc="computing latents", unit="shard", disable=not starts):
+            partial = self._path(start).with_suffix(f".partial-{os.getpid()}.npy")
+            np.save(partial, self._encode(range(start, min(start + SHARD, len(samples)))))
+            partial.rename(self._path(start))
+        self.latents = [np.load(self._path(start), mmap_mode="r") for start in range(0, len(samples), SHARD)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The samples' fields and ``latents``, scaled as the UNet sees them."""
+        rows = np.stack([self.latents[index // SHARD][index % SHARD] for index in indices])
+        return {**self.samples.batch(indices), "latents": torch.from_numpy(rows)}
+
+    @torch.no_grad()
+    def _encode(self, numbers: range) -> np.ndarray:
+        images = PhotoSamples(self.samples.photos, ("image",))
+        chunks = [numbers[start : start + 32] for start in range(0, len(numbers), 32)]
+        encoded = [self.vae.encode(pictures(images.batch(chunk)["image"])).latents for chunk in chunks]
+        return (torch.cat(encoded) * self.vae.config.scaling_factor).half().numpy()
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"{start:08d}.npy"
+
+
+def codec(config: PhotoConfig) -> Job:
+    """Goes on with the family's autoencoder."""
+    model = AutoencoderTiny.from_pretrained(config.pretrained_model_name_or_path / "vae", local_files_only=True)
+    return Job(CodecStage(parts.fast(model)), _photos(config, "image"))
+
+
+def base(config: PhotoConfig) -> Job:
+    """Goes on with the family's UNet."""
+    torch.manual_seed(config.seed)
+    return Job(DiffusionStage(parts.unet(config), **parts.denoising(config)), _latents(config))
+
+
+def controlnet(config: PhotoControlConfig) -> Job:
+    """As in the tiny family.
+
+    Raises:
+        UserError: there is no such kind of control.
+    """
+    kind = config.control_type
+    if kind not in CONTROL_KINDS:
+        raise UserError(f"unknown control {kind!r}; there are {', '.join(CONTROL_KINDS)}")
+    torch.manual_seed(config.seed)
+    unet = parts.unet(config)
+    network: ControlNetModel = parts.new_controlnet(unet)
+    stage = ControlNetStage(parts.fast(network), kind, unet, **parts.denoising(config))
+    balanced = (kind,) if config.balanced else ()
+    return Job(stage, _latents(config, f"control:{kind}", balanced=balanced))
+
+
+def segmenter(config: SegmenterConfig) -> Job:
+    """Reads the segments that photos came with, to see whether a control was followed."""
+    torch.manual_seed(config.seed)
+    model = PerceptionModel(config.num_labels, widths=(24, 48, 96, 128), depth=2)
+    return Job(JudgeStage(parts.fast(model)), _photos(config, "image", "segments"))
+
+
+def _photos(config: PhotoConfig, *fields: str, balanced: Sequence[str] = ()) -> PhotoSamples:
+    photos = open_photos(config.train_data_dir, config.resolution)
+    return PhotoSamples(photos, fields, PLAIN, balanced=balanced, seed=config.seed)
+
+
+def _latents(config: PhotoConfig, *fields: str, balanced: Sequence[str] = ()) -> EncodedPhotos:
+    folder = config.pretrained_model_name_or_path / "vae"
+    vae = parts.fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
+    samples = _photos(config, "caption", *fields, balanced=balanced)
+    place = config.train_data_dir.resolve()
+    what = f"{parts.mark(folder)}-{place}-{place.stat().st_mtime_ns}-{len(samples)}-{config.resolution}"
+    name = hashlib.sha256(what.encode()).hexdigest()[:16]
+    return EncodedPhotos(samples, vae, config.cache_dir / f"photos-{name}")
+
+
+_SETTINGS = {
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 100,
+    "checkpointing_steps": 500,
+    "logging_steps": 100,
+}
+CODEC = Recipe(
+    "photo-codec",
+    "the tiny autoencoder on your photos (--set train_data_dir=FOLDER)",
+    PhotoConfig(max_train_steps=6000, train_batch_size=8, learning_rate=5e-4, adam_weight_decay=0, **_SETTINGS),
+    codec,
+)
+BASE = Recipe(
+    "photo-base",
+    "its UNet on them",
+    PhotoConfig(max_train_steps=10000, train_batch_size=16, learning_rate=1e-3, ema_decay=0.9995, **_SETTINGS),
+    base,
+)
+CONTROLNET = Recipe(
+    "photo-controlnet",
+    "a ControlNet on them (--set control_type=canny)",
+    PhotoControlConfig(max_train_steps=6000, train_batch_size=16, learning_rate=2e-3, **_SETTINGS),
+    controlnet,
+)
+SEGMENTER = Recipe(
+    "photo-segmenter",
+    "a network that reads the segments that came with them",
+    SegmenterConfig(max_train_steps=3000, train_batch_size=16, learning_rate=2e-3, **_SETTINGS),
+    segmenter,
+)

@@ -1,0 +1,83 @@
+"""The tiny family on a user's photos: every recipe runs, and latents are those of the photos."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from counterpoint.recipes import RECIPES, photos
+from counterpoint.training.order import Draws
+from counterpoint.training.stages.codec import pictures
+from counterpoint.types import UserError
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rows = []
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 80, 3)).astype(np.uint8)
+        PIL.Image.fromarray(noise).save(folder / f"{i}.png")
+        PIL.Image.fromarray(noise[..., 0] % 3).save(folder / f"{i}-segments.png")
+        rows.append({"file_name": f"{i}.png", "text": "a photo", "segments_file_name": f"{i}-segments.png"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def settings(name: str, tiny: Path, place: Path, **more: object) -> object:
+    return replace(
+        RECIPES[name].config,
+        train_data_dir=place,
+        cache_dir=place.parent / "cache",
+        pretrained_model_name_or_path=tiny,
+        resolution=64,
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("photo-codec", {}),
+        ("photo-base", {}),
+        ("photo-controlnet", {"control_type": "canny", "balanced": True}),
+        ("photo-segmenter", {"num_labels": 3}),
+    ],
+)
+def test_each_recipe_learns(name: str, more: dict, tiny: Path, place: Path) -> None:
+    job = RECIPES[name].build(settings(name, tiny, place, **more))
+    trained = [p for module in job.stage.trained_modules().values() for p in module.parameters()]
+    loss, _ = job.stage(job.samples.batch([0, 3]), Draws(0, [0, 1]), 0)
+    assert torch.isfinite(loss)
+    found = torch.autograd.grad(loss, trained, allow_unused=True)
+    assert any(one is not None and one.any() for one in found)
+
+
+def test_latents_are_kept(tiny: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings("photo-base", tiny, place)
+    monkeypatch.setattr(photos, "SHARD", 2)
+    samples = photos.base(config).samples
+    files = sorted((place.parent / "cache").rglob("*.npy"))
+    assert len(files) == 3
+    times = [file.stat().st_mtime_ns for file in files]
+    again = photos.base(config).samples
+    assert [file.stat().st_mtime_ns for file in files] == times
+    vae = AutoencoderTiny.from_pretrained(tiny / "vae", local_files_only=True)
+    image = photos.PhotoSamples(again.samples.photos, ("image",)).batch([4])["image"]
+    with torch.no_grad():
+        wanted = vae.encode(pictures(image)).latents * vae.config.scaling_factor
+    found = samples.batch([3, 4])["latents"][1:].float()
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_an_unknown_control(tiny: Path, place: Path) -> None:
+    with pytest.raises(UserError, match="unknown control 'smell'"):
+        photos.controlnet(settings("photo-controlnet", tiny, place, control_type="smell"))
