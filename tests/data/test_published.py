@@ -14,8 +14,10 @@ import pytest
 
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.data.coco import Ade20k, Coco, CocoPeople, openpose
 from counterpoint.data.photos import Photo, Pictures
-from counterpoint.data.published import SETS, CocoPeople, PublishedCases
+from counterpoint.data.published import SETS, PublishedCases
+from counterpoint.data.samples import open_photos
 from counterpoint.types import UserError
 
 
@@ -52,7 +54,7 @@ def coco(folder: Path, people: list[dict]) -> Path:
 
 def test_coco_takes_whole_people_and_cuts_their_masks_with_the_photo(tmp_path: Path) -> None:
     photos = CocoPeople(coco(tmp_path, [person(1, 7), person(2, 3, num_keypoints=4), person(3, 5)]), 32)
-    assert [photo["id"] for photo, _ in photos.photos] == [5, 7]
+    assert [photo["id"] for photo in photos.photos] == [5, 7]
     one = photos[0]
     assert one.image.shape == one.maps["pose"].shape == (32, 32, 3)
     # half the size, then 8 of 48 columns are cut on either side: 30..60 becomes 7..22
@@ -74,9 +76,7 @@ def test_coco_crowds_are_run_lengths_down_the_columns(tmp_path: Path) -> None:
 def test_neck_is_between_the_shoulders_and_unseen_joints_are_not_drawn(tmp_path: Path) -> None:
     points = np.zeros((17, 3))
     points[5], points[6] = (20, 10, 2), (60, 30, 2)
-    from counterpoint.data.published import _openpose
-
-    joints = _openpose(points.ravel().tolist())
+    joints = openpose(points.ravel().tolist())
     np.testing.assert_array_equal(joints[[1, 2, 5]], [[40, 20], [60, 30], [20, 10]])
     assert np.isnan(np.delete(joints, [1, 2, 5], 0)).all()
 
@@ -159,3 +159,46 @@ def test_published_maps_come_before_extracted_ones() -> None:
 def test_palette_has_ade20ks_person_where_ade20k_has_it() -> None:
     assert ADE20K_PALETTE[12].tolist() == [150, 5, 61]
     assert len(np.unique(ADE20K_PALETTE, axis=0)) == 149
+
+
+def test_coco_with_all_that_it_has(tmp_path: Path) -> None:
+    coco(tmp_path, [person(1, 7)])
+    notes = tmp_path / "annotations"
+    images = json.loads((notes / "person_keypoints_val2017.json").read_text())["images"]
+    captions = [{"image_id": 7, "caption": "a person \n"}, {"image_id": 7, "caption": "second"}]
+    (notes / "captions_val2017.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    (notes / "panoptic_val2017").mkdir()
+    for one in images:
+        halves = np.zeros((64, 96, 3), np.uint8)
+        halves[:, 48:] = (1, 1, 0)
+        PIL.Image.fromarray(halves).save(notes / "panoptic_val2017" / one["file_name"])
+    photos = Coco(tmp_path, 32, "val2017")
+    assert [photos[i].text for i in range(3)] == ["", "", "a person"]
+    assert [list(photos[i].maps) for i in range(3)] == [[], [], ["pose"]]
+    np.testing.assert_array_equal(photos[0].segments, np.where(np.arange(32) < 16, 0, 257)[None].repeat(32, 0))
+    (notes / "panoptic_val2017" / images[0]["file_name"]).unlink()
+    with pytest.raises(UserError, match=r"there is no .*000000000007.png"):
+        photos[2]
+
+
+def test_people_outside_their_photo(tmp_path: Path) -> None:
+    far = person(9, 7, segmentation=[[30, 0, 99, 0, 60, 63, 30, 63]])
+    with pytest.raises(UserError, match=r"annotation 9 lies outside its photo 000000000007.png \(96 x 64 pixels\)"):
+        CocoPeople(coco(tmp_path, [far]), 32)
+
+
+def test_ade20k_as_published(tmp_path: Path) -> None:
+    for part in ("images", "annotations"):
+        (tmp_path / part / "training").mkdir(parents=True)
+    PIL.Image.fromarray(picture(0)).save(tmp_path / "images" / "training" / "a.jpg")
+    with pytest.raises(UserError, match=r"lacks a.png"):
+        Ade20k(tmp_path, 32)
+    classes = np.zeros((64, 96), np.uint8)
+    classes[:, 48:] = 150
+    PIL.Image.fromarray(classes).save(tmp_path / "annotations" / "training" / "a.png")
+    seg = open_photos(tmp_path, 32)[0].maps["seg"]
+    assert not seg[:, :16].any()
+    assert (seg[:, 16:] == ADE20K_PALETTE[149]).all()
+    PIL.Image.fromarray(classes + 1).save(tmp_path / "annotations" / "training" / "a.png")
+    with pytest.raises(UserError, match="classes beyond 150"):
+        Ade20k(tmp_path, 32)[0]

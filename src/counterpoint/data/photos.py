@@ -151,9 +151,7 @@ def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes]
         for kind, content in files.items()
         if kind in CONTROL_KINDS
     }
-    segments = None
-    if SEGMENTS in files:
-        segments = _numbers(resize(_coded(files[SEGMENTS], f"{where} ({SEGMENTS})"), size, size, kind="seg"))
+    segments = square_segments(files[SEGMENTS], f"{where} ({SEGMENTS})", size) if SEGMENTS in files else None
     return Photo(resize(decode_image(image, where), size, size), text, maps, segments=segments)
 
 
@@ -239,6 +237,11 @@ def read_segments(content: bytes, where: str) -> np.ndarray:
         UserError: it is damaged.
     """
     return _numbers(_coded(content, where))
+
+
+def square_segments(content: bytes, where: str, size: int) -> np.ndarray:
+    """The same, brought to a square as its photo is."""
+    return _numbers(resize(_coded(content, where), size, size, kind="seg"))
 
 
 _BYTES = np.array([1, 256, 65536], np.int32)

@@ -5,73 +5,16 @@ Nothing is downloaded: a user names the folder, and what is missing in it is sai
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
-
-from counterpoint.conditions.image import read_image, resize
-from counterpoint.conditions.openpose import draw_pose, from_coco
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.data.coco import CocoPeople
 from counterpoint.data.pairs import Case, Layout, everywhere, silenced
 from counterpoint.data.photos import Photo, Pictures
 from counterpoint.data.samples import Extract
 from counterpoint.data.tables import parquet
 from counterpoint.types import Image, UserError
-
-
-class CocoPeople:
-    """COCO 2017's validation photos in which a person shows most of the body.
-
-    Needs ``val2017/`` and ``annotations/person_keypoints_val2017.json``. A photo counts if one person has at least 12
-    of 17 keypoints and covers at least 5 % of it; the pose of everybody is drawn, and ``person`` covers them all.
-
-    Raises:
-        UserError: a part is missing.
-    """
-
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.size = folder, size
-        path = folder / "annotations" / "person_keypoints_val2017.json"
-        _need("COCO 2017", path, folder / "val2017")
-        content = json.loads(path.read_text())
-        people: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for person in content["annotations"]:
-            people[person["image_id"]].append(person)
-        self.photos = [
-            (photo, people[photo["id"]])
-            for photo in sorted(content["images"], key=lambda one: one["id"])
-            if any(
-                person["num_keypoints"] >= 12 and person["area"] >= 0.05 * photo["width"] * photo["height"]
-                for person in people[photo["id"]]
-            )
-        ]
-        if not self.photos:
-            raise UserError(f"{path} has no photo with a whole person")
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, number: int) -> Photo:
-        photo, people = self.photos[number]
-        image = read_image(self.folder / "val2017" / photo["file_name"])
-        height, width = image.shape[:2]
-        scale = self.size / min(height, width)
-        shift = (np.array([width, height]) * scale - self.size) // 2
-        mask = np.zeros((height, width), np.uint8)
-        for person in people:
-            _fill(mask, person["segmentation"])
-        joints = [_openpose(person["keypoints"]) * scale - shift for person in people if person["num_keypoints"]]
-        return Photo(
-            resize(image, self.size, self.size),
-            maps={"pose": draw_pose(joints, self.size, self.size)},
-            person=resize(np.repeat(mask[..., None], 3, -1), self.size, self.size, kind="seg")[..., 0] > 0,
-        )
-
 
 SETS: dict[str, Callable[[Path, int], Sequence[Photo]]] = {
     "coco2017": CocoPeople,
@@ -142,28 +85,3 @@ class PublishedCases:
 
     def _map(self, photo: Photo, kind: str) -> Image:
         return photo.maps[kind] if kind in photo.maps else self.extract[kind](photo.image)
-
-
-def _need(name: str, *paths: Path) -> None:
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise UserError(f"{name} is not whole: there is no {', no '.join(missing)}")
-
-
-def _openpose(keypoints: Sequence[float]) -> np.ndarray:
-    """COCO's ``x, y, visible`` triples -> ``(18, 2)`` joints, ``nan`` where there is none."""
-    given = np.array(keypoints, float).reshape(17, 3)
-    return from_coco(np.where(given[:, 2:] > 0, given[:, :2], np.nan))
-
-
-def _fill(mask: np.ndarray, segmentation: Any) -> None:
-    """Draw COCO's polygons, or its run lengths for crowds (columns first), into a mask."""
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        if isinstance(counts, list):  # COCO 2017 publishes plain counts only
-            runs = np.repeat(np.arange(len(counts)) % 2, counts)
-            mask |= runs.reshape(segmentation["size"][::-1]).T.astype(np.uint8)
-        return
-    for polygon in segmentation:
-        points = np.rint(np.array(polygon).reshape(-1, 2)).astype(np.int32)
-        cv2.fillPoly(mask, [points], 1)

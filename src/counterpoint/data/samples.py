@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from counterpoint.data.balance import keep_some, segment, silence
+from counterpoint.data.coco import Ade20k, Coco
 from counterpoint.data.photos import METADATA, ImageFolder, Photo, Pictures, TarShards
 from counterpoint.data.tables import parquet, saved_dataset
 from counterpoint.types import Image, UserError
@@ -23,8 +24,9 @@ _log = logging.getLogger(__name__)
 
 
 def open_photos(place: Path, size: int) -> Sequence[Photo]:
-    """What a place holds: tar shards (a file, or a folder of them), a folder with ``metadata.jsonl``, a data set that
-    the datasets library saved, Parquet files as the hub has them, or any folder of pictures.
+    """What a place holds: tar shards (a file, or a folder of them), a folder with ``metadata.jsonl``, COCO 2017 or
+    ADE20K (their training split), a data set that the datasets library saved, Parquet files as the hub has them, or
+    any folder of pictures.
 
     Args:
         place: a file or folder.
@@ -40,6 +42,10 @@ def open_photos(place: Path, size: int) -> Sequence[Photo]:
         raise UserError(f"there is no folder of photos and no tar file {place}")
     if (place / METADATA).exists():
         return ImageFolder(place, size)
+    if list(place.glob("annotations/captions_train*.json")):
+        return Coco(place, size)
+    if (place / "images" / "training").is_dir():
+        return Ade20k(place, size)
     if (place / "dataset_dict.json").exists() or (place / "dataset_info.json").exists():
         return saved_dataset(place, size)
     return parquet(place, size) if list(place.glob("data/*.parquet")) else Pictures(place, size)

@@ -1,0 +1,5 @@
+"""``python -m counterpoint``."""
+
+from counterpoint.apps.cli.main import main
+
+main()
