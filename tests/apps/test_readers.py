@@ -109,8 +109,15 @@ def test_a_suite_on_published_photos(cli, saved: Path, networks: Path, tmp_path:
         "error: this suite reads seg from pictures: name a network with --reader seg=FOLDER",
     )
     assert not list(tmp_path.rglob("settings.json")), "missed before anything was made"
-    status, out, _ = cli(*arguments, "--reader", f"seg={networks}/seg")
+    listed = ["--manifest", tmp_path / "manifest.json"]
+    status, out, _ = cli(*arguments, "--reader", f"seg={networks}/seg", *listed)
     assert status == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert [case["photos"]["depth"]["name"] for case in manifest["sorts"]["pose+depth"]] == ["0.png", "1.png", "2.png"]
+    assert cli(*arguments, "--reader", f"seg={networks}/seg", *listed)[0] == 0
+    (tmp_path / "bg" / "1.png").rename(tmp_path / "bg" / "9.png")
+    status, _, error = cli(*arguments, "--reader", f"seg={networks}/seg", *listed)
+    assert (status, "case 1 of pose+depth is" in error) == (2, True)
     rows = json.loads(out)["rows"]
     assert [(row["name"], row["case"]) for row in rows] == [("sum", "pose+depth")]
     assert set(rows[0]["metrics"]) == {"clip", "mse_depth", "miou_p"}

@@ -17,7 +17,7 @@ from torch import Tensor
 from counterpoint.api import find_device, load
 from counterpoint.apps.cluster import on_ray
 from counterpoint.apps.readers import FIND, READ, check_named, family_readers, of_one, user_readers
-from counterpoint.apps.record import write_json
+from counterpoint.apps.record import SCHEMA, write_json
 from counterpoint.data import pairs
 from counterpoint.data.layouts import Levels, read_mig_bench, scene_levels
 from counterpoint.data.published import SETS, PublishedCases
@@ -219,6 +219,33 @@ def rehearse(suite: Suite, bench: Bench, methods: Sequence[Method]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     with torch.no_grad():
         suite.score(lambda _: noise, 3, methods[:1], bench.readers)
+
+
+def pin(path: Path, name: str, suite: Suite, n: int) -> None:
+    """Write down which pictures a suite's cases are made of, or hold them against what was written down.
+
+    Raises:
+        UserError: a case differs, or the suite is not one of photos.
+    """
+    if not isinstance(suite, fusion.FusionSuite):
+        raise UserError(f"--manifest lists pictures that controls come from; {name} has none")
+    made = {"schema": SCHEMA, "suite": name, "sorts": suite.contents(n)}
+    if not path.exists():
+        write_json(path, made)
+        return
+    try:
+        kept = {**json.loads(path.read_text())}
+    except (ValueError, TypeError):
+        kept = {}
+    if any(kept.get(key) != made[key] for key in ("schema", "suite")) or not isinstance(kept.get("sorts"), dict):
+        raise UserError(f"{path} is no manifest of {name} of this version")
+    for sort, cases in made["sorts"].items():
+        listed = kept["sorts"].get(sort, [])
+        if len(listed) < n:
+            raise UserError(f"{path} lists {len(listed)} cases of {sort}, {n} are asked for")
+        for case, wanted in zip(cases, listed, strict=False):
+            if case != wanted:
+                raise UserError(f"{path}: case {case['seed']} of {sort} is {wanted}, here {case}")
 
 
 def executor(source: Source, maker: PipelineMaker, ray: str | None) -> Executor:

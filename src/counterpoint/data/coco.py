@@ -70,6 +70,7 @@ class Coco:
             {"pose": self._pose(image, people)} if people else {},
             self._mask(image, people) if people else None,
             segments,
+            photo["file_name"],
         )
 
     def _pose(self, image: Image, people: Sequence[dict[str, Any]]) -> Image:
@@ -144,7 +145,7 @@ class Ade20k:
             raise UserError(f"{note} has classes beyond {len(ADE20K_PALETTE)}")
         colours = np.concatenate([np.zeros((1, 3), np.uint8), ADE20K_PALETTE])
         image = resize(read_image(path), self.size, self.size)
-        return Photo(image, maps={"seg": colours[classes]}, segments=classes)
+        return Photo(image, maps={"seg": colours[classes]}, segments=classes, name=path.name)
 
 
 def openpose(keypoints: Sequence[float]) -> np.ndarray:

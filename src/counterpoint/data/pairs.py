@@ -7,7 +7,7 @@ conditions of one picture) and Minimal Impact ControlNet (2025, section 5.2: thr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +46,7 @@ class Case:
     photos: dict[str, Image]
     person: np.ndarray | None = None
     subject: str = ""
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def conflicting(number: int, background: str = "seg", split: str = "test") -> Case:

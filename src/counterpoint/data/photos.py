@@ -35,6 +35,7 @@ class Photo:
         maps: kind -> condition image that was published with it; one may be missing.
         person: where people are, ``(h, w)`` bool.
         segments: the number of its segment at each place, ``(h, w)`` integers.
+        name: how its publisher calls it.
     """
 
     image: Image
@@ -42,6 +43,7 @@ class Photo:
     maps: Mapping[str, Image] = field(default_factory=dict)
     person: np.ndarray | None = None
     segments: np.ndarray | None = None
+    name: str = ""
 
 
 class Pictures:
@@ -54,7 +56,7 @@ class Pictures:
     """
 
     def __init__(self, folder: Path, size: int) -> None:
-        self.size = size
+        self.folder, self.size = folder, size
         self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not self.paths:
             raise UserError(f"{folder} holds no pictures (jpg, png or webp)")
@@ -66,7 +68,8 @@ class Pictures:
         path = self.paths[number]
         caption = path.with_suffix(".txt")
         text = decode_text(caption.read_bytes(), caption) if caption.exists() else ""
-        return Photo(resize(read_image(path), self.size, self.size), text)
+        image = resize(read_image(path), self.size, self.size)
+        return Photo(image, text, name=path.relative_to(self.folder).as_posix())
 
 
 class ImageFolder:
@@ -143,6 +146,8 @@ class TarShards:
 def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes], size: int) -> Photo:
     """A photo from the content of its files, brought to a square; what is no control and no segments is left out.
 
+    ``where`` becomes its name.
+
     Raises:
         UserError: a file is damaged; the message begins with ``where``.
     """
@@ -152,7 +157,7 @@ def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes]
         if kind in CONTROL_KINDS
     }
     segments = square_segments(files[SEGMENTS], f"{where} ({SEGMENTS})", size) if SEGMENTS in files else None
-    return Photo(resize(decode_image(image, where), size, size), text, maps, segments=segments)
+    return Photo(resize(decode_image(image, where), size, size), text, maps, segments=segments, name=where)
 
 
 def decode_text(content: bytes, where: object) -> str:

@@ -6,6 +6,7 @@ Nothing is downloaded: a user names the folder, and what is missing in it is sai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
@@ -48,13 +49,15 @@ class PublishedCases:
         person, other = self._photo(number, "coco2017"), self._photo(number, "bg20k")
         images = {"pose": person.maps["pose"], background: self._map(other, background)}
         photos = {"pose": person.image, background: other.image}
-        return Case("a photo of a person", images, everywhere(images), photos, person.person, "person")
+        names = {"pose": person.name, background: other.name}
+        return Case("a photo of a person", images, everywhere(images), photos, person.person, "person", names)
 
     def complementary(self, number: int, kinds: tuple[str, ...] = ("hed", "seg")) -> Case:
         """Several maps of one captioned photo."""
         photo = self._photo(number, "laion", "multigen")
         images = {kind: self._map(photo, kind) for kind in kinds}
-        return Case(photo.text, images, everywhere(images), dict.fromkeys(kinds, photo.image))
+        photos, names = dict.fromkeys(kinds, photo.image), dict.fromkeys(kinds, photo.name)
+        return Case(photo.text, images, everywhere(images), photos, names=names)
 
     def alone(self, number: int, kind: str) -> Case:
         """One control, on the set in which the field measures it."""
@@ -62,13 +65,14 @@ class PublishedCases:
         photo = self._photo(number, own)
         images = {kind: self._map(photo, kind)}
         text = photo.text or "a photo of a person"
-        return Case(text, images, everywhere(images), {kind: photo.image}, photo.person)
+        return Case(text, images, everywhere(images), {kind: photo.image}, photo.person, names={kind: photo.name})
 
     def silent(self, number: int, layout: Layout, kinds: tuple[str, str] = SILENT_KINDS, level: str = "brief") -> Case:
         """Two photos' maps, each silent where the other speaks; the caption is the first photo's."""
         photos = [self._photo(2 * number + i, "laion", "multigen") for i in range(2)]
         full = [(self._map(photo, kind), photo.image) for kind, photo in zip(kinds, photos, strict=True)]
-        return silenced(photos[0].text if level == "brief" else "", kinds, full, layout)
+        case = silenced(photos[0].text if level == "brief" else "", kinds, full, layout)
+        return replace(case, names={kind: photo.name for kind, photo in zip(kinds, photos, strict=True)})
 
     def _photo(self, number: int, *names: str) -> Photo:
         """From the first of several sets that is there.

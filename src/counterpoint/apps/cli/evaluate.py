@@ -62,6 +62,12 @@ def evaluate(
     layouts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="For layout: COCO-MIG's mig_bench.json in place of scenes.")
     ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="List the pictures that cases are made of; if FILE is there, hold them against it."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1, max=1000)] = 20,
     guidance_scale: Annotated[
         float | None,
@@ -129,7 +135,8 @@ def evaluate(
             device=device,
             dtype=dtype,
         )
-        results, strips = _run(suite, source, _methods(fusion, sweep, gate_silence), n, batch_size, ray, folder)
+        methods = _methods(fusion, sweep, gate_silence)
+        results, strips = _run(suite, source, methods, n, batch_size, ray, manifest, folder)
     results = {
         "schema": record.SCHEMA,
         "suite": suite,
@@ -187,13 +194,20 @@ def _score(
 
 
 def _run(
-    suite: str, source: Any, methods: list[Any], n: int, batch_size: int, ray: str | None, folder: Path
+    suite: str,
+    source: Any,
+    methods: list[Any],
+    n: int,
+    batch_size: int,
+    ray: str | None,
+    manifest: Path | None,
+    folder: Path,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
 
     from counterpoint.apps.cli import output
     from counterpoint.apps.evaluation_page import strips
-    from counterpoint.apps.suites import SUITES, executor, make_bench, make_suite, rehearse, settle
+    from counterpoint.apps.suites import SUITES, executor, make_bench, make_suite, pin, rehearse, settle
     from counterpoint.evaluation.make import costs, make, reader
     from counterpoint.evaluation.report import records, sentences
     from counterpoint.types import UserError
@@ -202,6 +216,8 @@ def _run(
         raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}, folder and leaderboard")
     bench = make_bench(source)
     chosen = make_suite(suite, bench)
+    if manifest is not None:
+        pin(manifest, suite, chosen, n)
     tasks = chosen.tasks(n, methods)
     known = sorted({label for task in tasks for label in task.images})
     if unknown := sorted({label for method in methods for label in method.weights} - set(known)):

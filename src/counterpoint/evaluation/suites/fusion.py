@@ -6,11 +6,12 @@ ControlNet++ (arXiv:2404.07987, section 5). Where the papers give no definition,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Protocol
+from typing import Any, Protocol
 
 from counterpoint.data.pairs import Case, Layout
 from counterpoint.evaluation import measures
@@ -75,31 +76,43 @@ class FusionSuite:
         return FusionSuite(kept)
 
     def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
-        """Seeds are the numbers of the cases."""
+        """Seeds are the numbers of the cases; a case is built once for all methods."""
         return [
             Task(_key(method, name, number), case.prompt, number, case.images, method, case.subject)
             for name, sort in self.sorts.items()
-            for method in methods
             for number, case in enumerate(map(sort.build, range(n)))
+            for method in methods
         ]
+
+    def contents(self, n: int) -> dict[str, list[dict[str, Any]]]:
+        """What the cases of each sort are made of: ``prompt``, ``seed``, and label -> photo by name and hash."""
+        return {
+            name: [
+                {"prompt": case.prompt, "seed": number, "photos": _named(case)}
+                for number, case in enumerate(map(sort.build, range(n)))
+            ]
+            for name, sort in self.sorts.items()
+        }
 
     def score(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
         """One row a method and sort."""
-        return [
-            Row(method.name, name, self._measure(finished, n, method, name, readers), rival=True)
-            for name, method in product(self.sorts, methods)
-        ]
+        rows = []
+        for name, sort in self.sorts.items():
+            tables = {method.name: sort.metrics(readers.features_of, n) for method in methods}
+            for start in range(0, n, CHUNK):
+                numbers = range(start, min(start + CHUNK, n))
+                cases = [sort.build(number) for number in numbers]
+                for method in methods:
+                    pictures = stack([finished(_key(method, name, number)) for number in numbers])
+                    for metric in tables[method.name]:
+                        metric.update(pictures, cases, readers)
+            rows += [Row(method, name, tuple(metrics), rival=True) for method, metrics in tables.items()]
+        return rows
 
-    def _measure(self, finished: Finished, n: int, method: Method, name: str, readers: Readers) -> tuple[Metric, ...]:
-        sort = self.sorts[name]
-        metrics = sort.metrics(readers.features_of, n)
-        for start in range(0, n, CHUNK):
-            numbers = range(start, min(start + CHUNK, n))
-            cases = [sort.build(number) for number in numbers]
-            pictures = stack([finished(_key(method, name, number)) for number in numbers])
-            for metric in metrics:
-                metric.update(pictures, cases, readers)
-        return tuple(metrics)
+
+def _named(case: Case) -> dict[str, dict[str, str]]:
+    hashes = {label: hashlib.sha256(photo.tobytes()).hexdigest()[:16] for label, photo in case.photos.items()}
+    return {label: {"name": case.names.get(label, ""), "sha256": made} for label, made in hashes.items()}
 
 
 def _key(method: Method, name: str, number: int) -> str:
