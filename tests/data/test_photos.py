@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from counterpoint.data.balance import Balanced
 from counterpoint.data.photos import ImageFolder, Photo, TarShards, read_segments
 from counterpoint.data.samples import PhotoSamples, open_photos
 from counterpoint.data.tables import parquet, saved_dataset
@@ -205,12 +206,19 @@ def test_samples_of_a_trainer(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_balanced_samples() -> None:
-    samples = PhotoSamples(Made(), ("control:canny",), {"canny": lambda photo: photo}, balanced=("canny",), seed=3)
-    first = samples.batch(range(1, 40, 2))["control:canny"]
+    samples = PhotoSamples(Made(), ("control:canny", "segments"), {"canny": lambda photo: photo})
+    first = Balanced(samples, "canny", 3).batch(range(1, 40, 2))["control:canny"]
     columns = first[:, 0, :, 0]
     assert (first[..., 0] == columns[:, None]).all(), "whole segments are silenced"
     assert columns.unique().tolist() == [0, 255]
     assert len(columns.unique(dim=0)) > 10, "a different subset for each photo"
     assert (columns.sum(1) > 0).all()
-    again = PhotoSamples(Made(), ("control:canny",), {"canny": lambda photo: photo}, balanced=("canny",), seed=3)
-    assert (again.batch([5, 1])["control:canny"][1] == first[0]).all()
+    assert (Balanced(samples, "canny", 3).batch([5, 1])["control:canny"][1] == first[0]).all()
+    assert not (Balanced(samples, "canny", 4).batch(range(1, 40, 2))["control:canny"] == first).all()
+
+
+def test_segments_are_found_only_if_asked() -> None:
+    photos = [Photo(np.zeros((32, 32, 3), np.uint8))]
+    with pytest.raises(UserError, match="photo 0 has no segments"):
+        PhotoSamples(photos, ("segments",)).batch([0])
+    assert PhotoSamples(photos, ("segments",), find_segments=True).batch([0])["segments"].shape == (1, 32, 32)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.types import Latents
+from counterpoint.control.attach import injecting
+from counterpoint.types import Inject, Latents, Residuals
 
 
 def influence(
@@ -18,6 +20,7 @@ def influence(
     text: Float[Tensor, "b t d"],
     timestep: Tensor,
     latents: Latents,
+    inject: Inject = torch.add,
 ) -> Callable[[Latents], Latents]:
     """The predicted noise as a function of the latents that the ControlNet sees, while the host sees ``latents``.
 
@@ -31,19 +34,18 @@ def influence(
         text: prompt embeddings.
         timestep: one for all, or one each.
         latents: noisy latents for the host; they are a constant.
+        inject: how the host takes the control in.
     """
     fixed = latents.detach()
 
     def predicted(seen: Latents) -> Latents:
         down, mid = network(seen, timestep, text, hint, return_dict=False)
-        made: Tensor = unet(
-            fixed,
-            timestep,
-            text,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-            return_dict=False,
-        )[0]
+        if inject is torch.add:
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+            made: Tensor = unet(fixed, timestep, text, **residuals).sample
+            return made
+        with injecting(unet, Residuals(tuple(down), mid), inject):
+            made = unet(fixed, timestep, text).sample
         return made
 
     return predicted

@@ -6,8 +6,12 @@ control is kept in some segments of its picture only, and the picture stays whol
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import cv2
 import numpy as np
+import torch
 
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.types import CONTROL_KINDS, Image
@@ -48,6 +52,41 @@ def silence(control: Image, where: np.ndarray, kind: str) -> Image:
     if silent is None:
         raise ValueError(f"{kind} has no silent value: every colour of it means something")
     return np.where(where[..., None], control, np.uint8(silent))
+
+
+class Samples(Protocol):
+    """What a trainer learns from."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The samples at ``indices``, stacked."""
+        ...
+
+
+class Balanced:
+    """Samples whose control is silent outside a random subset of each one's segments, which is drawn once.
+
+    Args:
+        samples: with the fields ``control:KIND``, ``(b, h, w, 3)`` uint8, and ``segments``, ``(b, h, w)``.
+        kind: of the control.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, samples: Samples, kind: str, seed: int) -> None:
+        self.samples, self.kind, self.seed = samples, kind, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The same samples, silenced."""
+        batch, field = self.samples.batch(indices), f"control:{self.kind}"
+        silenced = [
+            silence(control.numpy(), keep_some(where.numpy(), np.random.default_rng((self.seed, index))), self.kind)
+            for control, where, index in zip(batch[field], batch["segments"], indices, strict=True)
+        ]
+        return {**batch, field: torch.from_numpy(np.stack(silenced))}
 
 
 def segment(photo: Image) -> np.ndarray:

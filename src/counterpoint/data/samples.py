@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from counterpoint.data.balance import keep_some, segment, silence
+from counterpoint.data.balance import segment
 from counterpoint.data.coco import Ade20k, Coco
 from counterpoint.data.photos import METADATA, ImageFolder, Photo, Pictures, TarShards
 from counterpoint.data.tables import parquet, saved_dataset
@@ -61,9 +61,7 @@ class PhotoSamples:
         photos: the source.
         fields: what :meth:`batch` returns: ``image``, ``caption``, ``control:KIND``, ``segments``.
         extract: what makes condition images that did not come with a photo.
-        balanced: kinds that are silenced in random segments (see :mod:`counterpoint.data.balance`): the photo's own
-            segments, or a watershed's. Drawn once a photo.
-        seed: of these segments.
+        find_segments: whether the field ``segments`` is found by a watershed where a photo came without.
         most_damaged: share of photos that may be damaged before it stops.
     """
 
@@ -73,12 +71,11 @@ class PhotoSamples:
         fields: Sequence[str],
         extract: Extract | None = None,
         *,
-        balanced: Sequence[str] = (),
-        seed: int = 0,
+        find_segments: bool = False,
         most_damaged: float = MOST_DAMAGED,
     ) -> None:
         self.photos, self.fields, self.extract = photos, tuple(fields), dict(extract or {})
-        self.balanced, self.seed = tuple(balanced), seed
+        self.find_segments = find_segments
         self.most = int(most_damaged * len(photos))
         self.damaged: set[int] = set()
 
@@ -101,17 +98,12 @@ class PhotoSamples:
 
     def _row(self, index: int) -> dict[str, Any]:
         number, photo = self._whole(index)
-        row: dict[str, Any] = {"image": photo.image, "caption": photo.text, "segments": photo.segments}
-        if "segments" in self.fields and photo.segments is None:
-            raise UserError(f"photo {number} has no segments (segments_file_name)")
-        heard = None
+        row: dict[str, Any] = {"image": photo.image, "caption": photo.text}
         for field in self.fields:
             if field.startswith("control:"):
-                kind = field.removeprefix("control:")
-                row[field] = self._control(photo, kind, number)
-                if kind in self.balanced:
-                    heard = self._heard(photo, number) if heard is None else heard
-                    row[field] = silence(row[field], heard, kind)
+                row[field] = self._control(photo, field.removeprefix("control:"), number)
+            if field == "segments":
+                row[field] = self._segments(photo, number)
         return row
 
     def _control(self, photo: Photo, kind: str, number: int) -> Image:
@@ -123,9 +115,12 @@ class PhotoSamples:
             )
         return self.extract[kind](photo.image)
 
-    def _heard(self, photo: Photo, number: int) -> np.ndarray:
-        segments = segment(photo.image) if photo.segments is None else photo.segments
-        return keep_some(segments, np.random.default_rng((self.seed, number)))
+    def _segments(self, photo: Photo, number: int) -> np.ndarray:
+        if photo.segments is not None:
+            return photo.segments
+        if not self.find_segments:
+            raise UserError(f"photo {number} has no segments (segments_file_name)")
+        return segment(photo.image)
 
     def _whole(self, index: int) -> tuple[int, Photo]:
         """The photo, or the next one that is not damaged."""

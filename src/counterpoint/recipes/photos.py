@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from counterpoint.conditions.plain import PLAIN
+from counterpoint.data.balance import Balanced
 from counterpoint.data.samples import PhotoSamples, open_photos
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.recipes import parts
@@ -118,8 +119,9 @@ def controlnet(config: PhotoControlConfig) -> Job:
     unet = parts.unet(config)
     network: ControlNetModel = parts.new_controlnet(unet)
     stage = ControlNetStage(parts.fast(network), kind, unet, **parts.denoising(config))
-    balanced = (kind,) if config.balanced else ()
-    return Job(stage, _latents(config, f"control:{kind}", balanced=balanced))
+    if not config.balanced:
+        return Job(stage, _latents(config, f"control:{kind}"))
+    return Job(stage, Balanced(_latents(config, f"control:{kind}", "segments"), kind, config.seed))
 
 
 def segmenter(config: SegmenterConfig) -> Job:
@@ -129,15 +131,15 @@ def segmenter(config: SegmenterConfig) -> Job:
     return Job(JudgeStage(parts.fast(model)), _photos(config, "image", "segments"))
 
 
-def _photos(config: PhotoConfig, *fields: str, balanced: Sequence[str] = ()) -> PhotoSamples:
+def _photos(config: PhotoConfig, *fields: str, find_segments: bool = False) -> PhotoSamples:
     photos = open_photos(config.train_data_dir, config.resolution)
-    return PhotoSamples(photos, fields, PLAIN, balanced=balanced, seed=config.seed)
+    return PhotoSamples(photos, fields, PLAIN, find_segments=find_segments)
 
 
-def _latents(config: PhotoConfig, *fields: str, balanced: Sequence[str] = ()) -> EncodedPhotos:
+def _latents(config: PhotoConfig, *fields: str) -> EncodedPhotos:
     folder = config.pretrained_model_name_or_path / "vae"
     vae = parts.fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
-    samples = _photos(config, "caption", *fields, balanced=balanced)
+    samples = _photos(config, "caption", *fields, find_segments=True)
     place = config.train_data_dir.resolve()
     what = f"{parts.mark(folder)}-{place}-{place.stat().st_mtime_ns}-{len(samples)}-{config.resolution}"
     name = hashlib.sha256(what.encode()).hexdigest()[:16]

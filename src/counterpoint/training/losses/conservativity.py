@@ -5,11 +5,13 @@ With ``J`` the Jacobian of the prediction through the ControlNet, all of these a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from counterpoint.metrics.conservativity import Field, jacobian_products
 
@@ -46,7 +48,7 @@ def conservativity_loss(
             raise ValueError("the paired estimator wants a second probe")
         across = _inner(second, _difference(field, x, probe, step)) - _inner(probe, _difference(field, x, second, step))
         return across.square() / 2
-    forward, backward = jacobian_products(field, x, probe, create_graph=True)
+    forward, backward = _products(field, x, probe)
     if estimator == "symmetric":
         return _inner(forward - backward, forward - backward) / 2
     return _inner(backward, backward) - _inner(backward, forward)
@@ -66,9 +68,37 @@ def full_conservativity_loss(
         x: where.
         probe: independent entries of mean 0 and variance 1.
     """
-    forward, backward = jacobian_products(field, x, probe, create_graph=True)
-    _, host_backward = jacobian_products(host, x, probe, create_graph=True)
+    forward, backward = _products(field, x, probe)
+    _, host_backward = _products(host, x, probe)
     return _inner(2 * host_backward + backward, backward - forward)
+
+
+def _products(field: Field, x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+    """``J v`` and ``J^T v``, to be differentiated."""
+    with _SpeltOut():
+        return jacobian_products(field, x, probe, create_graph=True)
+
+
+class _SpeltOut(TorchFunctionMode):
+    """Layer norms in elementary steps: the third derivative of torch's own is silently wrong (pytorch issue 175754)."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        return _layer_norm(*args, **given) if func is torch.nn.functional.layer_norm else func(*args, **given)
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    made = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    made = made if weight is None else made * weight
+    return made if bias is None else made + bias
 
 
 def _difference(field: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, step: float) -> Tensor:

@@ -114,9 +114,12 @@ class ControlNetStage(DiffusionStage):
         self.controlnet, self.field = controlnet, f"control:{kind}"
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
-        hint = batch[self.field].permute(0, 3, 1, 2).float().div(255)
-        down, mid = self.controlnet(x, t, text, hint, return_dict=False)
+        down, mid = self.controlnet(x, t, text, self._hint(batch), return_dict=False)
         return self.unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+
+    def _hint(self, batch: Batch) -> Tensor:
+        hint: Tensor = batch[self.field].permute(0, 3, 1, 2).float().div(255)
+        return hint
 
     def export(self, folder: Path) -> None:
         self.controlnet.save_pretrained(folder)

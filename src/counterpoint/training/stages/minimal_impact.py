@@ -1,0 +1,72 @@
+"""Training a ControlNet to make way for others: Minimal Impact ControlNet (ICLR 2025)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from counterpoint.control.attach import injecting
+from counterpoint.control.influence import influence
+from counterpoint.training.losses.conservativity import Estimator, conservativity_loss
+from counterpoint.training.losses.reward import masked_mean
+from counterpoint.training.order import Draws
+from counterpoint.training.stage import Batch
+from counterpoint.training.stages.diffusion import ControlNetStage, Noisy
+from counterpoint.types import Inject, Residuals
+
+
+class MinimalImpactStage(ControlNetStage):
+    """The diffusion loss with the control taken in by a rule, and a price on what is no gradient.
+
+    Stage 1 of the paper has ``weight`` 0, stage 2 has 0.01. Silent-signal balancing is a matter of the samples.
+
+    Args:
+        inject: how the host takes the control in.
+        weight: of the conservativity loss, as a sum over all entries of ``J``.
+        estimator: of it.
+        share: samples of each batch on which it is estimated: two estimators ask for second derivatives, the third
+            for four more predictions.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        inject: Inject = torch.add,
+        weight: float = 0.0,
+        estimator: Estimator = "paired",
+        share: float = 0.25,
+        **settings: object,
+    ) -> None:
+        super().__init__(*args, **settings)
+        self.inject, self.weight, self.estimator, self.share = inject, weight, estimator, share
+
+    def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy = self._noisy(batch, draws)
+        losses = self._losses(noisy, self._denoise(noisy, batch))
+        total = self._weighted(noisy, losses)
+        if self.weight == 0:
+            return total, {}
+        asymmetry = self._asymmetry(noisy, batch, draws).mean()
+        extra = {"diffusion": masked_mean(losses.detach(), torch.ones_like(losses, dtype=torch.bool))}
+        return total + self.weight * asymmetry, {**extra, "asymmetry": asymmetry.detach()}
+
+    def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
+        if self.inject is torch.add:
+            return super()._predict(x, t, text, batch)
+        down, mid = self.controlnet(x, t, text, self._hint(batch), return_dict=False)
+        with injecting(self.unet, Residuals(tuple(down), mid), self.inject):
+            made: Tensor = self.unet(x, t, text).sample
+        return made
+
+    def _asymmetry(self, noisy: Noisy, batch: Batch, draws: Draws) -> Tensor:
+        """One estimate for each of the first samples."""
+        shape = noisy.x0.shape[1:]
+        first, second = (2.0 * (draws.uniform(*shape) < 0.5) - 1 for _ in range(2))
+        few = slice(max(1, round(self.share * len(noisy.t))))
+        x = noisy.x_t[few]
+        field = influence(
+            self.unet, self.controlnet, self._hint(batch)[few], noisy.text[few], noisy.t[few], x, self.inject
+        )
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast(x.device.type, enabled=False):  # differences want all digits
+            return conservativity_loss(field, x, first[few], self.estimator, second=second[few])

@@ -1,0 +1,68 @@
+"""A ControlNet that makes way for others: the stage is the plain one until a part of the method is asked for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import ControlNetModel, DDPMScheduler
+from torch import Tensor
+
+from counterpoint.control.influence import influence
+from counterpoint.fusion.minimal_impact import balanced_injection
+from counterpoint.metrics.conservativity import jacobian_products
+from counterpoint.training.order import Draws
+from counterpoint.training.stages.diffusion import ControlNetStage
+from counterpoint.training.stages.minimal_impact import MinimalImpactStage
+from tests.training.test_reward_stage import BATCH, in_double, slope_and_difference
+
+__all__ = ["in_double"]
+
+
+@pytest.fixture
+def make(parts: dict):
+    def build(**settings: object) -> MinimalImpactStage:
+        network = ControlNetModel.from_config(parts["networks"][0].config)
+        network.load_state_dict(parts["networks"][0].state_dict())
+        host = [copy.deepcopy(parts[name]) for name in ("unet", "text_encoder")]
+        schedule = DDPMScheduler(num_train_timesteps=1000)
+        return MinimalImpactStage(network, "depth", *host, parts["tokenizer"], schedule, **settings).double()
+
+    return build
+
+
+def loss(stage: ControlNetStage, forward=None) -> Tensor:
+    return (forward or type(stage).forward)(stage, BATCH, Draws(0, range(3)), 0)[0]
+
+
+def test_without_its_parts_it_is_plain_training(make) -> None:
+    stage = make()
+    assert torch.equal(loss(stage), loss(stage, ControlNetStage.forward))
+    assert not torch.equal(loss(make(inject=balanced_injection("min-norm"))), loss(stage))
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "symmetric", "paired"])
+@pytest.mark.parametrize("injection", [torch.add, balanced_injection("min-norm")])
+def test_the_gradient_is_the_slope(make, estimator: str, injection) -> None:
+    stage = make(inject=injection, weight=1.0, estimator=estimator, share=0.67)
+    assert abs(float((loss(stage) - loss(make(inject=injection))).detach())) > 1e-6
+    wanted, found = slope_and_difference(stage)
+    assert wanted != 0
+    assert found == pytest.approx(wanted, rel=1e-5), "torch's own layer norm would be off by a hundredth"
+
+
+def test_the_price_is_that_of_the_first_samples(make) -> None:
+    stage = make(weight=2.0, estimator="symmetric", share=0.67)
+    _, extra = stage(BATCH, Draws(0, range(3)), 0)
+    draws = Draws(0, range(3))
+    noisy = stage._noisy(BATCH, draws)
+    probe = 2.0 * (draws.uniform(4, 8, 8) < 0.5) - 1
+    hint = stage._hint(BATCH)
+    field = influence(stage.unet, stage.controlnet, hint[:2], noisy.text[:2], noisy.t[:2], noisy.x_t[:2])
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        forward, backward = jacobian_products(field, noisy.x_t[:2], probe[:2].double(), create_graph=False)
+    wanted = (forward - backward).square().flatten(1).sum(1).mean() / 2
+    torch.testing.assert_close(extra["asymmetry"], wanted, rtol=1e-6, atol=0)
+    total, plain = loss(stage), loss(stage, ControlNetStage.forward)
+    torch.testing.assert_close(total - plain, 2 * wanted, rtol=1e-6, atol=1e-12)
