@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from counterpoint.data.balance import Balanced
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES
 from counterpoint.data.shards import SceneShards
 from counterpoint.recipes import RECIPES, parts
@@ -70,3 +71,37 @@ def test_what_is_missing_is_said(build) -> None:
     shutil.rmtree(build.family / "judges" / "b")
     with pytest.raises(UserError, match="no judges/b"):
         build("tiny-aligned")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["balanced=false", "injection=sum"],
+        ["injection=literal"],
+        ["conservativity_weight=0.01"],
+        ["conservativity_weight=0.01", "conservativity_estimator=symmetric", "injection=sum"],
+    ],
+)
+def test_controlnets_that_make_way(build, settings: list[str]) -> None:
+    start = f"controlnet_model_name_or_path={build.family / 'controls' / 'pose'}"
+    stage = build("tiny-minimal-impact", "control_type=pose", start, *settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, extra = stage(batch("pose"), Draws(0, range(4)), 0)
+    assert loss.isfinite()
+    assert ("asymmetry" in extra) == (settings[0].startswith("conservativity"))
+    loss.backward()
+    assert stage.controlnet.controlnet_mid_block.weight.grad is not None
+    with pytest.raises(UserError, match="there is no ControlNet"):
+        build("tiny-minimal-impact", "controlnet_model_name_or_path=nowhere")
+
+
+def test_balanced_scenes(build, tmp_path: Path) -> None:
+    places = {"pretrained": build.family, "controlnet": build.family / "controls" / "pose"}
+    job = RECIPES["tiny-minimal-impact"].build(
+        override(
+            RECIPES["tiny-minimal-impact"].config,
+            [f"{key}_model_name_or_path={place}" for key, place in places.items()],
+        )
+    )
+    assert isinstance(job.samples, Balanced)
+    assert "segments" in job.samples.samples.fields.values()
