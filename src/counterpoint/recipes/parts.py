@@ -26,6 +26,7 @@ class FamilyConfig(TrainConfig):
     pretrained_model_name_or_path: Path = TINY
     proportion_empty_prompts: float = 0.1
     snr_gamma: float = 5.0
+    debiased_estimation_loss: bool = False
 
 
 def scenes(config: TrainConfig, *fields: str, first: int = 0) -> SceneShards:
@@ -74,6 +75,7 @@ def denoising(config: FamilyConfig) -> dict[str, object]:
         ),
         "proportion_empty_prompts": config.proportion_empty_prompts,
         "snr_gamma": config.snr_gamma,
+        "debiased": config.debiased_estimation_loss,
     }
 
 
@@ -89,7 +91,7 @@ def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     Only the last layer of its hint encoder does not start at zero: behind two layers of zeros nothing would move for
     hundreds of steps.
     """
-    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
+    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 96))
     torch.nn.init.normal_(network.controlnet_cond_embedding.conv_out.weight, std=0.2)
     return network
 

@@ -183,9 +183,10 @@ CONTROLNET = Recipe(
     "tiny-controlnet",
     "a ControlNet for it (--set control_type=pose)",
     ControlConfig(
-        max_train_steps=5000,
-        train_batch_size=32,
+        max_train_steps=20000,
+        train_batch_size=16,
         learning_rate=2e-3,
+        debiased_estimation_loss=True,
         lr_scheduler="cosine",
         lr_warmup_steps=200,
         torch_compile=True,
@@ -199,7 +200,7 @@ JUDGE = Recipe(
     "tiny-judge",
     "a judge, which reads controls back from pictures (--set judge=b)",
     JudgeConfig(
-        max_train_steps=12000,
+        max_train_steps=16000,
         train_batch_size=16,
         learning_rate=2e-3,
         lr_scheduler="cosine",

@@ -18,6 +18,7 @@ class TrainConfig:
 
     ``cache_dir`` holds rendered scenes and what is computed from them. ``train_batch_size`` is samples a process and
     a forward pass; one optimizer step sees that times ``gradient_accumulation_steps`` times the number of processes.
+    ``fsdp`` splits the trained networks among the processes.
     """
 
     output_dir: Path = Path("counterpoint-train")
@@ -36,6 +37,9 @@ class TrainConfig:
     max_grad_norm: float = Field(1.0, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     torch_compile: bool = False
+    gradient_checkpointing: bool = False
+    use_8bit_adam: bool = False
+    fsdp: bool = False
     use_ema: bool = True
     ema_decay: float = Field(0.999, gt=0, lt=1)
     seed: int = Field(0, ge=0)
@@ -86,11 +90,11 @@ def override(config: TrainConfig, settings: list[str]) -> TrainConfig:
 
 def differences(old: dict[str, object], new: TrainConfig) -> list[str]:
     """Settings that would make a resumed run differ from the one it continues, as ``key: old -> new``."""
-    current = TypeAdapter(type(new)).dump_python(new, mode="json")
+    adapter = TypeAdapter(type(new))
+    current = adapter.dump_python(new, mode="json")
+    before = adapter.dump_python(type(new)(), mode="json") | old  # a run may be older than a setting
     return [
-        f"{key}: {old.get(key)} -> {value}"
-        for key, value in current.items()
-        if key not in FREE and old.get(key) != value
+        f"{key}: {before[key]} -> {value}" for key, value in current.items() if key not in FREE and before[key] != value
     ]
 
 

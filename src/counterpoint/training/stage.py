@@ -38,9 +38,9 @@ class Stage(nn.Module):
         """The scalar loss of a batch and what else is worth logging."""
         raise NotImplementedError
 
-    def validate(self) -> dict[str, float]:
-        """Numbers on held-out samples, with the averaged weights in place."""
-        return {}
+    def learns(self, parameter: str) -> bool:
+        """Whether a parameter of a trained module is optimised, by its name there."""
+        return True
 
     def export(self, folder: Path) -> None:
         """Write the trained modules as users load them, with the averaged weights in place."""

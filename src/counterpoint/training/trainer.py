@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
@@ -25,9 +27,13 @@ from tqdm import tqdm
 from counterpoint.training import checkpoint
 from counterpoint.training.compiling import check_compiler, compile_in_place
 from counterpoint.training.config import TrainConfig, as_json, differences
+from counterpoint.training.convergence import sudden_rise
 from counterpoint.training.order import Draws, Order
+from counterpoint.training.sharding import like, load_whole, shard, split_optimizer, whole
 from counterpoint.training.stage import Batch, Job, Samples
 from counterpoint.types import UserError
+
+_ADHERENCE = "validation/adherence"
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -51,13 +57,20 @@ class DivergenceError(UserError):
     """The loss is not finite any more."""
 
 
-def train(job: Job, config: TrainConfig, *, resume: Path | bool = False) -> Path:
+Validate = Callable[[], dict[str, float]]
+"""Measures what is being trained, with the averaged weights in place: name -> number."""
+
+
+def train(job: Job, config: TrainConfig, *, resume: Path | bool = False, validate: Validate | None = None) -> Path:
     """Run a job to its last step and export the result to ``config.output_dir``.
+
+    Several processes (torchrun, accelerate launch) share each step's samples.
 
     Args:
         job: the stage and its samples.
         config: all settings.
         resume: ``True`` continues from the newest whole checkpoint of the output folder, a path from that checkpoint.
+        validate: called every ``validation_steps``; a sudden rise of what it calls ``adherence`` is reported.
 
     Returns:
         The output folder: the exported model, ``train.json`` (settings) and ``log.jsonl``.
@@ -70,7 +83,7 @@ def train(job: Job, config: TrainConfig, *, resume: Path | bool = False) -> Path
     """
     folder = resumable(config, resume)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    return _Run(job, config).start(folder)
+    return _Run(job, config, validate).start(folder)
 
 
 def resumable(config: TrainConfig, resume: Path | bool) -> Path | None:
@@ -96,9 +109,9 @@ def resumable(config: TrainConfig, resume: Path | bool) -> Path | None:
 
 
 class _Run:
-    def __init__(self, job: Job, config: TrainConfig) -> None:
+    def __init__(self, job: Job, config: TrainConfig, validate: Validate | None) -> None:
         torch.set_flush_denormal(True)
-        self.config, self.stage = config, job.stage
+        self.config, self.stage, self.validate = config, job.stage, validate
         self.samples = job.samples
         tracker = None if config.report_to == "none" else config.report_to
         if tracker and tracker not in map(str, get_available_trackers()):
@@ -106,6 +119,7 @@ class _Run:
                 f"report_to={tracker}: the package {tracker} is not installed; install it, or report nowhere"
             )
         self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # or several processes would each believe to be alone
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=tracker,
@@ -115,16 +129,21 @@ class _Run:
         for parameter in self.stage.parameters():
             parameter.requires_grad_(False)
         for module in trained.values():
-            module.requires_grad_(True).train()
-        self.parameters = [p for module in trained.values() for p in module.parameters()]
-        optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-            fused=True,
-        )
+            module.train()
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(self.stage.learns(name))
+        if config.gradient_checkpointing:
+            for network in self.stage.children():
+                if isinstance(network, ModelMixin) and network._supports_gradient_checkpointing:
+                    network.enable_gradient_checkpointing()
+        if config.fsdp:
+            self._check_shardable()
+            self.unsplit = {name: copy.deepcopy(module).to("meta") for name, module in trained.items()}
+            self.stage.to(self.accelerator.device)
+            for module in trained.values():
+                shard(module)
+        self.parameters = [p for module in trained.values() for p in module.parameters() if p.requires_grad]
+        optimizer = _optimizer(self.parameters, config)
         self.schedule = get_scheduler(
             config.lr_scheduler,
             optimizer,
@@ -135,9 +154,16 @@ class _Run:
             check_compiler(self.accelerator.device)
             for network in self.stage.children():
                 compile_in_place(network)
-        self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
+        if config.fsdp:  # it synchronises by itself; on a CPU accelerate would wrap it a second time
+            self.model, self.optimizer = self.stage, self.accelerator.prepare(optimizer)
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
         self.step, self.stop = 0, False
+
+    def _check_shardable(self) -> None:
+        if self.accelerator.num_processes == 1 or self.config.torch_compile:
+            raise UserError("fsdp splits networks among several processes (torchrun) and takes no torch_compile")
 
     @property
     def is_main(self) -> bool:
@@ -155,11 +181,21 @@ class _Run:
             self.accelerator.init_trackers("counterpoint", config=json.loads(as_json(self.config)))
         with _signals(self):
             self._loop()
-        if self.is_main:
-            with self._averaged():
-                self.stage.export(output)
+        with self._averaged():
+            self._export(output)
         self.accelerator.end_training()
         return output
+
+    def _export(self, output: Path) -> None:
+        """Whole networks, by the first process."""
+        if self.config.fsdp:
+            for name, module in self.stage.trained_modules().items():
+                state = whole(module.state_dict())
+                self.unsplit[name].load_state_dict(state, assign=True)
+                self.stage.set_submodule(name, self.unsplit[name])
+        if self.is_main:
+            self.stage.export(output)
+        self.accelerator.wait_for_everyone()
 
     def _loop(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -191,9 +227,12 @@ class _Run:
             draws = Draws(config.seed, ordinals, accelerator.device)
             with accelerator.accumulate(self.model):
                 loss, extra = self.model(_to(batch, accelerator.device), draws, self.step)
-                if not math.isfinite(loss.item()):
+                # one process's trouble, or its signal, is everybody's: none must wait for one that has stopped
+                heard = torch.stack([loss.detach().float(), loss.new_tensor(float(self.stop)).float()])
+                value, stop = self.accelerator.reduce(heard, "mean").tolist()
+                if not math.isfinite(value):
                     raise DivergenceError(
-                        f"the loss is {loss.item()} at step {self.step}; the newest checkpoint in {config.output_dir} "
+                        f"the loss is {value} at step {self.step}; the newest checkpoint in {config.output_dir} "
                         "holds the last good state; start again with a smaller learning_rate"
                     )
                 accelerator.backward(loss)
@@ -201,8 +240,8 @@ class _Run:
                     extra["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            for name, value in {"loss": loss, **extra}.items():
-                seen.setdefault(name, []).append(float(value.detach()))
+            for name, number in {"loss": loss, **extra}.items():
+                seen.setdefault(name, []).append(float(whole(number.detach())))
             micro += 1
             if micro % config.gradient_accumulation_steps:
                 continue
@@ -213,18 +252,21 @@ class _Run:
             bar.update()
             if self.step % config.logging_steps == 0 or self.step == config.max_train_steps:
                 pace = (time.perf_counter() - began) / (self.step - since)
+                means = torch.tensor([sum(values) / len(values) for values in seen.values()])
+                everybody = self.accelerator.reduce(means.to(self.accelerator.device), "mean").tolist()
                 self._log(
-                    {name: sum(values) / len(values) for name, values in seen.items()}
+                    dict(zip(seen, everybody, strict=True))
                     | {"lr": self.schedule.get_last_lr()[0], "seconds_per_step": pace}
                 )
                 seen, since, began = {}, self.step, time.perf_counter()
-            if config.validation_steps and self.step % config.validation_steps == 0:
+            if self.validate and config.validation_steps and self.step % config.validation_steps == 0:
                 with self._averaged():
-                    self._log({f"validation/{name}": value for name, value in self.stage.validate().items()})
+                    self._log({f"validation/{name}": value for name, value in self.validate().items()})
+                self._report_convergence()
                 began = time.perf_counter()
-            if self.stop or self.step % config.checkpointing_steps == 0 or self.step == config.max_train_steps:
+            if stop or self.step % config.checkpointing_steps == 0 or self.step == config.max_train_steps:
                 path = self._save()
-                if self.stop:
+                if stop:
                     raise Interrupted(path)
         bar.close()
 
@@ -243,31 +285,52 @@ class _Run:
 
     def _save(self) -> Path:
         path = self.config.output_dir / f"checkpoint-{self.step}"
+        modules = {name: whole(module.state_dict()) for name, module in self.stage.trained_modules().items()}
+        state: dict[str, Any] = {
+            "optimizer": whole(self.optimizer.state_dict()),
+            "schedule": self.schedule.state_dict(),
+            "processes": self.accelerator.num_processes,
+        }
+        if self.ema:
+            state["ema"] = whole(self.ema.state_dict())
+
+        def write(folder: Path) -> None:
+            for name, tensors in modules.items():
+                contiguous = {key: value.contiguous() for key, value in tensors.items()}
+                save_file(contiguous, folder / f"{name}.safetensors")
+            torch.save(state, folder / "state.pt")
+            (folder / "train.json").write_text(as_json(self.config))
+
         if self.is_main:
-            path = checkpoint.save(self.config.output_dir, self.step, self._write, self.config.checkpoints_total_limit)
+            path = checkpoint.save(self.config.output_dir, self.step, write, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
         return path
 
-    def _write(self, folder: Path) -> None:
-        for name, module in self.stage.trained_modules().items():
-            save_file(
-                {key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors"
-            )
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-        if self.ema:
-            state["ema"] = self.ema.state_dict()
-        torch.save(state, folder / "state.pt")
-        (folder / "train.json").write_text(as_json(self.config))
-
     def _load(self, folder: Path) -> None:
         self.step = checkpoint.verify(folder)
+        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        before, now = state.get("processes", 1), self.accelerator.num_processes
+        if before != now:
+            raise checkpoint.CheckpointError(
+                f"{folder} was made by {before} processes, here are {now}: steps would have other samples"
+            )
         for name, module in self.stage.trained_modules().items():
-            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-        state = torch.load(folder / "state.pt", weights_only=True, map_location=self.accelerator.device)
-        self.optimizer.load_state_dict(state["optimizer"])
+            load_whole(module, load_file(folder / f"{name}.safetensors"))
+        self.optimizer.load_state_dict(split_optimizer(state["optimizer"], self.parameters))
         self.schedule.load_state_dict(state["schedule"])
         if self.ema:
-            self.ema.load_state_dict(state["ema"])
+            pairs = zip(self.parameters, state["ema"]["shadow_params"], strict=True)
+            self.ema.load_state_dict({**state["ema"], "shadow_params": [like(p, value) for p, value in pairs]})
+
+    def _report_convergence(self) -> None:
+        """Say at which step a ControlNet suddenly began to follow its control, once it has."""
+        if not self.is_main:
+            return
+        lines = [json.loads(line) for line in (self.config.output_dir / "log.jsonl").read_text().splitlines()]
+        measured = [(line["step"], line[_ADHERENCE]) for line in lines if _ADHERENCE in line]
+        step = sudden_rise(measured)
+        if step is not None and not any("sudden_convergence" in line for line in lines):
+            self._log({"sudden_convergence": step})
 
     def _log(self, values: dict[str, float]) -> None:
         if not self.is_main:
@@ -286,6 +349,22 @@ class _Run:
         path.write_text(
             "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
         )
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    settings = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "weight_decay": config.adam_weight_decay,
+        "eps": config.adam_epsilon,
+    }
+    if not config.use_8bit_adam:
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError("use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from None
+    return AdamW8bit(parameters, **settings)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -1,7 +1,7 @@
 """The denoising loss: noise prediction and velocity, weighted by signal-to-noise ratio.
 
 Ho et al. 2020 (arXiv:2006.11239, Eq. 14), v-prediction by Salimans and Ho 2022 (arXiv:2202.00512), the Min-SNR weight
-by Hang et al. 2023 (arXiv:2303.09556, section 3.4).
+by Hang et al. 2023 (arXiv:2303.09556, section 3.4), the debiased one after Yu et al. 2023 (arXiv:2310.08442).
 """
 
 from __future__ import annotations
@@ -30,10 +30,17 @@ def target(
     raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction_type!r}")
 
 
-def snr_weight(alpha_bar: Float[Tensor, " b"], gamma: float, prediction_type: str) -> Float[Tensor, " b"]:
-    """Min-SNR weight ``min(snr, gamma) / snr`` of the noise loss; of the velocity loss, ``/ (snr + 1)``."""
+def snr_weight(
+    alpha_bar: Float[Tensor, " b"], gamma: float, prediction_type: str, debiased: bool = False
+) -> Float[Tensor, " b"]:
+    """Min-SNR weight ``min(snr, gamma) / snr`` of the noise loss; of the velocity loss, ``/ (snr + 1)``.
+
+    ``debiased`` multiplies it by ``1 / sqrt(snr)`` where there is more noise than signal. An error of the predicted
+    noise is a larger one of the implied picture there, and pictures are laid out there.
+    """
     snr = alpha_bar / (1 - alpha_bar)
-    return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+    weight = snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+    return weight * snr.clamp(max=1).rsqrt() if debiased else weight
 
 
 def diffusion_loss(prediction: Float[Tensor, "b ..."], wanted: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:

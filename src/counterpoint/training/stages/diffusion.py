@@ -41,6 +41,7 @@ class DiffusionStage(Stage):
         scheduler: its noise schedule and prediction type.
         proportion_empty_prompts: share of samples whose caption is dropped, for classifier-free guidance.
         snr_gamma: Min-SNR weight of the loss.
+        debiased: whether noisy timesteps weigh more (:func:`snr_weight`).
     """
 
     trained: tuple[str, ...] = ("unet",)
@@ -54,10 +55,12 @@ class DiffusionStage(Stage):
         *,
         proportion_empty_prompts: float = 0.1,
         snr_gamma: float = 5.0,
+        debiased: bool = False,
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder, self.tokenizer, self.scheduler = unet, text_encoder, tokenizer, scheduler
         self.proportion_empty_prompts, self.snr_gamma = proportion_empty_prompts, snr_gamma
+        self.debiased = debiased
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(batch, draws)
@@ -81,9 +84,9 @@ class DiffusionStage(Stage):
         return diffusion_loss(prediction, target(noisy.x0, noisy.noise, noisy.alpha_bar, kind))
 
     def _weighted(self, noisy: Noisy, losses: Tensor) -> Tensor:
-        """Their mean, Min-SNR weighted."""
+        """Their mean, weighted."""
         kind = self.scheduler.config.prediction_type
-        return (losses * snr_weight(noisy.alpha_bar, self.snr_gamma, kind)).mean()
+        return (losses * snr_weight(noisy.alpha_bar, self.snr_gamma, kind, self.debiased)).mean()
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
         return self.unet(x, t, text).sample

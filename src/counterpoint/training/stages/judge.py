@@ -34,7 +34,7 @@ class JudgeStage(Stage):
         if "depth" in batch:
             miss = reading.depth.float()[:, 0] - batch["depth"].float() / 255
             # the square for what is measured later: RMSE
-            parts["depth"] = 4 * (miss.abs().mean() + 10 * miss.square().mean())
+            parts["depth"] = 4 * (miss.abs().mean() + 30 * miss.square().mean())
         if "control:hed" in batch:
             parts["edge"] = 4 * F.mse_loss(reading.edge.float()[:, 0], batch["control:hed"][..., 0].float() / 255)
         if "keypoints" in batch:

@@ -1,0 +1,50 @@
+"""Two processes learn what one does, split or not; an interrupted run of two ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.prove
+SCRIPT = Path(__file__).with_name("shared_run.py")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(out: Path, processes: int, batch: int, fsdp: str = "-", stop: int = -1, resume: str = "-") -> str:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *launch, SCRIPT, out, batch, fsdp, stop, resume]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    return "" if done.returncode == 0 else done.stderr + done.stdout
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "diffusion_pytorch_model.safetensors")
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    assert run(tmp_path / "one", 1, 8) == ""
+    for name in ("ddp", "fsdp"):
+        assert run(tmp_path / name, 2, 4, name) == ""
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+        torch.testing.assert_close(weights(tmp_path / name), weights(tmp_path / "one"), rtol=0, atol=1e-4)
+        assert run(tmp_path / f"{name}-cut", 2, 4, name, stop=5) == ""
+        assert not (tmp_path / f"{name}-cut" / "config.json").exists(), "it was stopped"
+        assert run(tmp_path / f"{name}-cut", 2, 4, name, resume="resume") == ""
+        again = weights(tmp_path / f"{name}-cut")
+        assert all(torch.equal(value, again[key]) for key, value in weights(tmp_path / name).items())
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    assert run(tmp_path / "a", 1, 4, stop=5) == ""
+    assert "was made by 1 processes, here are 2" in run(tmp_path / "a", 2, 4, resume="resume")
