@@ -15,7 +15,7 @@ from counterpoint.training.losses.contrastive import contrastive_loss
 from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
 from counterpoint.training.order import Draws
 from counterpoint.training.stages.codec import CodecStage
-from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage
+from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage, add_lora
 from counterpoint.training.stages.judge import JudgeStage, _heat
 from counterpoint.training.stages.towers import TowersStage
 
@@ -33,6 +33,7 @@ def test_targets_recover_the_clean_sample(kind: str) -> None:
 def test_snr_weights() -> None:
     a = torch.tensor([0.01, 0.5, 0.99])
     torch.testing.assert_close(snr_weight(a, 5.0, "epsilon"), torch.tensor([1.0, 1.0, 5 / 99]))
+    torch.testing.assert_close(snr_weight(a, 5.0, "epsilon", debiased=True), torch.tensor([99**0.5, 1.0, 5 / 99]))
     torch.testing.assert_close(
         snr_weight(a, 5.0, "v_prediction"), torch.tensor([0.01 / 0.99 / (1 + 0.01 / 0.99), 0.5, 5 / 100])
     )
@@ -193,3 +194,26 @@ def test_heat_is_where_the_joint_is() -> None:
     assert heat[0, 4].argmax() == 40 * 64 + 12
     torch.testing.assert_close(heat[0, 4].max(), torch.tensor(1.0))
     assert not heat[0, 5].any()
+
+
+def test_a_lora_learns_alone_and_is_exported_with_the_merged_network(host: tuple, parts: dict, tmp_path: Path) -> None:
+    network = ControlNetModel.from_config(parts["networks"][0].config)
+    network.load_state_dict(parts["networks"][0].state_dict())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    add_lora(network, 2)
+    stage = ControlNetStage(network, "pose", *host)
+    plain = ControlNetStage(parts["networks"][0], "pose", *host)
+    assert torch.equal(stage(BATCH, Draws(0, range(3)), 0)[0], plain(BATCH, Draws(0, range(3)), 0)[0])
+    learning = [p for name, p in network.named_parameters() if stage.learns(name)]
+    assert 0 < sum(p.numel() for p in learning) < 0.5 * sum(value.numel() for value in before.values())
+    with torch.no_grad():
+        for parameter in learning:
+            parameter += 0.01
+    changed = stage(BATCH, Draws(0, range(3)), 0)[0]
+    stage.export(tmp_path)
+    assert (tmp_path / "pytorch_lora_weights.safetensors").is_file()
+    merged = ControlNetModel.from_pretrained(tmp_path)
+    assert merged.state_dict().keys() == before.keys()
+    again = ControlNetStage(merged, "pose", *host)(BATCH, Draws(0, range(3)), 0)[0]
+    torch.testing.assert_close(again, changed, rtol=1e-5, atol=1e-6)
+    assert all(plain.learns(name) for name, _ in plain.controlnet.named_parameters())

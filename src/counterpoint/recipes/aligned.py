@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel
+from diffusers import AutoencoderTiny
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -38,9 +38,10 @@ class ProbeConfig(parts.FamilyConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class AlignedConfig(ProbeConfig):
+class AlignedConfig(parts.TunedConfig):
     """A ControlNet that is tuned with a reward, and with alignment if ``aligning_alpha`` is not 0."""
 
+    control_type: Kind = "depth"
     grad_scale: float = 0.5
     max_timestep_rewarding: int = 400
     u_scale: float | None = None
@@ -94,11 +95,10 @@ def aligned(config: AlignedConfig) -> Job:
     """
     torch.manual_seed(config.seed)
     family, kind = config.pretrained_model_name_or_path, config.control_type
-    needed = ["judges/b", f"controls/{kind}", *[f"probes/{kind}"] * (config.aligning_alpha != 0)]
+    needed = ["judges/b", *[f"probes/{kind}"] * (config.aligning_alpha != 0)]
     if missing := [place for place in needed if not (family / place).is_dir()]:
-        raise UserError(f"{family} has no {', '.join(missing)}: train it first (tiny-judge, -controlnet or -probe)")
+        raise UserError(f"{family} has no {', '.join(missing)}: train it first (tiny-judge or -probe)")
     judge = PerceptionModel.from_pretrained(family / "judges" / "b", local_files_only=True)
-    network = ControlNetModel.from_pretrained(family / "controls" / kind, local_files_only=True)
     vae = AutoencoderTiny.from_pretrained(family / "vae", local_files_only=True)
 
     def read(pictures: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def aligned(config: AlignedConfig) -> Job:
         return {"depth": reading.depth, "hed": reading.edge, "seg": reading.seg}[kind]
 
     reward = Reward(read, lambda batch: _wanted(kind, batch), kind == "seg")
-    host = (parts.fast(judge), parts.fast(vae), parts.fast(network), kind, parts.unet(config))
+    host = (parts.fast(judge), parts.fast(vae), parts.tuned_controlnet(config, kind), kind, parts.unet(config))
     settings = {
         "weight": config.grad_scale,
         "window": (0, config.max_timestep_rewarding),

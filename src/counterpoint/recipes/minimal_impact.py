@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import ControlNetModel
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
@@ -17,16 +15,14 @@ from counterpoint.recipes.recipe import Recipe
 from counterpoint.training.losses.conservativity import Estimator
 from counterpoint.training.stage import Job
 from counterpoint.training.stages.minimal_impact import MinimalImpactStage
-from counterpoint.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class MinimalImpactConfig(parts.FamilyConfig):
+class MinimalImpactConfig(parts.TunedConfig):
     """What each part of the method adds: ``balanced`` data, an ``injection`` that balances, and with
     ``conservativity_weight`` 0.01 the paper's second stage, which goes on with ``controlnet_model_name_or_path``."""
 
     control_type: Literal["canny", "hed", "pose"] = "canny"
-    controlnet_model_name_or_path: Path | None = None
     balanced: bool = True
     injection: Literal["sum", "min-norm", "literal"] = "min-norm"
     conservativity_weight: float = Field(0.0, ge=0)
@@ -42,12 +38,8 @@ def minimal_impact(config: MinimalImpactConfig) -> Job:
     """
     torch.manual_seed(config.seed)
     kind = config.control_type
-    start = config.controlnet_model_name_or_path or config.pretrained_model_name_or_path / "controls" / kind
-    if not start.is_dir():
-        raise UserError(f"there is no ControlNet {start}: train it first (tiny-controlnet)")
-    network = ControlNetModel.from_pretrained(start, local_files_only=True)
     stage = MinimalImpactStage(
-        parts.fast(network),
+        parts.tuned_controlnet(config, kind),
         kind,
         parts.unet(config),
         inject=torch.add if config.injection == "sum" else balanced_injection(config.injection),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from peft import LoraConfig
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
@@ -105,6 +107,8 @@ class DiffusionStage(Stage):
 class ControlNetStage(DiffusionStage):
     """The same loss with a trainable ControlNet on a frozen denoiser (Zhang et al. 2023, arXiv:2302.05543).
 
+    Of a ControlNet with a LoRA (:func:`add_lora`), the LoRA alone learns; it is exported beside the merged network.
+
     Args:
         controlnet: the network to train.
         kind: field of the batch, ``control:<kind>``, that holds the condition images.
@@ -124,5 +128,26 @@ class ControlNetStage(DiffusionStage):
         hint: Tensor = batch[self.field].permute(0, 3, 1, 2).float().div(255)
         return hint
 
+    def learns(self, parameter: str) -> bool:
+        return "lora_" in parameter or not self._has_lora
+
     def export(self, folder: Path) -> None:
-        self.controlnet.save_pretrained(folder)
+        if not self._has_lora:
+            self.controlnet.save_pretrained(folder)
+            return
+        self.controlnet.save_lora_adapter(folder)
+        merged = copy.deepcopy(self.controlnet)
+        merged.fuse_lora()
+        merged.unload_lora()
+        merged.save_pretrained(folder)
+
+    @property
+    def _has_lora(self) -> bool:
+        return any("lora_" in name for name, _ in self.controlnet.named_parameters())
+
+
+def add_lora(network: ControlNetModel, rank: int) -> None:
+    """Give every linear layer and convolution a low-rank addition, which starts at zero (Hu et al. 2021,
+    arXiv:2106.09685)."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
