@@ -278,10 +278,12 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
 def _tiny_quality(bench: Bench) -> Suite:
     if bench.cases is not pairs:
         raise UserError("tiny-quality measures the tiny family on its own scenes; it takes no --data")
-    return TinyQuality(_round_trip(bench.pipe))
+    return TinyQuality(round_trip(bench.pipe))
 
 
-def _round_trip(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
+def round_trip(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
+    """Encodes and decodes pictures in 0..1."""
+
     @torch.no_grad()
     def after(pictures: Tensor) -> Tensor:
         return pipe.decode(pipe.encode(pictures * 2 - 1), "pt").float().cpu()

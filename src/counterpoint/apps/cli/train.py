@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,7 +50,26 @@ def train(
     output.quiet_libraries()
     resumable(config, start)  # before the data is prepared: a wrong path should not cost a minute
     try:
-        print(run(RECIPES[recipe].build(config), config, resume=start))
+        job = RECIPES[recipe].build(config)
+        print(run(job, config, resume=start, validate=_validation(job.stage, config)))
     except Interrupted as stop:
         output.say(str(stop))
         raise KeyboardInterrupt from stop
+
+
+def _validation(stage: Any, config: Any) -> Any:
+    """Adherence, for a ControlNet on scenes, if it is to be validated."""
+    from counterpoint.recipes.parts import FamilyConfig
+    from counterpoint.recipes.photos import PhotoConfig
+    from counterpoint.training.stages.diffusion import ControlNetStage
+    from counterpoint.types import UserError
+
+    if not config.validation_steps:
+        return None
+    on_scenes = isinstance(config, FamilyConfig) and not isinstance(config, PhotoConfig)
+    if isinstance(stage, ControlNetStage) and on_scenes:
+        from counterpoint.apps.validation import adherence
+
+        if validate := adherence(stage, config.pretrained_model_name_or_path):
+            return validate
+    raise UserError("validation_steps measures adherence: of a ControlNet, on scenes, with a family that has judge a")

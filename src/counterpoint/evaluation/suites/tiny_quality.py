@@ -31,43 +31,49 @@ _CASE = "test scenes"
 
 @dataclass(frozen=True)
 class TinyQuality:
-    """The suite; ``round_trip`` encodes and decodes pictures ``(b, 3, h, w)`` in 0..1 with the family's codec."""
+    """The suite, on scenes of ``split``; ``round_trip`` encodes and decodes pictures ``(b, 3, h, w)`` in 0..1 with the
+    family's codec."""
 
     round_trip: Callable[[Tensor], Tensor]
+    split: str = "test"
 
     def tasks(self, n: int, _: Sequence[Method] = ()) -> list[Task]:
         """``n`` prompts for one thing; for each control ``n`` scenes' captions and maps; the captions alone."""
         made = [Task(f"prompt/{number}", prompt, number) for number, prompt in enumerate(one_thing_prompts(n))]
-        alone: dict[int, Task] = {}
-        for kind in CONTROLS:
-            for one in _scenes(kind, n):
-                alone.setdefault(one.number, Task(f"floor/{one.number}", one.caption, one.number))
-                images = {kind: control_map(one, kind)}
-                made.append(Task(f"{kind}/{one.number}", one.caption, one.number, images))
-        return [*made, *alone.values()]
+        controlled = {task.key: task for kind in CONTROLS for task in self.controlled(n, kind)}
+        return [*made, *controlled.values()]
+
+    def controlled(self, n: int, kind: str) -> list[Task]:
+        """``n`` scenes from their captions and one control, and from their captions alone."""
+        made = []
+        for one in self._scenes(kind, n):
+            made.append(Task(f"{kind}/{one.number}", one.caption, one.number, {kind: control_map(one, kind)}))
+            made.append(Task(f"floor/{one.number}", one.caption, one.number))
+        return made
 
     def score(self, finished: Finished, n: int, _: Sequence[Method], readers: Readers) -> list[Row]:
         """Rows ``codec``, ``judge``, ``prompt`` and one a control."""
         quality = Metric("psnr", lambda after, before: psnr(after, before))
         trust = [Metric(name, rows, reduce, higher=higher) for name, rows, reduce, higher in _TRUST]
-        for scenes in _chunks(_scenes("seg", n)):
+        for scenes in _chunks(self._scenes("seg", n)):
             real = stack([one.image for one in scenes])
             quality.update(self.round_trip(real), real)
             for metric in trust[:2]:
                 metric.update(real, scenes, readers)
-        for scenes in _chunks(_scenes("pose", n)):
+        for scenes in _chunks(self._scenes("pose", n)):
             trust[2].update(stack([one.image for one in scenes]), scenes, readers)
         return [
             Row("codec", _CASE, (quality,)),
             Row("judge", _CASE, tuple(trust)),
             Row("prompt", _CASE, _prompt(finished, n, readers)),
-            *(Row(kind, _CASE, self._adherence(finished, n, kind, readers)) for kind in CONTROLS),
+            *(Row(kind, _CASE, self.adherence(finished, n, kind, readers)) for kind in CONTROLS),
         ]
 
-    def _adherence(self, finished: Finished, n: int, kind: str, readers: Readers) -> tuple[Metric, ...]:
+    def adherence(self, finished: Finished, n: int, kind: str, readers: Readers) -> tuple[Metric, ...]:
+        """``value``, ``floor``, ``ceiling`` and ``adherence`` of the pictures of :meth:`controlled`."""
         measure, reduce = _MEASURES[kind]
         rows = []
-        for scenes in _chunks(_scenes(kind, n)):
+        for scenes in _chunks(self._scenes(kind, n)):
             sets = (
                 stack([finished(f"{kind}/{one.number}") for one in scenes]),
                 stack([finished(f"floor/{one.number}") for one in scenes]),
@@ -89,6 +95,11 @@ class TinyQuality:
         for metric in metrics:
             metric.update(torch.cat(rows))
         return tuple(metrics)
+
+    def _scenes(self, kind: str, n: int) -> Iterator[Scene]:
+        """The first ``n`` scenes of the split; for poses, the first that show a person."""
+        every = (scene(SPLITS[self.split].start + number) for number in count())
+        return islice((one for one in every if kind != "pose" or one.person_mask.any()), n)
 
 
 Measure = Callable[[Tensor, Sequence[Scene], Readers], Tensor]
@@ -155,12 +166,6 @@ def one_thing_prompts(n: int) -> list[str]:
 
 def _one_thing(number: int) -> Scene:
     return scene(SPLITS["test"].start + number, content="thing", style="photo")
-
-
-def _scenes(kind: str, n: int) -> Iterator[Scene]:
-    """The first ``n`` test scenes; for poses, the first that show a person."""
-    every = (scene(SPLITS["test"].start + number) for number in count())
-    return islice((one for one in every if kind != "pose" or one.person_mask.any()), n)
 
 
 def _chunks(scenes: Iterator[Scene]) -> Iterator[list[Scene]]:
