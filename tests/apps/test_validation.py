@@ -10,6 +10,7 @@ import pytest
 from counterpoint.apps import validation
 from counterpoint.apps.cli.train import _validation
 from counterpoint.recipes import RECIPES, parts
+from counterpoint.recipes.worlds import SCENES
 from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.types import UserError
 
@@ -17,9 +18,9 @@ from counterpoint.types import UserError
 def test_adherence_of_the_shipped_controlnet(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "SCENES", 3)
     monkeypatch.setattr(validation, "STEPS", 6)
-    config = replace(RECIPES["tiny-minimal-impact"].config, control_type="pose", validation_steps=1)
+    config = replace(RECIPES["tiny-mi-stage1"].config, control_type="pose", validation_steps=1)
     host = (parts.unet(config), *parts.denoising(config).values())
-    stage = ControlNetStage(parts.tuned_controlnet(config, "pose"), "pose", *host[:4])
+    stage = ControlNetStage(SCENES.controlnet(config, "pose"), "pose", *host[:4])
     validate = _validation(stage, config)
     first = validate()
     assert first.keys() == {"value", "adherence"}

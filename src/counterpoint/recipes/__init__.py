@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from counterpoint.recipes import aligned, minimal_impact, photos, tiny
+from counterpoint.recipes import methods, photos, sd15, tiny
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         *(tiny.CODEC, tiny.TOWERS, tiny.BASE, tiny.CONTROLNET, tiny.JUDGE),
-        *(aligned.PROBE, aligned.ALIGNED, minimal_impact.MINIMAL_IMPACT),
+        *methods.TINY,
         *(photos.CODEC, photos.BASE, photos.CONTROLNET, photos.SEGMENTER),
+        *sd15.SD15,
     )
 }
 """Name -> recipe."""

@@ -1,158 +1,131 @@
-"""Recipes that make a ControlNet of the tiny family follow its control more closely.
+"""Methods that make a ControlNet follow its control more closely: ControlNet++ (arXiv:2404.07987), Ctrl-U
+(arXiv:2410.11236), InnerControl, and the probes that the last one needs.
 
-ControlNet++ (arXiv:2404.07987), Ctrl-U (arXiv:2410.11236) and InnerControl on procedural scenes, and the probes that
-the last one needs. Settings are called as in the authors' scripts. Judge B rewards; judge A only judges.
+Settings are called as in the authors' scripts; one that is left open is the InnerControl paper's for the kind of
+control (table 4), so that methods differ in nothing but what they add.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass as plain_dataclass
+from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderTiny
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
-from counterpoint.control.features import widths
-from counterpoint.data.scenes.vocabulary import SEG_CLASSES
-from counterpoint.models.perception import PerceptionModel, Reading
-from counterpoint.models.probe import Probe
-from counterpoint.recipes import parts
-from counterpoint.recipes.recipe import Recipe
-from counterpoint.training.stage import Batch, Job
+from counterpoint.recipes.worlds import TunedFields, World
+from counterpoint.training.losses.reward import Window
+from counterpoint.training.stage import Job
 from counterpoint.training.stages.probe import AlignmentStage, ProbeStage, Target
 from counterpoint.training.stages.reward import Reward, RewardStage
-from counterpoint.types import UserError
 
-Kind = Literal["depth", "hed", "seg"]
-EDGES, MAPS = 64, 32
-"""Side of what a probe reads: thin lines want more (InnerControl, appendix A.1)."""
+Kind = Literal["depth", "hed", "lineart", "seg"]
+
+
+@plain_dataclass(frozen=True)
+class Paper:
+    """InnerControl's table 4, and Ctrl-U's scale of uncertainty, for a kind of control."""
+
+    reward: float
+    rewarded: int
+    alignment: float
+    aligned: Window
+    uncertainty: float
+    loss: str
+
+
+PAPER = {
+    "depth": Paper(0.5, 400, 1.0, (0, 920), 0.1, "map"),
+    "hed": Paper(1.0, 400, 0.1, (0, 800), 0.1, "sparse"),
+    "lineart": Paper(10.0, 200, 2.0, (0, 700), 0.1, "map"),
+    "seg": Paper(0.5, 200, 0.05, (450, 980), 1.0, "classes"),
+}
+"""Kind of control -> its settings."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class ProbeConfig(parts.FamilyConfig):
+class AlignedFields(TunedFields):
+    """Settings of a tuned ControlNet; ``None`` is the paper's."""
+
+    control_type: Kind = "depth"
+    grad_scale: float | None = None
+    max_timestep_rewarding: int | None = None
+    u_scale: float | None = None
+    aligning_alpha: float | None = None
+    min_timestep_readout: int | None = None
+    max_timestep_readout: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ProbeFields:
     """A probe for one kind of control."""
 
     control_type: Kind = "depth"
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class AlignedConfig(parts.TunedConfig):
-    """A ControlNet that is tuned with a reward, and with alignment if ``aligning_alpha`` is not 0."""
-
-    control_type: Kind = "depth"
-    grad_scale: float = 0.5
-    max_timestep_rewarding: int = 400
-    u_scale: float | None = None
-    aligning_alpha: float = 0.0
-    min_timestep_readout: int = 0
-    max_timestep_readout: int = 920
-
-
-def _wanted(kind: Kind, batch: Batch) -> Tensor:
-    """Classes of a segmentation; of other kinds the map, ``(b, 1, h, w)`` in 0..1."""
-    if kind == "seg":
-        classes: Tensor = batch["seg"].long()
-        return classes
-    maps: Tensor = batch[f"control:{kind}"][..., 0].float()[:, None] / 255
-    return maps
-
-
-def _fields(kind: Kind) -> list[str]:
-    return [f"control:{kind}", *["seg"] * (kind == "seg")]
-
-
-def _target(kind: Kind) -> Target:
-    """Depth is read from self-attention, the others from convolutions (appendix A.1)."""
-    sort = {"depth": "map", "hed": "sparse", "seg": "classes"}[kind]
-    return Target("attention" if kind == "depth" else "convolution", lambda batch: _wanted(kind, batch), sort)
-
-
-def probe(config: ProbeConfig) -> Job:
-    """Reads a control from the frozen UNet's features."""
+def probe(world: World, config: Any) -> Job:
+    """A probe that reads a control from the frozen denoiser's features, at every timestep."""
     torch.manual_seed(config.seed)
-    kind, unet = config.control_type, parts.unet(config)
-    target = _target(kind)
-    network = Probe(
-        widths(unet, target.layers),
-        time_width=unet.time_embedding.linear_2.out_features,
-        width=64,
-        head=(48, 24),
-        out=len(SEG_CLASSES) if kind == "seg" else 1,
-        bounded=kind != "seg",
-        size=EDGES if kind == "hed" else MAPS,
+    kind, unet = config.control_type, world.unet(config)
+    target = _target(world, kind)
+    stage = ProbeStage(world.new_probe(unet, target.layers, kind), target, unet, **world.denoising(config))
+    return Job(stage, world.samples(config, kind))
+
+
+def controlnet_plus_plus(world: World, config: Any) -> Job:
+    """The control is read back from one-step estimates of the picture, at timesteps at which those show it."""
+    return Job(RewardStage(*_rewarded(world, config), **_reward(world, config)), _samples(world, config))
+
+
+def ctrl_u(world: World, config: Any) -> Job:
+    """... where two estimates agree: disagreement makes the reward count less, and has a price."""
+    uncertainty = _or(config.u_scale, PAPER[config.control_type].uncertainty)
+    stage = RewardStage(*_rewarded(world, config), uncertainty=uncertainty, **_reward(world, config))
+    return Job(stage, _samples(world, config))
+
+
+def innercontrol(world: World, config: Any) -> Job:
+    """ControlNet++, and a probe reads the control from inner features at nearly every timestep."""
+    kind, paper = config.control_type, PAPER[config.control_type]
+    stage = AlignmentStage(
+        world.probe(config, kind),
+        _target(world, kind),
+        *_rewarded(world, config),
+        alignment_weight=_or(config.aligning_alpha, paper.alignment),
+        alignment_window=(
+            _or(config.min_timestep_readout, paper.aligned[0]),
+            _or(config.max_timestep_readout, paper.aligned[1]),
+        ),
+        **_reward(world, config),
     )
-    stage = ProbeStage(parts.fast(network), target, unet, **parts.denoising(config))
-    return Job(stage, parts.latents(config, *_fields(kind)))
+    return Job(stage, _samples(world, config))
 
 
-def aligned(config: AlignedConfig) -> Job:
-    """Goes on with the family's ControlNet.
+def _target(world: World, kind: str) -> Target:
+    """Depth is read from self-attention, the others from convolutions (appendix A.1)."""
+    layers = "attention" if kind == "depth" else "convolution"
+    return Target(layers, world.wanted(kind), PAPER[kind].loss)  # type: ignore[arg-type]
 
-    Raises:
-        UserError: the family lacks judge B, or the probe.
-    """
+
+def _rewarded(world: World, config: Any) -> tuple[Any, ...]:
+    """What every stage with a reward begins with."""
     torch.manual_seed(config.seed)
-    family, kind = config.pretrained_model_name_or_path, config.control_type
-    needed = ["judges/b", *[f"probes/{kind}"] * (config.aligning_alpha != 0)]
-    if missing := [place for place in needed if not (family / place).is_dir()]:
-        raise UserError(f"{family} has no {', '.join(missing)}: train it first (tiny-judge or -probe)")
-    judge = PerceptionModel.from_pretrained(family / "judges" / "b", local_files_only=True)
-    vae = AutoencoderTiny.from_pretrained(family / "vae", local_files_only=True)
-
-    def read(pictures: Tensor) -> Tensor:
-        reading: Reading = judge(pictures)
-        return {"depth": reading.depth, "hed": reading.edge, "seg": reading.seg}[kind]
-
-    reward = Reward(read, lambda batch: _wanted(kind, batch), kind == "seg")
-    host = (parts.fast(judge), parts.fast(vae), parts.tuned_controlnet(config, kind), kind, parts.unet(config))
-    settings = {
-        "weight": config.grad_scale,
-        "window": (0, config.max_timestep_rewarding),
-        "uncertainty": config.u_scale,
-        **parts.denoising(config),
-    }
-    stage: RewardStage
-    if config.aligning_alpha == 0:
-        stage = RewardStage(reward, *host, **settings)
-    else:
-        reader = Probe.from_pretrained(family / "probes" / kind, local_files_only=True)
-        window = config.min_timestep_readout, config.max_timestep_readout
-        stage = AlignmentStage(
-            parts.fast(reader), _target(kind), reward, *host,
-            alignment_weight=config.aligning_alpha, alignment_window=window, **settings,
-        )  # fmt: skip
-    return Job(stage, parts.latents(config, *_fields(kind)))
+    kind = config.control_type
+    reader = world.reader(config, kind)
+    reward = Reward(reader, world.wanted(kind), kind == "seg")
+    return reward, reader, world.vae(config), world.controlnet(config, kind), kind, world.unet(config)
 
 
-PROBE = Recipe(
-    "tiny-probe",
-    "a probe that reads a control from inner features (--set control_type=depth)",
-    ProbeConfig(
-        max_train_steps=5000,
-        train_batch_size=8,
-        learning_rate=1e-3,
-        lr_scheduler="constant",
-        lr_warmup_steps=0,
-        checkpointing_steps=500,
-        logging_steps=250,
-        max_train_samples=98304,
-    ),
-    probe,
-)
-ALIGNED = Recipe(
-    "tiny-aligned",
-    "a ControlNet tuned with rewards (u_scale: Ctrl-U; aligning_alpha: InnerControl)",
-    AlignedConfig(
-        max_train_steps=2000,
-        train_batch_size=32,
-        learning_rate=2e-4,
-        lr_scheduler="constant",
-        lr_warmup_steps=10,
-        checkpointing_steps=250,
-        logging_steps=50,
-        max_train_samples=98304,
-    ),
-    aligned,
-)
+def _reward(world: World, config: Any) -> dict[str, Any]:
+    paper = PAPER[config.control_type]
+    window = (0, _or(config.max_timestep_rewarding, paper.rewarded))
+    return {"weight": _or(config.grad_scale, paper.reward), "window": window, **world.denoising(config)}
+
+
+def _samples(world: World, config: Any) -> Any:
+    return world.samples(config, config.control_type)
+
+
+def _or(given: Any, otherwise: Any) -> Any:
+    return otherwise if given is None else given

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -17,8 +17,6 @@ from counterpoint.data.shards import SceneShards
 from counterpoint.models.load import TINY
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.stages.codec import pictures
-from counterpoint.training.stages.diffusion import add_lora
-from counterpoint.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -27,32 +25,8 @@ class FamilyConfig(TrainConfig):
 
     pretrained_model_name_or_path: Path = TINY
     proportion_empty_prompts: float = 0.1
-    snr_gamma: float = 5.0
+    snr_gamma: float | None = 5.0
     debiased_estimation_loss: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class TunedConfig(FamilyConfig):
-    """A ControlNet that goes on learning: the family's own, or ``controlnet_model_name_or_path``; with a ``rank``, as
-    a LoRA."""
-
-    controlnet_model_name_or_path: Path | None = None
-    rank: int = Field(0, ge=0)
-
-
-def tuned_controlnet(config: TunedConfig, kind: str) -> ControlNetModel:
-    """The ControlNet to go on with.
-
-    Raises:
-        UserError: there is none.
-    """
-    place = config.controlnet_model_name_or_path or config.pretrained_model_name_or_path / "controls" / kind
-    if not place.is_dir():
-        raise UserError(f"there is no ControlNet {place}: train it first (tiny-controlnet)")
-    network = fast(ControlNetModel.from_pretrained(place, local_files_only=True))
-    if config.rank:
-        add_lora(network, config.rank)
-    return network
 
 
 def scenes(config: TrainConfig, *fields: str, first: int = 0) -> SceneShards:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from counterpoint.types import CONTROL_KINDS, UserError
 
 SHARD = 2048
 """Photos whose latents share a file."""
+_ENCODED = 16
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -65,7 +66,7 @@ class EncodedPhotos:
         folder: where latents go.
     """
 
-    def __init__(self, samples: PhotoSamples, vae: AutoencoderTiny, folder: Path) -> None:
+    def __init__(self, samples: PhotoSamples, vae: AutoencoderTiny | AutoencoderKL, folder: Path) -> None:
         self.samples, self.vae, self.folder = samples, vae, folder
         starts = [start for start in range(0, len(samples), SHARD) if not self._path(start).exists()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +87,14 @@ class EncodedPhotos:
     @torch.no_grad()
     def _encode(self, numbers: range) -> np.ndarray:
         images = PhotoSamples(self.samples.photos, ("image",))
-        chunks = [numbers[start : start + 32] for start in range(0, len(numbers), 32)]
-        encoded = [self.vae.encode(pictures(images.batch(chunk)["image"])).latents for chunk in chunks]
-        return (torch.cat(encoded) * self.vae.config.scaling_factor).half().numpy()
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        vae, made = self.vae.to(device), []
+        for start in range(0, len(numbers), _ENCODED):
+            picture = pictures(images.batch(numbers[start : start + _ENCODED])["image"]).to(device)
+            found = vae.encode(picture)
+            latents = found.latents if isinstance(vae, AutoencoderTiny) else found.latent_dist.mode()
+            made.append((latents * vae.config.scaling_factor).half().cpu())
+        return torch.cat(made).numpy()
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:08d}.npy"
@@ -136,14 +142,19 @@ def _photos(config: PhotoConfig, *fields: str, find_segments: bool = False) -> P
     return PhotoSamples(photos, fields, PLAIN, find_segments=find_segments)
 
 
-def _latents(config: PhotoConfig, *fields: str) -> EncodedPhotos:
-    folder = config.pretrained_model_name_or_path / "vae"
-    vae = parts.fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
+def encoded(config: PhotoConfig, vae: AutoencoderTiny | AutoencoderKL, *fields: str) -> EncodedPhotos:
+    """The photos of a configuration with their latents."""
     samples = _photos(config, "caption", *fields, find_segments=True)
     place = config.train_data_dir.resolve()
-    what = f"{parts.mark(folder)}-{place}-{place.stat().st_mtime_ns}-{len(samples)}-{config.resolution}"
+    mark = parts.mark(config.pretrained_model_name_or_path / "vae")
+    what = f"{mark}-{place}-{place.stat().st_mtime_ns}-{len(samples)}-{config.resolution}"
     name = hashlib.sha256(what.encode()).hexdigest()[:16]
     return EncodedPhotos(samples, vae, config.cache_dir / f"photos-{name}")
+
+
+def _latents(config: PhotoConfig, *fields: str) -> EncodedPhotos:
+    folder = config.pretrained_model_name_or_path / "vae"
+    return encoded(config, parts.fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True)), *fields)
 
 
 _SETTINGS = {

@@ -42,7 +42,7 @@ class DiffusionStage(Stage):
         tokenizer: of the text encoder.
         scheduler: its noise schedule and prediction type.
         proportion_empty_prompts: share of samples whose caption is dropped, for classifier-free guidance.
-        snr_gamma: Min-SNR weight of the loss.
+        snr_gamma: Min-SNR weight of the loss; ``None`` weighs all timesteps alike.
         debiased: whether noisy timesteps weigh more (:func:`snr_weight`).
     """
 
@@ -56,7 +56,7 @@ class DiffusionStage(Stage):
         scheduler: DDPMScheduler,
         *,
         proportion_empty_prompts: float = 0.1,
-        snr_gamma: float = 5.0,
+        snr_gamma: float | None = 5.0,
         debiased: bool = False,
     ) -> None:
         super().__init__()
@@ -87,6 +87,8 @@ class DiffusionStage(Stage):
 
     def _weighted(self, noisy: Noisy, losses: Tensor) -> Tensor:
         """Their mean, weighted."""
+        if self.snr_gamma is None:
+            return losses.mean()
         kind = self.scheduler.config.prediction_type
         return (losses * snr_weight(noisy.alpha_bar, self.snr_gamma, kind, self.debiased)).mean()
 

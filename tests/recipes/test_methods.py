@@ -1,4 +1,4 @@
-"""The alignment recipes build what they say and take a step, on an untrained family."""
+"""The papers' methods build what they say and take a step, on an untrained family."""
 
 from __future__ import annotations
 
@@ -55,9 +55,11 @@ def test_probes_then_aligned_controlnets(build, kind: str) -> None:
     assert sum(p.numel() for p in stage.probe.parameters()) < 200_000
     stage.export(build.family / "probes" / kind)
     everywhere = ["max_timestep_rewarding=999", f"control_type={kind}"]
-    for more, expected in (([], RewardStage), (["u_scale=0.1", "aligning_alpha=1"], AlignmentStage)):
-        stage = build("tiny-aligned", *everywhere, *more)
+    for method, expected in (("controlnet++", RewardStage), ("ctrl-u", RewardStage), ("innercontrol", AlignmentStage)):
+        stage = build(f"tiny-{method}", *everywhere)
         assert type(stage) is expected
+        assert (stage.uncertainty is not None) == (method == "ctrl-u")
+        assert stage.weight == {"depth": 0.5, "hed": 1.0, "seg": 0.5}[kind]
         loss, extra = stage(batch(kind), Draws(0, range(4)), 0)
         assert loss.isfinite()
         assert extra["reward"] > 0
@@ -67,10 +69,12 @@ def test_probes_then_aligned_controlnets(build, kind: str) -> None:
 
 def test_what_is_missing_is_said(build) -> None:
     with pytest.raises(UserError, match="no probes/depth"):
-        build("tiny-aligned", "aligning_alpha=1")
+        build("tiny-innercontrol")
+    with pytest.raises(UserError, match="judge B reads depth, hed and seg"):
+        build("tiny-controlnet++", "control_type=lineart", f"controlnet_model_name_or_path={build.family}/controls/hed")
     shutil.rmtree(build.family / "judges" / "b")
     with pytest.raises(UserError, match="no judges/b"):
-        build("tiny-aligned")
+        build("tiny-controlnet++")
 
 
 @pytest.mark.parametrize(
@@ -78,28 +82,29 @@ def test_what_is_missing_is_said(build) -> None:
     [
         ["balanced=false", "injection=sum"],
         ["injection=literal"],
-        ["conservativity_weight=0.01"],
-        ["conservativity_weight=0.01", "conservativity_estimator=symmetric", "injection=sum"],
+        ["conservativity_estimator=paired"],
+        ["conservativity_estimator=symmetric", "injection=sum"],
     ],
 )
 def test_controlnets_that_make_way(build, settings: list[str]) -> None:
     start = f"controlnet_model_name_or_path={build.family / 'controls' / 'pose'}"
-    stage = build("tiny-minimal-impact", "control_type=pose", start, *settings)
+    number = 2 if settings[0].startswith("conservativity") else 1
+    stage = build(f"tiny-mi-stage{number}", "control_type=pose", start, *settings)
     with torch.autocast("cpu", torch.bfloat16):
         loss, extra = stage(batch("pose"), Draws(0, range(4)), 0)
     assert loss.isfinite()
-    assert ("asymmetry" in extra) == (settings[0].startswith("conservativity"))
+    assert ("asymmetry" in extra) == (number == 2)
     loss.backward()
     assert stage.controlnet.controlnet_mid_block.weight.grad is not None
     with pytest.raises(UserError, match="there is no ControlNet"):
-        build("tiny-minimal-impact", "controlnet_model_name_or_path=nowhere")
+        build("tiny-mi-stage1", "controlnet_model_name_or_path=nowhere")
 
 
 def test_balanced_scenes(build, tmp_path: Path) -> None:
     places = {"pretrained": build.family, "controlnet": build.family / "controls" / "pose"}
-    job = RECIPES["tiny-minimal-impact"].build(
+    job = RECIPES["tiny-mi-stage1"].build(
         override(
-            RECIPES["tiny-minimal-impact"].config,
+            RECIPES["tiny-mi-stage1"].config,
             [f"{key}_model_name_or_path={place}" for key, place in places.items()],
         )
     )

@@ -1,0 +1,250 @@
+"""Every method on Stable Diffusion 1.5, with the papers' hyper-parameters and a user's photos.
+
+Nobody has run these to their end here: they are built, stepped and checked on a small model of the same layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from transformers import AutoModelForDepthEstimation, AutoModelForSemanticSegmentation
+
+from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.control.features import Layers, widths
+from counterpoint.data.balance import Balanced
+from counterpoint.metrics.maps import nearest_colour
+from counterpoint.models.edge_networks import load_edge_network
+from counterpoint.models.probe import Probe, load_readout_head
+from counterpoint.recipes import aligned, minimal_impact, parts, photos
+from counterpoint.recipes.methods import recipes
+from counterpoint.recipes.recipe import Recipe
+from counterpoint.recipes.worlds import grey, tuned
+from counterpoint.training.stage import Batch, Job, Samples
+from counterpoint.training.stages.diffusion import ControlNetStage
+from counterpoint.types import UserError
+
+_STRICT = ConfigDict(extra="forbid")
+_DPT, _NORMAL = 384, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Sd15Config(photos.PhotoConfig):
+    """``pretrained_model_name_or_path`` is a diffusers folder of the SD1.5 layout."""
+
+    pretrained_model_name_or_path: Path = Path("stable-diffusion-v1-5")
+    resolution: int = Field(512, gt=0, multiple_of=32)
+    proportion_empty_prompts: float = 0.0
+    snr_gamma: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ControlConfig(Sd15Config):
+    """A ControlNet from the UNet's encoder."""
+
+    control_type: str = "canny"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ProbeConfig(aligned.ProbeFields, Sd15Config):
+    """A probe."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AlignedConfig(aligned.AlignedFields, Sd15Config):
+    """``reader_model_name_or_path`` reads the control from pictures: a folder of transformers for depth (DPT) and seg
+    (ADE20K), a safetensors file for hed and lineart. ``probe_model_name_or_path`` is the folder of a probe, or a
+    published readout head."""
+
+    reader_model_name_or_path: Path = Path("reader")
+    probe_model_name_or_path: Path = Path("probe")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class MinimalImpactConfig(minimal_impact.MinimalImpactFields, Sd15Config):
+    """A ControlNet that makes way."""
+
+
+class StableDiffusion15:
+    """SD1.5 on photos."""
+
+    name = "sd15"
+    classes = len(ADE20K_PALETTE)
+
+    def unet(self, config: Sd15Config) -> UNet2DConditionModel:
+        """The model's."""
+        return UNet2DConditionModel.from_pretrained(_part(config, "unet"), local_files_only=True)
+
+    def denoising(self, config: Sd15Config) -> dict[str, object]:
+        """The model's text encoder and tokenizer, and the noise schedule of its training."""
+        _part(config, "text_encoder")
+        return parts.denoising(config)
+
+    def vae(self, config: Sd15Config) -> AutoencoderKL:
+        """The model's."""
+        return AutoencoderKL.from_pretrained(_part(config, "vae"), local_files_only=True)
+
+    def controlnet(self, config: Any, kind: str) -> ControlNetModel:
+        """The one that the configuration names: the papers start from ControlNet 1.1's."""
+        if config.controlnet_model_name_or_path is None:
+            raise UserError(f"name the {kind} ControlNet to go on with: --set controlnet_model_name_or_path=FOLDER")
+        return tuned(config.controlnet_model_name_or_path, config.rank)
+
+    def samples(self, config: Sd15Config, kind: str, *, balanced: bool = False) -> Samples:
+        """Photos with their latents."""
+        fields = (f"control:{kind}", *["segments"] * balanced)
+        encoded = photos.encoded(config, self.vae(config), *fields)
+        return Balanced(encoded, kind, config.seed) if balanced else encoded
+
+    def wanted(self, kind: str) -> Callable[[Batch], Tensor]:
+        """Depth as a share of the largest, classes at a quarter of the size, lines as they are."""
+        if kind == "seg":
+            return _classes
+        return _stretched if kind == "depth" else lambda batch: grey(batch, kind)
+
+    def reader(self, config: AlignedConfig, kind: str) -> nn.Module:
+        """The user's."""
+        place = config.reader_model_name_or_path
+        if kind in {"hed", "lineart"}:
+            return _Lines(load_edge_network(kind, place))
+        wrap, auto = {
+            "depth": (_Depth, AutoModelForDepthEstimation),
+            "seg": (_Segmenter, AutoModelForSemanticSegmentation),
+        }[kind]
+        try:
+            network = auto.from_pretrained(place, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError):
+            raise UserError(
+                f"{place} does not read {kind} from pictures: --set reader_model_name_or_path=FOLDER of transformers"
+            ) from None
+        return wrap(network.eval())
+
+    def probe(self, config: AlignedConfig, kind: str) -> Probe:
+        """One that ``sd15-probe`` trained, or a published head."""
+        place = config.probe_model_name_or_path
+        if place.suffix == ".safetensors":
+            return load_readout_head(place)
+        if not place.is_dir():
+            raise UserError(f"what probes for {kind}? --set probe_model_name_or_path=FOLDER (sd15-probe trains one)")
+        return Probe.from_pretrained(place, local_files_only=True)
+
+    def new_probe(self, unet: UNet2DConditionModel, layers: Layers, kind: str) -> Probe:
+        """As the paper has them (appendix A.1)."""
+        return Probe(
+            widths(unet, layers),
+            time_width=unet.time_embedding.linear_2.out_features,
+            out=self.classes if kind == "seg" else 1,
+            bounded=kind != "seg",
+            size=128 if kind in {"hed", "lineart"} else 64,
+        )
+
+
+def controlnet(config: ControlConfig) -> Job:
+    """A new ControlNet (Zhang et al. 2023, arXiv:2302.05543)."""
+    torch.manual_seed(config.seed)
+    unet = SD15_WORLD.unet(config)
+    network = ControlNetModel.from_unet(unet)
+    stage = ControlNetStage(network, config.control_type, unet, **SD15_WORLD.denoising(config))
+    return Job(stage, SD15_WORLD.samples(config, config.control_type))
+
+
+class _Depth(nn.Module):
+    """DPT at its own size; a share of the nearest place's, as ControlNet++ has it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        small = F.interpolate(pictures, (_DPT, _DPT), mode="bicubic", antialias=True)
+        near = self.network(pixel_values=small).predicted_depth[:, None]
+        near = F.interpolate(near, pictures.shape[2:], mode="bilinear")
+        return near / near.amax((2, 3), keepdim=True).clamp(min=1e-6)
+
+
+class _Segmenter(nn.Module):
+    """Logits of ADE20K's classes at a quarter of the size."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        for name, values in zip(("mean", "deviation"), _NORMAL, strict=True):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits = self.network(pixel_values=((pictures + 1) / 2 - self.mean) / self.deviation).logits
+        return F.interpolate(logits, _quarter(pictures), mode="bilinear")
+
+
+class _Lines(nn.Module):
+    """An edge network on pictures in -1..1."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        lines: Tensor = self.network((pictures + 1) / 2)
+        return lines
+
+
+def _classes(batch: Batch) -> Tensor:
+    images = batch["control:seg"].permute(0, 3, 1, 2)
+    small = F.interpolate(images.float(), _quarter(images), mode="nearest-exact").byte()
+    palette = torch.from_numpy(ADE20K_PALETTE.copy())
+    return nearest_colour(small.permute(0, 2, 3, 1).cpu(), palette).to(images.device)
+
+
+def _stretched(batch: Batch) -> Tensor:
+    near = grey(batch, "depth")
+    return near / near.amax((2, 3), keepdim=True).clamp(min=1e-6)
+
+
+def _quarter(pictures: Tensor) -> tuple[int, int]:
+    return pictures.shape[2] // 4, pictures.shape[3] // 4
+
+
+def _part(config: Sd15Config, name: str) -> Path:
+    folder = config.pretrained_model_name_or_path / name
+    if not folder.is_dir():
+        raise UserError(f"there is no {folder}: --set pretrained_model_name_or_path=FOLDER of the SD1.5 layout")
+    return folder
+
+
+SD15_WORLD = StableDiffusion15()
+_TUNED = {
+    "train_batch_size": 8,
+    "gradient_accumulation_steps": 4,
+    "learning_rate": 1e-5,
+    "adam_beta2": 0.999,
+    "lr_warmup_steps": 10,
+    "max_train_steps": 10000,
+    "gradient_checkpointing": True,
+    "ema_decay": 0.9999,
+}
+CONTROLNET = Recipe(
+    "sd15-controlnet",
+    "a ControlNet for Stable Diffusion 1.5 (--set control_type=canny)",
+    ControlConfig(**{**_TUNED, "max_train_steps": 50000, "proportion_empty_prompts": 0.5}),
+    controlnet,
+)
+SD15 = [
+    CONTROLNET,
+    *recipes(
+        SD15_WORLD,
+        ProbeConfig(
+            max_train_steps=5000, train_batch_size=8, learning_rate=1e-3, lr_scheduler="constant", lr_warmup_steps=0
+        ),
+        AlignedConfig(**_TUNED),
+        MinimalImpactConfig(**{**_TUNED, "train_batch_size": 16, "gradient_accumulation_steps": 8}),
+        {"max_train_steps": 2000},
+    ),
+]
+"""On Stable Diffusion 1.5. Rewards: 32 samples a process and step, 256 on the eight of the paper; making way: 128."""

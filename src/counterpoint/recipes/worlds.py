@@ -1,0 +1,182 @@
+"""What a training method stands on: a model, where its controls start, pictures, and what reads controls back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from counterpoint.control.features import Layers, widths
+from counterpoint.data.balance import Balanced
+from counterpoint.data.scenes.vocabulary import SEG_CLASSES
+from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.probe import Probe
+from counterpoint.recipes import parts
+from counterpoint.training.stage import Batch, Samples
+from counterpoint.training.stages.diffusion import add_lora
+from counterpoint.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TunedFields:
+    """A ControlNet that goes on learning: the model's own, or ``controlnet_model_name_or_path``; with a ``rank``, as a
+    LoRA."""
+
+    controlnet_model_name_or_path: Path | None = None
+    rank: int = Field(0, ge=0)
+
+
+class World(Protocol):
+    """A model that methods train on. Every ``config`` is one of its own."""
+
+    name: str
+    classes: int
+
+    def unet(self, config: Any) -> UNet2DConditionModel:
+        """The frozen denoiser."""
+        ...
+
+    def denoising(self, config: Any) -> dict[str, object]:
+        """What every stage that denoises takes besides."""
+        ...
+
+    def vae(self, config: Any) -> AutoencoderKL | AutoencoderTiny:
+        """What decodes, with gradients."""
+        ...
+
+    def controlnet(self, config: Any, kind: str) -> ControlNetModel:
+        """Where a control starts."""
+        ...
+
+    def samples(self, config: Any, kind: str, *, balanced: bool = False) -> Samples:
+        """Latents, captions, the control, and what :meth:`wanted` looks at; ``balanced`` silences random segments."""
+        ...
+
+    def wanted(self, kind: str) -> Callable[[Batch], Tensor]:
+        """What a control's reader should read: maps ``(b, 1, h, w)`` in 0..1, or classes ``(b, h, w)``."""
+        ...
+
+    def reader(self, config: Any, kind: str) -> nn.Module:
+        """Pictures in -1..1 -> such readings, with gradients; logits of classes."""
+        ...
+
+    def probe(self, config: Any, kind: str) -> Probe:
+        """A trained probe."""
+        ...
+
+    def new_probe(self, unet: UNet2DConditionModel, layers: Layers, kind: str) -> Probe:
+        """One to train."""
+        ...
+
+
+class Scenes:
+    """The tiny family on procedural scenes; judge B rewards."""
+
+    name = "tiny"
+    classes = len(SEG_CLASSES)
+
+    def unet(self, config: parts.FamilyConfig) -> UNet2DConditionModel:
+        """The family's."""
+        return parts.unet(config)
+
+    def denoising(self, config: parts.FamilyConfig) -> dict[str, object]:
+        """The family's."""
+        return parts.denoising(config)
+
+    def vae(self, config: parts.FamilyConfig) -> AutoencoderTiny:
+        """The family's."""
+        folder = config.pretrained_model_name_or_path / "vae"
+        return parts.fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
+
+    def controlnet(self, config: Any, kind: str) -> ControlNetModel:
+        """The family's own, unless the configuration names one."""
+        family = config.pretrained_model_name_or_path / "controls" / kind
+        return tuned(config.controlnet_model_name_or_path or family, config.rank)
+
+    def samples(self, config: parts.FamilyConfig, kind: str, *, balanced: bool = False) -> Samples:
+        """Scenes, whose segments are their classes."""
+        if balanced:
+            scenes = parts.latents(config, f"control:{kind}", "seg").rename("seg", "segments")
+            return Balanced(scenes, kind, config.seed)
+        return parts.latents(config, f"control:{kind}", *["seg"] * (kind == "seg"))
+
+    def wanted(self, kind: str) -> Callable[[Batch], Tensor]:
+        """The scene's classes, or the condition image."""
+        return (lambda batch: batch["seg"].long()) if kind == "seg" else lambda batch: grey(batch, kind)
+
+    def reader(self, config: parts.FamilyConfig, kind: str) -> nn.Module:
+        """Judge B.
+
+        Raises:
+            UserError: it does not read this, or is not trained.
+        """
+        if kind not in {"depth", "hed", "seg"}:
+            raise UserError(f"judge B reads depth, hed and seg from scenes, not {kind}")
+        judge = PerceptionModel.from_pretrained(_there(config, "judges/b"), local_files_only=True)
+        return _Head(parts.fast(judge), kind)
+
+    def probe(self, config: parts.FamilyConfig, kind: str) -> Probe:
+        """The family's."""
+        return parts.fast(Probe.from_pretrained(_there(config, f"probes/{kind}"), local_files_only=True))
+
+    def new_probe(self, unet: UNet2DConditionModel, layers: Layers, kind: str) -> Probe:
+        """A small one: thin lines want more than other maps (InnerControl, appendix A.1)."""
+        network = Probe(
+            widths(unet, layers),
+            time_width=unet.time_embedding.linear_2.out_features,
+            width=64,
+            head=(48, 24),
+            out=self.classes if kind == "seg" else 1,
+            bounded=kind != "seg",
+            size=64 if kind in {"hed", "lineart", "canny"} else 32,
+        )
+        return parts.fast(network)
+
+
+def tuned(place: Path, rank: int = 0) -> ControlNetModel:
+    """A ControlNet to go on with, with a LoRA if it has a rank.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not place.is_dir():
+        raise UserError(f"there is no ControlNet {place}: train it first, or name one as controlnet_model_name_or_path")
+    network = parts.fast(ControlNetModel.from_pretrained(place, local_files_only=True))
+    if rank:
+        add_lora(network, rank)
+    return network
+
+
+def grey(batch: Batch, kind: str) -> Tensor:
+    """A condition image that is grey, ``(b, 1, h, w)`` in 0..1."""
+    maps: Tensor = batch[f"control:{kind}"][..., 0].float()[:, None] / 255
+    return maps
+
+
+def _there(config: parts.FamilyConfig, place: str) -> Path:
+    folder = config.pretrained_model_name_or_path / place
+    if not folder.is_dir():
+        raise UserError(f"{config.pretrained_model_name_or_path} has no {place}: train it first (counterpoint train)")
+    return folder
+
+
+class _Head(nn.Module):
+    """One of the things that a judge reads."""
+
+    def __init__(self, judge: PerceptionModel, kind: str) -> None:
+        super().__init__()
+        self.judge, self.kind = judge, kind
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        reading = self.judge(pictures)
+        read: Tensor = {"depth": reading.depth, "hed": reading.edge, "seg": reading.seg}[self.kind]
+        return read
+
+
+SCENES = Scenes()
+"""The tiny family's world."""

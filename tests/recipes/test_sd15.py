@@ -1,0 +1,106 @@
+"""The papers' methods on the layout of Stable Diffusion 1.5: built and stepped on a small model with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+
+from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.models.edge_networks import EDGE_NETWORKS
+from counterpoint.recipes import RECIPES
+from counterpoint.training.config import override
+from counterpoint.training.order import Draws
+from counterpoint.training.stage import Job
+from counterpoint.types import UserError
+from tests.apps.test_readers import networks
+
+__all__ = ["networks"]
+
+
+@pytest.fixture(scope="module")
+def model(saved: Path, networks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a KL autoencoder, photos, and what reads them."""
+    import shutil
+
+    root = tmp_path_factory.mktemp("sd15")
+    shutil.copytree(saved, root / "model")
+    shutil.rmtree(root / "model" / "vae")
+    torch.manual_seed(0)
+    blocks = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    AutoencoderKL(
+        down_block_types=blocks[0], up_block_types=blocks[1], block_out_channels=(8,) * 4, norm_num_groups=4,
+        latent_channels=4,
+    ).save_pretrained(root / "model" / "vae")  # fmt: skip
+    for kind in ("hed", "lineart"):
+        save_file(EDGE_NETWORKS[kind]().state_dict(), root / f"{kind}.safetensors")
+    (root / "photos").mkdir()
+    rows = []
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+        PIL.Image.fromarray(noise).save(root / "photos" / f"{i}.png")
+        PIL.Image.fromarray(ADE20K_PALETTE[noise[..., 0] % 150]).save(root / "photos" / f"{i}-seg.png")
+        row = {"file_name": f"{i}.png", "text": "a red ball"}
+        maps = {"seg": f"{i}-seg.png", **dict.fromkeys(("depth", "hed", "lineart", "pose"), f"{i}.png")}
+        rows.append(row | {f"{kind}_file_name": name for kind, name in maps.items()})
+    (root / "photos" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def build(model: Path, recipe: str, *more: str) -> Job:
+    settings = [
+        f"pretrained_model_name_or_path={model / 'model'}",
+        f"train_data_dir={model / 'photos'}",
+        f"cache_dir={model / 'cache'}",
+        "resolution=64",
+        *more,
+    ]
+    return RECIPES[recipe].build(override(RECIPES[recipe].config, settings))
+
+
+def step(job: Job) -> dict[str, torch.Tensor]:
+    for parameter in job.stage.parameters():
+        parameter.requires_grad_(False)
+    for module in job.stage.trained_modules().values():
+        module.requires_grad_(True)
+    loss, extra = job.stage(job.samples.batch([0, 1]), Draws(0, [0, 1]), 0)
+    assert loss.isfinite()
+    loss.backward()
+    return extra
+
+
+@pytest.mark.parametrize("kind", ["depth", "hed", "lineart", "seg"])
+def test_rewards_and_probes(model: Path, networks: Path, kind: str) -> None:
+    control = [f"control_type={kind}", f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"]
+    job = build(model, "sd15-probe", control[0])
+    step(job)
+    job.stage.export(model / f"probe-{kind}")
+    reader = model / f"{kind}.safetensors" if kind in {"hed", "lineart"} else networks / kind
+    control += [f"reader_model_name_or_path={reader}", f"probe_model_name_or_path={model / f'probe-{kind}'}"]
+    for method in ("controlnet++", "ctrl-u", "innercontrol"):
+        job = build(model, f"sd15-{method}", *control, "max_timestep_rewarding=999")
+        assert step(job)["reward"] > 0
+        assert job.stage.controlnet.controlnet_mid_block.weight.grad.any()
+
+
+@pytest.mark.parametrize("stage", ["controlnet", "mi-stage1", "mi-stage2"])
+def test_controlnets_that_start_and_make_way(model: Path, stage: str) -> None:
+    start = [f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"] * stage.startswith("mi")
+    job = build(model, f"sd15-{stage}", "control_type=pose", *start)
+    step(job)
+    assert any(p.grad is not None and p.grad.any() for p in job.stage.controlnet.parameters())
+
+
+def test_what_must_be_named(model: Path, networks: Path) -> None:
+    with pytest.raises(UserError, match="name the depth ControlNet to go on with"):
+        build(model, "sd15-controlnet++", f"reader_model_name_or_path={networks / 'depth'}")
+    with pytest.raises(UserError, match="does not read depth from pictures"):
+        build(model, "sd15-controlnet++")
+    with pytest.raises(UserError, match="layout"):
+        build(model, "sd15-controlnet", f"pretrained_model_name_or_path={model}")
