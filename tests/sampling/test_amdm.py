@@ -1,0 +1,185 @@
+"""Several denoisers share their first steps: the equations in float64, and what is asked of the networks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from torch import Tensor
+
+from counterpoint.sampling.amdm import PAPER, Aggregation, aggregate, coefficients, pulled, sample_aggregated
+from counterpoint.sampling.loop import sample
+from counterpoint.types import Moment, UserError
+
+SHAPE = (2, 4, 8, 8)
+
+
+def noise(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape or SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+class Model:
+    """Predicts a fixed direction and a little of what it sees; counts its calls."""
+
+    def __init__(self, seed: int) -> None:
+        self.direction, self.calls = noise(seed), 0
+
+    def __call__(self, latents: Tensor, moment: Moment) -> Tensor:
+        self.calls += 1
+        return 0.3 * latents + self.direction[: len(latents)]
+
+
+def scheduler(steps: int = 10) -> DDIMScheduler:
+    made = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    made.set_timesteps(steps)
+    return made
+
+
+def run(models: list, aggregation: Aggregation, steps: int = 10, start: Tensor | None = None, **more: object) -> Tensor:
+    ddim = scheduler(steps)
+    starts = [noise(0) if start is None else start]
+    *_, last = sample_aggregated(models, ddim, starts, ddim.timesteps, aggregation, **more)
+    return last.latents
+
+
+def test_the_coefficients_of_algorithm_2() -> None:
+    w1, w2 = 0.47, 0.5
+    r1, r2 = math.sqrt(1 - w1**2), math.sqrt(1 - w2**2)
+    assert coefficients((w1, w2), "paper") == pytest.approx((w1 * w2, r1 * w2, r1 * r2))
+    assert sum(c**2 for c in coefficients((w1, w2), "paper")) == pytest.approx(0.834, abs=1e-3)
+    for weights in ((0.3,), (w1, w2), (0.2, 0.9, 0.6)):
+        assert sum(c**2 for c in coefficients(weights, "unit")) == pytest.approx(1)
+    assert coefficients((0.3,), "unit") == coefficients((0.3,), "paper")
+
+
+def test_all_mixes_agree_on_orthogonal_latents_of_one_length() -> None:
+    one, two = torch.zeros(2, *SHAPE).unbind(0)
+    one[:, 0], two[:, 1] = 1.0, -1.0
+    paper, unit, slerp = (aggregate(torch.stack([one, two]), (0.6,), mix) for mix in ("paper", "unit", "slerp"))
+    torch.testing.assert_close(paper, 0.6 * one + 0.8 * two)
+    torch.testing.assert_close(unit, paper)
+    torch.testing.assert_close(slerp, paper)
+
+
+def test_slerp_keeps_the_length_where_the_paper_adds_to_it() -> None:
+    """Latents of models that started from one noise are nearly parallel."""
+    one = noise(1)
+    two = one + 0.2 * noise(2)
+    long = aggregate(torch.stack([one, two]), (0.5,), "paper").flatten(1).norm(dim=1)
+    kept = aggregate(torch.stack([one, two]), (0.5,), "slerp").flatten(1).norm(dim=1)
+    lengths = torch.stack([one, two]).flatten(2).norm(dim=2)
+    assert (long > 1.2 * lengths.amax(0)).all()
+    assert (kept >= 0.99 * lengths.amin(0)).all()
+    assert (kept <= lengths.amax(0)).all()
+    torch.testing.assert_close(aggregate(torch.stack([one, one]), (0.5,), "slerp"), one)
+    torch.testing.assert_close(aggregate(torch.stack([one, two]), (1.0,), "slerp"), one)
+    torch.testing.assert_close(aggregate(torch.stack([one, two]), (0.0,), "slerp"), two)
+
+
+def test_the_pull_is_equation_10_and_never_goes_beyond() -> None:
+    mixed, mean = noise(1).double(), noise(2).double()
+    away = mixed - mean
+    for row in range(2):
+        wanted = mixed[row] - 3.0 * away[row] / away[row].norm()
+        torch.testing.assert_close(pulled(mixed, mean, 3.0, True)[row], wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(pulled(mixed, mean, 1e6, True), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(pulled(mixed, mean, 0.25, False), mixed - 0.25 * away, rtol=1e-5, atol=1e-6)
+    assert torch.equal(pulled(mean, mean, 3.0, True), mean), "no direction, no pull, no NaN"
+
+
+@pytest.mark.parametrize("mix", ["paper", "unit"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_algorithm_2_written_out(mix: str, count: int) -> None:
+    models = [Model(10 + i) for i in range(count)]
+    weights, pulls = (0.47, 0.5)[: count - 1], (4.5, 4.0, 3.5)[:count]
+    found = run(models, Aggregation(weights, 3, mix, pulls, absolute=True))
+    alphas = scheduler().alphas_cumprod.double()
+    times = [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
+    latents = [noise(0).double()] * count
+    shares = coefficients(weights, mix)
+    for index, t in enumerate(times):
+        before = alphas[t]
+        after = alphas[t - 100] if t >= 100 else torch.tensor(1.0, dtype=torch.float64)
+        steps = []
+        for model, x in zip(models if index < 3 else models[:1], latents, strict=False):
+            eps = 0.3 * x + model.direction.double()
+            x0 = (x - (1 - before).sqrt() * eps) / before.sqrt()
+            steps.append(after.sqrt() * x0 + (1 - after).sqrt() * eps)
+        if index < 3:
+            mixed = sum(share * step for share, step in zip(shares, steps, strict=True))
+            for i, (mean, pull) in enumerate(zip(steps, pulls, strict=True)):
+                away = mixed - mean
+                length = away.flatten(1).norm(dim=1)[:, None, None, None]
+                assert (pull < length).all(), "the guard against going beyond plays no part here"
+                steps[i] = mixed - pull * away / length
+        latents = steps
+    torch.testing.assert_close(found.double(), latents[0], rtol=1e-4, atol=1e-4)
+
+
+def test_helpers_are_asked_exactly_as_often_as_steps_are_shared() -> None:
+    models, left = [Model(i) for i in range(3)], []
+    run(models, Aggregation(steps=3), 50, finished=lambda: left.append(models[0].calls))
+    assert [model.calls for model in models] == [50, 3, 3]
+    assert left == [3], "they can leave memory before the fourth step"
+
+
+def test_neutral_settings_are_the_first_model_alone() -> None:
+    ddim = scheduler()
+    *_, alone = sample(Model(5), ddim, noise(0), ddim.timesteps)
+    for neutral in (Aggregation(steps=0), Aggregation(weights=(1.0,), mix="slerp"), Aggregation(pull=(1.0,))):
+        torch.testing.assert_close(run([Model(5), Model(6)], neutral), alone.latents, rtol=1e-5, atol=1e-5)
+    shared = run([Model(5), Model(6)], Aggregation())
+    assert not torch.allclose(shared, alone.latents, atol=1e-2)
+
+
+def test_samples_do_not_see_their_batch_mates() -> None:
+    models = [Model(5), Model(6)]
+    both = run(models, PAPER["interact+migc"])
+    torch.testing.assert_close(run(models, PAPER["interact+migc"], start=noise(0)[:1]), both[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_authors_way() -> None:
+    """Their second step is the first that is shared, and means are those of the step before."""
+    models = [Model(5), Model(6)]
+    way = Aggregation((0.5,), 1, "paper", (1.0,), absolute=True, authors=True)
+    ddim = scheduler()
+    starts = [noise(0), noise(1)]
+    events = list(sample_aggregated(models, ddim, starts, ddim.timesteps, way))
+    assert models[1].calls == 2
+    first = [ddim.step(0.3 * x + m.direction, 900, x).prev_sample for m, x in zip(models, starts, strict=True)]
+    assert torch.equal(events[0].latents, first[0])
+    second = [ddim.step(0.3 * x + m.direction, 800, x).prev_sample for m, x in zip(models, first, strict=True)]
+    mixed = 0.5 * second[0] + math.sqrt(0.75) * second[1]
+    stale = 0.3 * starts[0] + models[0].direction
+    alpha, product = ddim.alphas[900], ddim.alphas_cumprod[900]
+    mean = first[0] / alpha.sqrt() - (1 - alpha) / ((1 - product).sqrt() * alpha.sqrt()) * stale
+    torch.testing.assert_close(events[1].latents, pulled(mixed, mean, 1.0, True), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"weights": (1.2,)}, "weights of an aggregation lie in 0..1, got 1.2"),
+        ({"pull": (1.2,)}, "pulls are shares in 0..1"),
+        ({"pull": (float("nan"),)}, "pulls are shares"),
+        ({"mix": "sum"}, "unknown mix 'sum'"),
+        ({"steps": -1}, "at least 0 steps"),
+    ],
+)
+def test_wrong_settings(settings: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Aggregation(**settings)
+
+
+def test_what_does_not_fit() -> None:
+    ddim = scheduler()
+    with pytest.raises(UserError, match="UniPCMultistepScheduler would undo or misread: use ddim"):
+        next(sample_aggregated([Model(1)] * 2, UniPCMultistepScheduler(), [noise(0)], ddim.timesteps, Aggregation()))
+    with pytest.raises(UserError, match="at least two models"):
+        run([Model(1)], Aggregation())
+    with pytest.raises(UserError, match="2 weights for 2 models; give one, or 1"):
+        run([Model(1)] * 2, Aggregation((0.5, 0.5)))
+    with pytest.raises(UserError, match="2 pulls for 3 models; give one, or 3"):
+        run([Model(1)] * 3, Aggregation(pull=(0.5, 0.5)))
