@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,7 +78,7 @@ def on_meta(build: type[nn.Module], config: dict[str, object]) -> nn.Module:
 def read_pickle(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a pickled checkpoint, read without running anything that is in it.
 
-    ``state_dict`` around them, as training frameworks write it, is taken off.
+    ``state_dict`` around them, as training frameworks write it, is taken off; other dictionaries become prefixes.
 
     Raises:
         UserError: the file is missing, no checkpoint, or wants more than tensors.
@@ -90,10 +91,20 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} holds something other than tensors, or is damaged: {reason}") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {name: value.contiguous().clone() for name, value in content.items() if torch.is_tensor(value)}
+    tensors = {name: value.contiguous().clone() for name, value in _flat(content).items()}
     if not tensors:
         raise UserError(f"{path} holds no named tensors")
     return tensors
+
+
+def _flat(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, value in content.items():
+        if torch.is_tensor(value):
+            found[str(name)] = value
+        elif isinstance(value, dict):
+            found |= {f"{name}.{inner}": one for inner, one in _flat(value).items()}
+    return found
 
 
 def digest(path: Path) -> str:

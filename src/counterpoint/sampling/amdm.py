@@ -121,8 +121,8 @@ def _slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     safe = torch.where(straight, 1.0, sine)
     first = torch.where(straight, 1 - share, ((1 - share) * angle).sin() / safe)
     second = torch.where(straight, share, (share * angle).sin() / safe)
-    turned: Tensor = first * a + second * b
-    return turned * ((1 - share) * lengths[0] + share * lengths[1])
+    turned: Tensor = (first * a + second * b) * ((1 - share) * lengths[0] + share * lengths[1])
+    return turned
 
 
 def pulled(mixed: Latents, mean: Latents, pull: float, absolute: bool) -> Latents:
