@@ -37,11 +37,12 @@ POSITION = {
     "null_positive_feature": (768,), "null_action_feature": (768,), "null_position_feature": (64,),
     "interaction_embedding.emb.weight": (30, 768), "position_embedding.emb.weight": (3, 768),
 }  # fmt: skip
+DOWN, UP = (320, 320, 640, 640, 1280, 1280), (1280,) * 3 + (640,) * 3 + (320,) * 3
 BLOCKS = {
-    **{f"input_blocks.{i}": width for i, width in zip((1, 2, 4, 5, 7, 8), (320, 320, 640, 640, 1280, 1280), strict=True)},
+    **{f"input_blocks.{i}": width for i, width in zip((1, 2, 4, 5, 7, 8), DOWN, strict=True)},
     "middle_block": 1280,
-    **{f"output_blocks.{i}": width for i, width in zip(range(3, 12), (1280,) * 3 + (640,) * 3 + (320,) * 3, strict=True)},
-}  # fmt: skip
+    **{f"output_blocks.{i}": width for i, width in zip(range(3, 12), UP, strict=True)},
+}
 
 
 def sized(shape: tuple, width: int) -> tuple[int, ...]:
