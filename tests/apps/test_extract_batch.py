@@ -84,8 +84,13 @@ def test_balanced_edges_stay_in_given_segments(tmp_path: Path) -> None:
     (tmp_path / "canny" / "images" / "000.png").unlink()
     with pytest.raises(UserError, match="60 x 20 pixels"):
         extract_batch(tmp_path, "canny", here([]), balanced=True)
-    with pytest.raises(UserError, match="depth has no silent value"):
-        extract_batch(tmp_path, "depth", here([]), balanced=True)
+    with pytest.raises(UserError, match="tile has no silent value"):
+        extract_batch(tmp_path, "tile", here([]), balanced=True)
+    with pytest.raises(UserError, match="holds images made with"):
+        extract_batch(tmp_path, "canny", here([]))
+    (tmp_path / "halves.png").unlink()
+    with pytest.raises(UserError, match=r"line 1: there is no file halves\.png"):
+        extract_batch(tmp_path, "canny", here([]), balanced=True)
 
 
 def test_names_that_differ_in_their_suffix(tmp_path: Path) -> None:
@@ -109,7 +114,8 @@ def test_the_command(cli, tmp_path: Path) -> None:
         (["canny", "x.png", "--balance"], "belong to --batch"),
         (["canny", "x.png", "--batch"], "wants a folder"),
         (["canny", ".", "--batch", "--out", "x"], "leave out --out"),
-        (["smell", ".", "--batch"], "unknown control 'smell'"),
+        (["smell", ".", "--batch", "--balance"], "unknown control 'smell'"),
+        (["depth", ".", "--batch"], "nothing makes depth images without a model"),
         (["canny", ".", "--batch"], "holds no pictures"),
     ],
 )

@@ -78,6 +78,7 @@ def test_an_image_folder(tmp_path: Path) -> None:
     [
         ([{"file_name": "9.png"}], "line 1: there is no file 9.png"),
         ([FULL, {"file_name": "2.png", "canny_file_name": "no.png"}], "line 2: there is no file no.png"),
+        ([{"file_name": "../edges.png"}], "line 1: there is no file ../edges.png"),
         ([FULL, FULL], "line 2: 1.png is there twice, first in line 1"),
         ([b'{"file_name": "1.png", "text": "caf\xe9"}'], "line 1: not UTF-8"),
         ([b"{"], "line 1: no JSON object"),
@@ -130,6 +131,11 @@ def test_broken_shards(tmp_path: Path) -> None:
     (tmp_path / "1.tar").write_bytes(whole)
     with pytest.raises(UserError, match=r"1.tar: the key a is there twice, first in .*0.tar"):
         open_photos(tmp_path, 16)
+    shard(tmp_path / "3.tar", {"a.png": png(1)})
+    with tarfile.open(tmp_path / "3.tar", "a") as tar:
+        tar.add(tmp_path / "0.tar", "a.png")
+    with pytest.raises(UserError, match=r"3.tar: a.png is there twice"):
+        TarShards([tmp_path / "3.tar"], 16)
     with pytest.raises(UserError, match="hold no pictures"):
         TarShards([shard(tmp_path / "2.tar", {"a.txt": b""})], 16)
     with pytest.raises(UserError, match=r"0.tar:b: the caption is not UTF-8"):
@@ -163,6 +169,26 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
         open_photos(tmp_path / "split", 16)
     with pytest.raises(UserError, match="no saved data set"):
         saved_dataset(tmp_path, 16)
+
+
+def test_damage_in_tables_is_counted(tmp_path: Path) -> None:
+    picture = datasets.Image()
+    rows = {"image": [{"bytes": png(1), "path": None}, {"bytes": b"broken", "path": None}], "text": ["a", "b"]}
+    made = datasets.Dataset.from_dict(rows, datasets.Features({"image": picture, "text": datasets.Value("string")}))
+    made.save_to_disk(str(tmp_path / "one"))
+    photos = open_photos(tmp_path / "one", 16)
+    assert photos[0].text == "a"
+    with pytest.raises(UserError, match="row 1 is not an image"):
+        photos[1]
+    (tmp_path / "cut" / "data").mkdir(parents=True)
+    (tmp_path / "cut" / "data" / "train-0.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="a Parquet file is cut"):
+        open_photos(tmp_path / "cut", 16)
+
+
+def test_the_first_photos_only() -> None:
+    assert len(PhotoSamples(Made(), ("image",), most=7)) == 7
+    assert len(PhotoSamples(Made(), ("image",), most=700)) == 100
 
 
 def test_what_is_no_source(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A short run for several processes: ``shared_run.py OUT BATCH FSDP STOP RESUME``."""
+"""A short run for several processes: ``python -m tests.prove.shared_run OUT BATCH FSDP STOP RESUME``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
-from counterpoint.models.perception import PerceptionModel
+from counterpoint.recipes import parts
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Job
-from counterpoint.training.stages.judge import JudgeStage
+from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.trainer import Interrupted, train
+from tests.conftest import random_parts
 
 
 class Noise:
@@ -24,11 +26,12 @@ class Noise:
 
     def batch(self, indices: list[int]) -> Batch:
         made = [torch.Generator().manual_seed(index) for index in indices]
-        images = torch.stack([torch.randint(0, 256, (32, 32, 3), generator=g, dtype=torch.uint8) for g in made])
-        return {"image": images, "segments": (images[..., 0] > 128).long()}
+        images = torch.stack([torch.randint(0, 256, (64, 64, 3), generator=g, dtype=torch.uint8) for g in made])
+        latents = torch.stack([torch.randn(4, 8, 8, generator=g) for g in made])
+        return {"latents": latents, "caption": ["a red ball"] * len(indices), "control:pose": images}
 
 
-class Stopping(JudgeStage):
+class Stopping(ControlNetStage):
     """The last of the processes hears Ctrl-C."""
 
     stop = -1
@@ -40,8 +43,10 @@ class Stopping(JudgeStage):
 
 
 def main(out: str, batch: str, fsdp: str, stop: str, resume: str) -> None:
-    torch.manual_seed(0)
-    stage = Stopping(PerceptionModel(2, widths=(16, 16), depth=1))
+    given = random_parts(controls=1)
+    network = parts.fast(given["networks"][0])
+    host = (given["unet"], given["text_encoder"], given["tokenizer"], DDPMScheduler(num_train_timesteps=1000))
+    stage = Stopping(network, "pose", *host)
     stage.stop = int(stop)
     config = TrainConfig(
         output_dir=Path(out),

@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.prove
-SCRIPT = Path(__file__).with_name("shared_run.py")
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run(out: Path, processes: int, batch: int, fsdp: str = "-", stop: int = -1, resume: str = "-") -> str:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *launch, SCRIPT, out, batch, fsdp, stop, resume]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    command = [sys.executable, *launch, "-m", "tests.prove.shared_run", out, batch, fsdp, stop, resume]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=ROOT
+    )
     return "" if done.returncode == 0 else done.stderr + done.stdout
 
 

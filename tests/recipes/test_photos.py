@@ -58,7 +58,7 @@ def test_each_recipe_learns(name: str, more: dict, tiny: Path, place: Path) -> N
     loss, _ = job.stage(job.samples.batch([0, 3]), Draws(0, [0, 1]), 0)
     assert torch.isfinite(loss)
     found = torch.autograd.grad(loss, trained, allow_unused=True)
-    assert any(one is not None and one.any() for one in found)
+    assert sum(one is not None and bool(one.any()) for one in found) > 0.8 * len(found) * ("controlnet" not in name)
 
 
 def test_latents_are_kept(tiny: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +76,18 @@ def test_latents_are_kept(tiny: Path, place: Path, monkeypatch: pytest.MonkeyPat
         wanted = vae.encode(pictures(image)).latents * vae.config.scaling_factor
     found = samples.batch([3, 4])["latents"][1:].float()
     torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
+    (place / "0.png").rename(place / "00.png")
+    rows = (place / "metadata.jsonl").read_text().replace('"0.png"', '"00.png"')
+    (place / "metadata.jsonl").write_text(rows)
+    photos.base(config)
+    assert len(list((place.parent / "cache").rglob("*.npy"))) == 6, "other files, other latents"
 
 
 def test_an_unknown_control(tiny: Path, place: Path) -> None:
+    with pytest.raises(UserError, match="depth has no silent value"):
+        photos.controlnet(settings("photo-controlnet", tiny, place, control_type="depth", balanced=True))
+    job = photos.segmenter(settings("photo-segmenter", tiny, place, num_labels=2))
+    with pytest.raises(UserError, match="a picture has segment 2; num_labels=2 counts from 0"):
+        job.stage(job.samples.batch([0]), Draws(0, [0]), 0)
     with pytest.raises(UserError, match="unknown control 'smell'"):
         photos.controlnet(settings("photo-controlnet", tiny, place, control_type="smell"))

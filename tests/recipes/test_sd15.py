@@ -15,9 +15,12 @@ from safetensors.torch import save_file
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.models.edge_networks import EDGE_NETWORKS
 from counterpoint.recipes import RECIPES
+from counterpoint.recipes.sd15 import SD15_WORLD
 from counterpoint.training.config import override
+from counterpoint.training.losses import alignment
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Job
+from counterpoint.training.stages.reward import Reward
 from counterpoint.types import UserError
 from tests.apps.test_readers import networks
 
@@ -95,6 +98,29 @@ def test_controlnets_that_start_and_make_way(model: Path, stage: str) -> None:
     job = build(model, f"sd15-{stage}", "control_type=pose", *start)
     step(job)
     assert any(p.grad is not None and p.grad.any() for p in job.stage.controlnet.parameters())
+
+
+def test_stage_two_with_its_own_settings(model: Path) -> None:
+    """Its ControlNet is checkpointed; second derivatives and checkpoints do not go together, and that is said."""
+    start = f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"
+    job = build(model, "sd15-mi-stage2", "control_type=pose", start)
+    job.stage.controlnet.enable_gradient_checkpointing()
+    step(job)
+    job = build(model, "sd15-mi-stage2", "control_type=pose", start, "conservativity_estimator=symmetric")
+    job.stage.controlnet.enable_gradient_checkpointing()
+    with pytest.raises(UserError, match="gradient_checkpointing=false, or the paired estimator"):
+        step(job)
+
+
+def test_what_is_in_no_class_does_not_count() -> None:
+    images = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    images[:, :, 4:] = torch.from_numpy(ADE20K_PALETTE[7].copy())
+    classes = SD15_WORLD.wanted("seg")({"control:seg": images})
+    assert classes.tolist() == [[[-1, 7]] * 2]
+    logits = torch.randn(1, 150, 2, 2)
+    plain = torch.nn.functional.cross_entropy(logits[..., 1], classes[..., 1], reduction="mean")
+    torch.testing.assert_close(Reward(lambda x: x, lambda batch: batch["seg"], True).price(logits, classes)[0], plain)
+    torch.testing.assert_close(alignment.cross_entropy(logits, classes)[0], plain)
 
 
 def test_what_must_be_named(model: Path, networks: Path) -> None:

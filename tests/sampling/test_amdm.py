@@ -123,6 +123,8 @@ def test_helpers_are_asked_exactly_as_often_as_steps_are_shared() -> None:
     run(models, Aggregation(steps=3), 50, finished=lambda: left.append(models[0].calls))
     assert [model.calls for model in models] == [50, 3, 3]
     assert left == [3], "they can leave memory before the fourth step"
+    run(models, Aggregation(steps=3), 3, finished=lambda: left.append(-1))
+    assert left == [3, -1], "also where all steps are shared"
 
 
 def test_neutral_settings_are_the_first_model_alone() -> None:
@@ -177,6 +179,8 @@ def test_what_does_not_fit() -> None:
     ddim = scheduler()
     with pytest.raises(UserError, match="UniPCMultistepScheduler would undo or misread: use ddim"):
         next(sample_aggregated([Model(1)] * 2, UniPCMultistepScheduler(), [noise(0)], ddim.timesteps, Aggregation()))
+    with pytest.raises(UserError, match="1 starts for 2 models; give one each"):
+        run([Model(1)] * 2, Aggregation(authors=True))
     with pytest.raises(UserError, match="at least two models"):
         run([Model(1)], Aggregation())
     with pytest.raises(UserError, match="2 weights for 2 models; give one, or 1"):

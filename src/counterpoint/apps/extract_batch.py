@@ -18,9 +18,10 @@ import PIL.Image
 import torch
 
 from counterpoint.apps.cluster import map_on_ray
-from counterpoint.apps.extractors import extractor
+from counterpoint.apps.extractors import MODELS, extractor
 from counterpoint.apps.record import write_text, write_whole
 from counterpoint.conditions.image import read_image
+from counterpoint.conditions.plain import PLAIN
 from counterpoint.data.balance import keep_some, segment, silence
 from counterpoint.data.photos import METADATA, SUFFIXES, decode_text, read_metadata, read_segments
 from counterpoint.data.samples import MOST_DAMAGED
@@ -65,16 +66,19 @@ def extract_batch(
         UserError: no such kind or model, nothing to read, or more than :data:`MOST_DAMAGED` of the pictures are
             damaged; what was made stays.
     """
+    if kind in CONTROL_KINDS and kind not in PLAIN and source is None:
+        raise UserError(f"nothing makes {kind} images without a model: name one with --model, such as {MODELS[kind]}")
+    extractor(kind, source)  # a mistake is said here, once
     if balanced and CONTROL_KINDS[kind].silent is None:
         raise UserError(f"--balance: {kind} has no silent value, every colour of it means something")
-    extractor(kind, source)  # a mistake is said here, once
-    rows = _rows(folder)
+    rows = _rows(folder, kind)
     targets = [_target(folder, kind, row["file_name"]) for row in rows]
     if len(set(targets)) < len(targets):
         twice = next(target for target in targets if targets.count(target) > 1)
         raise UserError(f"two pictures of {folder} would both become {twice}: their names differ in the suffix only")
     todo = [row["file_name"] for row in rows if not _target(folder, kind, row["file_name"]).exists()]
     segments = {row["file_name"]: row["segments_file_name"] for row in rows if row.get("segments_file_name")}
+    _settle(folder / kind, {"model": source, "balance": balanced})
     most, damaged = int(MOST_DAMAGED * len(rows)), {}
     work = partial(_Work, folder, kind, source, segments if balanced else None)
     for done, (name, reason) in enumerate(run(work, todo) if todo else (), len(rows) - len(todo) + 1):
@@ -150,9 +154,9 @@ def _do(name: str) -> tuple[str, str | None]:
     return name, _work(name)
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
+def _rows(folder: Path, kind: str) -> list[dict[str, str]]:
     if (folder / METADATA).exists():
-        return read_metadata(folder)
+        return read_metadata(folder, kind)
     made = {folder / kind for kind in CONTROL_KINDS}
     paths = sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not made & set(path.parents)
@@ -164,6 +168,15 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         if (caption := path.with_suffix(".txt")).exists():
             row["text"] = decode_text(caption.read_bytes(), caption)
     return rows
+
+
+def _settle(folder: Path, settings: dict[str, object]) -> None:
+    """Let a folder of condition images be made in one way only."""
+    path = folder / "settings.json"
+    if not path.exists():
+        write_text(path, json.dumps(settings) + "\n")
+    elif (before := json.loads(path.read_text())) != settings:
+        raise UserError(f"{folder} holds images made with {before}, here are {settings}: move it away first")
 
 
 def _target(folder: Path, kind: str, name: str) -> Path:

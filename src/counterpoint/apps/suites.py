@@ -235,12 +235,13 @@ def pin(path: Path, name: str, suite: Suite, n: int) -> None:
         return
     try:
         kept = {**json.loads(path.read_text())}
-    except (ValueError, TypeError):
-        kept = {}
-    if any(kept.get(key) != made[key] for key in ("schema", "suite")) or not isinstance(kept.get("sorts"), dict):
+        sorts = {sort: [*cases] for sort, cases in kept["sorts"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        kept, sorts = {}, {}
+    if any(kept.get(key) != made[key] for key in ("schema", "suite")):
         raise UserError(f"{path} is no manifest of {name} of this version")
     for sort, cases in made["sorts"].items():
-        listed = kept["sorts"].get(sort, [])
+        listed = sorts.get(sort, [])
         if len(listed) < n:
             raise UserError(f"{path} lists {len(listed)} cases of {sort}, {n} are asked for")
         for case, wanted in zip(cases, listed, strict=False):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel
 
 from counterpoint.api import load
 from counterpoint.apps.readers import family_readers
@@ -40,9 +39,7 @@ def adherence(stage: ControlNetStage, family: Path) -> Validate | None:
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        network = ControlNetModel.from_config(stage.controlnet.config)  # eager, and without what training wraps it in
-        network.load_state_dict(stage.controlnet.state_dict())
-        pipe.controls[kind] = network.eval()
+        pipe.controls[kind] = stage.merged().eval()  # never the compiled one
         if not finished:
             make("floor/")
         make(f"{kind}/")

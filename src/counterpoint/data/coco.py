@@ -46,6 +46,7 @@ class Coco:
         self.people: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for person in people.get("annotations", ()):
             self.people[person["image_id"]].append(person)
+        self.knows_people = bool(people)
         self.segments = notes / f"panoptic_{split}"
         for photo in self.photos:
             for person in self.people[photo["id"]]:
@@ -67,8 +68,8 @@ class Coco:
         return Photo(
             resize(image, self.size, self.size),
             self.texts.get(photo["id"], ""),
-            {"pose": self._pose(image, people)} if people else {},
-            self._mask(image, people) if people else None,
+            {"pose": self._pose(image, people)} if self.knows_people else {},
+            self._mask(image, people) if self.knows_people else None,
             segments,
             photo["file_name"],
         )

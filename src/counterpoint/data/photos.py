@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from counterpoint.conditions.image import decode_image, read_image, resize
+from counterpoint.conditions.image import MAX_PIXELS, decode_image, read_image, resize
 from counterpoint.types import CONTROL_KINDS, Image, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -86,11 +86,6 @@ class ImageFolder:
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size = folder, size
         self.rows = read_metadata(folder)
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        for line, row in enumerate(self.rows, 1):
-            for name in (row["file_name"], *_files(row).values()):
-                if name not in there:
-                    raise UserError(f"{folder / METADATA}, line {line}: there is no file {name}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -172,13 +167,15 @@ def decode_text(content: bytes, where: object) -> str:
         raise UserError(f"{where}: the caption is not UTF-8") from None
 
 
-def read_metadata(folder: Path) -> list[dict[str, str]]:
-    """The rows of a folder's ``metadata.jsonl``.
+def read_metadata(folder: Path, making: str = "") -> list[dict[str, str]]:
+    """The rows of a folder's ``metadata.jsonl``; images of the kind that is in the ``making`` need not be there.
 
     Raises:
-        UserError: a line is not UTF-8, no JSON object with a ``file_name``, or names a file a second time.
+        UserError: a line is not UTF-8, no JSON object with a ``file_name``, names a file a second time, or one that is
+            not in the folder.
     """
     path = folder / METADATA
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     rows: list[dict[str, str]] = []
     lines: dict[str, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -193,6 +190,9 @@ def read_metadata(folder: Path) -> list[dict[str, str]]:
             raise UserError(f"{path}, line {number}: names of files and the text are strings")
         if name in lines:
             raise UserError(f"{path}, line {number}: {name} is there twice, first in line {lines[name]}")
+        for what, file in {"": name, **_files(row)}.items():
+            if file not in there and (what != making or not what):
+                raise UserError(f"{path}, line {number}: there is no file {file}")
         lines[name] = number
         rows.append(row)
     if not rows:
@@ -214,7 +214,10 @@ def _members(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
                 if member.isfile():
                     folder, slash, name = member.name.rpartition("/")
                     key, _, suffix = name.partition(".")
-                    found.setdefault(folder + slash + key, {})[suffix.lower()] = (member.offset_data, member.size)
+                    files = found.setdefault(folder + slash + key, {})
+                    if suffix.lower() in files:
+                        raise UserError(f"{shard}: {member.name} is there twice")
+                    files[suffix.lower()] = (member.offset_data, member.size)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{shard} is cut or no tar file: {error}") from None
     with shard.open("rb") as file:
@@ -256,8 +259,10 @@ def _coded(content: bytes, where: str) -> Image:
     """Numbers as three bytes, which are cut like a picture's colours."""
     try:
         with PIL.Image.open(io.BytesIO(content)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UserError(f"{where} has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}")
             given = np.asarray(picture if picture.mode in {"L", "P", "I;16", "I"} else picture.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise UserError(f"{where} is damaged or no image: {error}") from None
     if given.ndim == 2:
         given = np.stack([given & 255, given >> 8 & 255, given >> 16 & 255], -1)

@@ -62,6 +62,7 @@ class PhotoSamples:
         fields: what :meth:`batch` returns: ``image``, ``caption``, ``control:KIND``, ``segments``.
         extract: what makes condition images that did not come with a photo.
         find_segments: whether the field ``segments`` is found by a watershed where a photo came without.
+        most: how many of the first photos are taken; default all.
         most_damaged: share of photos that may be damaged before it stops.
     """
 
@@ -72,15 +73,17 @@ class PhotoSamples:
         extract: Extract | None = None,
         *,
         find_segments: bool = False,
+        most: int | None = None,
         most_damaged: float = MOST_DAMAGED,
     ) -> None:
         self.photos, self.fields, self.extract = photos, tuple(fields), dict(extract or {})
         self.find_segments = find_segments
-        self.most = int(most_damaged * len(photos))
+        self.length = min(most or len(photos), len(photos))
+        self.most_damaged = int(most_damaged * self.length)
         self.damaged: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return self.length
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """The fields of several samples: pictures ``(b, h, w, 3)`` uint8, segments ``(b, h, w)``, captions as a list.
@@ -131,10 +134,10 @@ class PhotoSamples:
                 return number, self.photos[number]
             except UserError as error:
                 self.damaged.add(number)
-                if len(self.damaged) > self.most:
+                if len(self.damaged) > self.most_damaged:
                     raise UserError(
-                        f"{len(self.damaged)} of {len(self)} photos are damaged, {self.most} may be; the last one: "
-                        f"{error}"
+                        f"{len(self.damaged)} of {len(self)} photos are damaged, {self.most_damaged} may be; the last "
+                        f"one: {error}"
                     ) from None
-                _log.warning("skipped (%d of at most %d): %s", len(self.damaged), self.most, error)
+                _log.warning("skipped (%d of at most %d): %s", len(self.damaged), self.most_damaged, error)
         raise UserError("no photo is whole")

@@ -139,4 +139,9 @@ def _render_shard(folder: Path, start: int) -> None:
     np.save(partial / "depth.npy", np.stack([np.rint(one.depth * 255).astype(np.uint8) for one in scenes]))
     np.save(partial / "keypoints.npy", keypoints)
     (partial / "captions.json").write_text(json.dumps([one.caption for one in scenes]))
-    partial.rename(folder)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was faster, with the same scenes
+        shutil.rmtree(partial)
+        if not folder.exists():
+            raise

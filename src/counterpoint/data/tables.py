@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
-
-import PIL.Image
 
 from counterpoint.data.photos import Photo, decode_photo
 from counterpoint.types import CONTROL_KINDS, UserError
@@ -40,7 +37,10 @@ def parquet(
     paths = sorted((folder / "data").glob(f"{split}-*.parquet"))
     if not paths:
         raise UserError(f"{folder} lacks data/{split}-*.parquet: download the data set's {split} split")
-    files = [pyarrow.parquet.ParquetFile(path, memory_map=True) for path in paths]
+    try:
+        files = [pyarrow.parquet.ParquetFile(path, memory_map=True) for path in paths]
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise UserError(f"{folder}: a Parquet file is cut or none: {str(error).splitlines()[0]}") from None
     found = _maps(files[0].schema_arrow.names) if maps is None else maps
     columns = ("image", text, *found.values())
     for path, file in zip(paths, files, strict=True):
@@ -73,6 +73,8 @@ def saved_dataset(folder: Path, size: int, text: str = "text") -> Columns:
         rows = rows["train"]
     found = _maps(rows.column_names)
     _check(str(folder), ("image", text, *found.values()), rows.column_names)
+    for column in ("image", *found.values()):
+        rows = rows.cast_column(column, datasets.Image(decode=False))  # decoded here, where damage is counted
     return Columns(rows, size, text, found)
 
 
@@ -80,7 +82,7 @@ class Columns:
     """Rows of a table as photos, by the names of their columns.
 
     Args:
-        rows: number -> row; a cell of a picture is ``{"bytes": ...}`` or a Pillow image.
+        rows: number -> row; a cell of a picture is ``{"bytes": ...}``.
         size: to which pictures are brought.
         text: column of the caption.
         maps: kind -> column of its condition image.
@@ -95,7 +97,10 @@ class Columns:
     def __getitem__(self, number: int) -> Photo:
         row, where = self.rows[number], f"row {number}"
         files = {kind: _content(row[column], where) for kind, column in self.maps.items() if row[column] is not None}
-        return decode_photo(where, _content(row["image"], where), row[self.text] or "", files, self.size)
+        text = row[self.text] or ""
+        if not isinstance(text, str):
+            raise UserError(f"{where}: the caption in {self.text} is no text")
+        return decode_photo(where, _content(row["image"], where), text, files, self.size)
 
 
 class _Joined:
@@ -142,10 +147,6 @@ def _check(where: str, wanted: Sequence[str], there: Sequence[str]) -> None:
 
 
 def _content(cell: Any, where: str) -> bytes:
-    if isinstance(cell, PIL.Image.Image):
-        file = io.BytesIO()
-        cell.save(file, "PNG")
-        return file.getvalue()
     if not (isinstance(cell, Mapping) and cell.get("bytes")):
         raise UserError(f"{where} holds no picture")
     return cell["bytes"]

@@ -35,9 +35,10 @@ _ENCODED = 16
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class PhotoConfig(parts.FamilyConfig):
     """``train_data_dir`` is whatever :func:`counterpoint.data.samples.open_photos` reads; photos are cut to squares of
-    ``resolution``, a multiple of 32."""
+    ``resolution``, a multiple of 32. ``max_train_samples`` takes the first ones only."""
 
     train_data_dir: Path = Path("photos")
+    max_train_samples: int | None = Field(None, gt=0)
     resolution: int = Field(128, gt=0, multiple_of=32)
 
 
@@ -86,14 +87,15 @@ class EncodedPhotos:
 
     @torch.no_grad()
     def _encode(self, numbers: range) -> np.ndarray:
-        images = PhotoSamples(self.samples.photos, ("image",))
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        images = PhotoSamples(self.samples.photos, ("image",), most=len(self.samples))
+        home, device = self.vae.device, torch.accelerator.current_accelerator() or torch.device("cpu")
         vae, made = self.vae.to(device), []
         for start in range(0, len(numbers), _ENCODED):
             picture = pictures(images.batch(numbers[start : start + _ENCODED])["image"]).to(device)
             found = vae.encode(picture)
             latents = found.latents if isinstance(vae, AutoencoderTiny) else found.latent_dist.mode()
             made.append((latents * vae.config.scaling_factor).half().cpu())
+        vae.to(home)
         return torch.cat(made).numpy()
 
     def _path(self, start: int) -> Path:
@@ -125,6 +127,8 @@ def controlnet(config: PhotoControlConfig) -> Job:
     unet = parts.unet(config)
     network: ControlNetModel = parts.new_controlnet(unet)
     stage = ControlNetStage(parts.fast(network), kind, unet, **parts.denoising(config))
+    if config.balanced and CONTROL_KINDS[kind].silent is None:
+        raise UserError(f"balanced=true: {kind} has no silent value, every colour of it means something")
     if not config.balanced:
         return Job(stage, _latents(config, f"control:{kind}"))
     return Job(stage, Balanced(_latents(config, f"control:{kind}", "segments"), kind, config.seed))
@@ -139,16 +143,18 @@ def segmenter(config: SegmenterConfig) -> Job:
 
 def _photos(config: PhotoConfig, *fields: str, find_segments: bool = False) -> PhotoSamples:
     photos = open_photos(config.train_data_dir, config.resolution)
-    return PhotoSamples(photos, fields, PLAIN, find_segments=find_segments)
+    return PhotoSamples(photos, fields, PLAIN, find_segments=find_segments, most=config.max_train_samples)
 
 
 def encoded(config: PhotoConfig, vae: AutoencoderTiny | AutoencoderKL, *fields: str) -> EncodedPhotos:
     """The photos of a configuration with their latents."""
     samples = _photos(config, "caption", *fields, find_segments=True)
     place = config.train_data_dir.resolve()
-    mark = parts.mark(config.pretrained_model_name_or_path / "vae")
-    what = f"{mark}-{place}-{place.stat().st_mtime_ns}-{len(samples)}-{config.resolution}"
-    name = hashlib.sha256(what.encode()).hexdigest()[:16]
+    mark = hashlib.sha256(f"{parts.mark(config.pretrained_model_name_or_path / 'vae')}-{config.resolution}".encode())
+    for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        status = file.stat()
+        mark.update(f"{file}-{status.st_size}-{status.st_mtime_ns}".encode())
+    name = mark.hexdigest()[:16]
     return EncodedPhotos(samples, vae, config.cache_dir / f"photos-{name}")
 
 

@@ -29,7 +29,7 @@ from counterpoint.recipes.recipe import Recipe
 from counterpoint.recipes.worlds import grey, tuned
 from counterpoint.training.stage import Batch, Job, Samples
 from counterpoint.training.stages.diffusion import ControlNetStage
-from counterpoint.types import UserError
+from counterpoint.types import CONTROL_KINDS, UserError
 
 _STRICT = ConfigDict(extra="forbid")
 _DPT, _NORMAL = 384, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -148,6 +148,8 @@ class StableDiffusion15:
 
 def controlnet(config: ControlConfig) -> Job:
     """A new ControlNet (Zhang et al. 2023, arXiv:2302.05543)."""
+    if config.control_type not in CONTROL_KINDS:
+        raise UserError(f"unknown control {config.control_type!r}; there are {', '.join(CONTROL_KINDS)}")
     torch.manual_seed(config.seed)
     unet = SD15_WORLD.unet(config)
     network = ControlNetModel.from_unet(unet)
@@ -199,7 +201,8 @@ def _classes(batch: Batch) -> Tensor:
     images = batch["control:seg"].permute(0, 3, 1, 2)
     small = F.interpolate(images.float(), _quarter(images), mode="nearest-exact").byte()
     palette = torch.from_numpy(ADE20K_PALETTE.copy())
-    return nearest_colour(small.permute(0, 2, 3, 1).cpu(), palette).to(images.device)
+    found = nearest_colour(small.permute(0, 2, 3, 1).cpu(), palette).to(images.device)
+    return torch.where(small.amax(1) > 0, found, -1)  # what is in no class is black
 
 
 def _stretched(batch: Batch) -> Tensor:

@@ -96,7 +96,7 @@ class Scenes:
     def controlnet(self, config: Any, kind: str) -> ControlNetModel:
         """The family's own, unless the configuration names one."""
         family = config.pretrained_model_name_or_path / "controls" / kind
-        return tuned(config.controlnet_model_name_or_path or family, config.rank)
+        return parts.fast(tuned(config.controlnet_model_name_or_path or family, config.rank))
 
     def samples(self, config: parts.FamilyConfig, kind: str, *, balanced: bool = False) -> Samples:
         """Scenes, whose segments are their classes."""
@@ -146,7 +146,7 @@ def tuned(place: Path, rank: int = 0) -> ControlNetModel:
     """
     if not place.is_dir():
         raise UserError(f"there is no ControlNet {place}: train it first, or name one as controlnet_model_name_or_path")
-    network = parts.fast(ControlNetModel.from_pretrained(place, local_files_only=True))
+    network = ControlNetModel.from_pretrained(place, local_files_only=True)
     if rank:
         add_lora(network, rank)
     return network

@@ -164,8 +164,13 @@ def sample_aggregated(
             f"aggregation edits latents between steps, which {type(scheduler).__name__} would undo or misread: use ddim"
         )
     weights, pulls = aggregation.for_models(len(denoisers))
-    if len(latents) not in {1, len(denoisers)}:
-        raise UserError(f"{len(latents)} starts for {len(denoisers)} models; give one, or one each")
+    if len(latents) != len(denoisers) and (aggregation.authors or len(latents) != 1):
+        one = "one each" if aggregation.authors else "one, or one each"
+        raise UserError(f"{len(latents)} starts for {len(denoisers)} models; give {one}")
+    if len(found := {tuple(one.shape) for one in latents}) > 1:
+        raise UserError(f"models that are aggregated share their latents' shape, got {sorted(found)}")
+    if aggregation.authors and scheduler.config.prediction_type != "epsilon":
+        raise UserError("the authors' mean is one of predicted noise; these models predict something else")
     mine = list(latents) * (1 if len(latents) == len(denoisers) else len(denoisers))
     models = list(denoisers)
     last = max((index for index in range(len(timesteps)) if aggregation.shares(index)), default=-1)
@@ -188,6 +193,8 @@ def sample_aggregated(
             steps = [pulled(mixed, mean, pull, aggregation.absolute) for mean, pull in zip(means, pulls, strict=True)]
         mine, stale = steps, said
         yield Step(moment, mine[0])
+    if last + 1 >= len(timesteps) and finished is not None:
+        finished()
 
 
 def _stale_mean(scheduler: DDIMScheduler, timestep: int, latents: Tensor, prediction: Tensor) -> Tensor:

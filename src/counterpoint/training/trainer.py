@@ -49,8 +49,11 @@ class _Fetch(Dataset):
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitems__(self, pairs: list[tuple[int, int]]) -> tuple[list[int], Batch]:
-        return [ordinal for ordinal, _ in pairs], self.samples.batch([index for _, index in pairs])
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> tuple[list[int], Batch | UserError]:
+        try:
+            return [ordinal for ordinal, _ in pairs], self.samples.batch([index for _, index in pairs])
+        except UserError as error:  # a loader's worker would bury it in its own traceback
+            return [], error
 
 
 class DivergenceError(UserError):
@@ -162,8 +165,15 @@ class _Run:
         self.step, self.stop = 0, False
 
     def _check_shardable(self) -> None:
-        if self.accelerator.num_processes == 1 or self.config.torch_compile:
-            raise UserError("fsdp splits networks among several processes (torchrun) and takes no torch_compile")
+        if self.accelerator.num_processes == 1:
+            raise UserError("fsdp splits networks among several processes: start it with torchrun")
+        refused = {
+            "torch_compile=true": self.config.torch_compile,
+            "use_8bit_adam=true": self.config.use_8bit_adam,
+            "mixed_precision=fp16": self.config.mixed_precision == "fp16",
+        }
+        if wrong := [setting for setting, there in refused.items() if there]:
+            raise UserError(f"fsdp takes no {wrong[0]}")
 
     @property
     def is_main(self) -> bool:
@@ -190,9 +200,10 @@ class _Run:
         """Whole networks, by the first process."""
         if self.config.fsdp:
             for name, module in self.stage.trained_modules().items():
-                state = whole(module.state_dict())
-                self.unsplit[name].load_state_dict(state, assign=True)
-                self.stage.set_submodule(name, self.unsplit[name])
+                state = whole(module.state_dict(), self.is_main)
+                if self.is_main:
+                    self.unsplit[name].load_state_dict(state, assign=True)
+                    self.stage.set_submodule(name, self.unsplit[name])
         if self.is_main:
             self.stage.export(output)
         self.accelerator.wait_for_everyone()
@@ -224,9 +235,12 @@ class _Run:
         seen: dict[str, list[float]] = {}
         micro, since, began = 0, self.step, time.perf_counter()
         for ordinals, batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
             draws = Draws(config.seed, ordinals, accelerator.device)
             with accelerator.accumulate(self.model):
-                loss, extra = self.model(_to(batch, accelerator.device), draws, self.step)
+                with accelerator.autocast():  # a network that is split is not wrapped in it
+                    loss, extra = self.model(_to(batch, accelerator.device), draws, self.step)
                 # one process's trouble, or its signal, is everybody's: none must wait for one that has stopped
                 heard = torch.stack([loss.detach().float(), loss.new_tensor(float(self.stop)).float()])
                 value, stop = self.accelerator.reduce(heard, "mean").tolist()
@@ -285,14 +299,15 @@ class _Run:
 
     def _save(self) -> Path:
         path = self.config.output_dir / f"checkpoint-{self.step}"
-        modules = {name: whole(module.state_dict()) for name, module in self.stage.trained_modules().items()}
+        main = self.is_main
+        modules = {name: whole(module.state_dict(), main) for name, module in self.stage.trained_modules().items()}
         state: dict[str, Any] = {
-            "optimizer": whole(self.optimizer.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict(), main),
             "schedule": self.schedule.state_dict(),
             "processes": self.accelerator.num_processes,
         }
         if self.ema:
-            state["ema"] = whole(self.ema.state_dict())
+            state["ema"] = whole(self.ema.state_dict(), main)
 
         def write(folder: Path) -> None:
             for name, tensors in modules.items():

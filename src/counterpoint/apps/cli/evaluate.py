@@ -116,6 +116,8 @@ def evaluate(
     record.check_writable(folder)
     output.quiet_libraries()
     if suite == "folder":
+        if manifest is not None:
+            raise UserError("--manifest belongs to the suites")
         if not folders or len(folders) > 2 or not metrics:
             raise UserError("evaluate folder wants one or two folders and --metrics NAME,NAME,...")
         results, strips = _score(folders, metrics.split(","), inception, lpips, clip), {}
@@ -216,14 +218,14 @@ def _run(
         raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}, folder and leaderboard")
     bench = make_bench(source)
     chosen = make_suite(suite, bench)
-    if manifest is not None:
-        pin(manifest, suite, chosen, n)
     tasks = chosen.tasks(n, methods)
     known = sorted({label for task in tasks for label in task.images})
     if unknown := sorted({label for method in methods for label in method.weights} - set(known)):
         raise UserError(f"--sweep {unknown[0]}: the suite has no such control; it has {', '.join(known)}")
     if tasks:
         rehearse(chosen, bench, methods)
+    if manifest is not None:
+        pin(manifest, suite, chosen, n)
     settings = {"suite": suite, **bench.identity}
     settle(folder, settings)
     with output.progress("making pictures", unit="picture") as listen:

@@ -66,6 +66,8 @@ def _validation(stage: Any, config: Any) -> Any:
 
     if not config.validation_steps:
         return None
+    if config.fsdp:
+        raise UserError("validation_steps wants whole networks: leave out fsdp")
     on_scenes = isinstance(config, FamilyConfig) and not isinstance(config, PhotoConfig)
     if isinstance(stage, ControlNetStage) and on_scenes:
         from counterpoint.apps.validation import adherence

@@ -7,9 +7,10 @@ al. 2024, arXiv:2312.02150), here for each sample by itself.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from counterpoint.training.losses.reward import class_error, valid_mean
 
 
 def mse(read: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
@@ -18,8 +19,8 @@ def mse(read: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Flo
 
 
 def cross_entropy(logits: Float[Tensor, "b k h w"], classes: Int[Tensor, "b h w"]) -> Float[Tensor, " b"]:
-    """Mean cross-entropy of each sample."""
-    return F.cross_entropy(logits, classes, reduction="none").flatten(1).mean(1)
+    """Mean cross-entropy of each sample, over places whose class is not -1."""
+    return valid_mean(class_error(logits, classes), classes)
 
 
 def sparse_mse(read: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:

@@ -6,6 +6,7 @@ by Hang et al. 2023 (arXiv:2303.09556, section 3.4), the debiased one after Yu e
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,15 +32,18 @@ def target(
 
 
 def snr_weight(
-    alpha_bar: Float[Tensor, " b"], gamma: float, prediction_type: str, debiased: bool = False
+    alpha_bar: Float[Tensor, " b"], gamma: float | None, prediction_type: str, debiased: bool = False
 ) -> Float[Tensor, " b"]:
-    """Min-SNR weight ``min(snr, gamma) / snr`` of the noise loss; of the velocity loss, ``/ (snr + 1)``.
+    """Min-SNR weight ``min(snr, gamma) / snr`` of the noise loss; of the velocity loss, ``/ (snr + 1)``; 1 without a
+    ``gamma``.
 
     ``debiased`` multiplies it by ``1 / sqrt(snr)`` where there is more noise than signal. An error of the predicted
     noise is a larger one of the implied picture there, and pictures are laid out there.
     """
     snr = alpha_bar / (1 - alpha_bar)
-    weight = snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+    weight = torch.ones_like(snr)
+    if gamma is not None:
+        weight = snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
     return weight * snr.clamp(max=1).rsqrt() if debiased else weight
 
 

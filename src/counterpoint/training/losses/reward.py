@@ -40,6 +40,12 @@ def masked_mean(losses: Float[Tensor, " b"], mask: Bool[Tensor, " b"]) -> Float[
     return torch.where(mask, losses, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def valid_mean(error: Float[Tensor, "b h w"], classes: Int[Tensor, "b h w"], ignore: int = -1) -> Float[Tensor, " b"]:
+    """Of each sample the mean over places whose class counts; 0 where none does."""
+    valid = classes != ignore
+    return torch.where(valid, error, 0.0).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
+
+
 def map_error(read: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
     """Squared error at each place, the mean over channels: for depth and edges."""
     return (read - wanted).square().mean(1)

@@ -87,8 +87,6 @@ class DiffusionStage(Stage):
 
     def _weighted(self, noisy: Noisy, losses: Tensor) -> Tensor:
         """Their mean, weighted."""
-        if self.snr_gamma is None:
-            return losses.mean()
         kind = self.scheduler.config.prediction_type
         return (losses * snr_weight(noisy.alpha_bar, self.snr_gamma, kind, self.debiased)).mean()
 
@@ -138,10 +136,18 @@ class ControlNetStage(DiffusionStage):
             self.controlnet.save_pretrained(folder)
             return
         self.controlnet.save_lora_adapter(folder)
-        merged = copy.deepcopy(self.controlnet)
-        merged.fuse_lora()
-        merged.unload_lora()
-        merged.save_pretrained(folder)
+        self.merged().save_pretrained(folder)
+
+    def merged(self) -> ControlNetModel:
+        """A plain copy of the network as it is now."""
+        if not self._has_lora:
+            network = ControlNetModel.from_config(self.controlnet.config)
+            network.load_state_dict(self.controlnet.state_dict())
+            return network
+        network = copy.deepcopy(self.controlnet)
+        network.fuse_lora()
+        network.unload_lora()
+        return network
 
     @property
     def _has_lora(self) -> bool:

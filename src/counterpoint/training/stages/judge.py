@@ -12,6 +12,7 @@ from counterpoint.models.perception import PerceptionModel
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Stage
 from counterpoint.training.stages.codec import pictures
+from counterpoint.types import UserError
 
 
 class JudgeStage(Stage):
@@ -30,6 +31,8 @@ class JudgeStage(Stage):
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         reading = self.judge(_spoil(pictures(batch["image"]), draws))
         classes = batch["segments"].long()
+        if (highest := int(classes.max())) >= reading.seg.shape[1]:
+            raise UserError(f"a picture has segment {highest}; num_labels={reading.seg.shape[1]} counts from 0")
         parts = {"seg": F.cross_entropy(reading.seg.float(), classes)}
         if "depth" in batch:
             miss = reading.depth.float()[:, 0] - batch["depth"].float() / 255

@@ -13,7 +13,7 @@ from counterpoint.training.losses.reward import masked_mean
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch
 from counterpoint.training.stages.diffusion import ControlNetStage, Noisy
-from counterpoint.types import Inject, Residuals
+from counterpoint.types import Inject, Residuals, UserError
 
 
 class MinimalImpactStage(ControlNetStage):
@@ -68,5 +68,13 @@ class MinimalImpactStage(ControlNetStage):
         field = influence(
             self.unet, self.controlnet, self._hint(batch)[few], noisy.text[few], noisy.t[few], x, self.inject
         )
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast(x.device.type, enabled=False):  # differences want all digits
-            return conservativity_loss(field, x, first[few], self.estimator, second=second[few])
+        with torch.autocast(x.device.type, enabled=False):  # differences want all digits
+            if self.estimator == "paired":
+                return conservativity_loss(field, x, first[few], second=second[few], estimator="paired")
+            if any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
+                raise UserError(
+                    f"conservativity_estimator={self.estimator} takes second derivatives, and those cannot be "
+                    "checkpointed: --set gradient_checkpointing=false, or the paired estimator"
+                )
+            with sdpa_kernel(SDPBackend.MATH):
+                return conservativity_loss(field, x, first[few], self.estimator)

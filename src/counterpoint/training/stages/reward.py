@@ -9,7 +9,15 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
-from counterpoint.training.losses.reward import Window, class_error, estimate_x0, map_error, masked_mean, within
+from counterpoint.training.losses.reward import (
+    Window,
+    class_error,
+    estimate_x0,
+    map_error,
+    masked_mean,
+    valid_mean,
+    within,
+)
 from counterpoint.training.losses.uncertainty import (
     disagreement,
     divergence,
@@ -38,6 +46,11 @@ class Reward:
     def error(self, reading: Tensor, wanted: Tensor) -> Tensor:
         """At each place, ``(b, h, w)``."""
         return class_error(reading, wanted) if self.classes else map_error(reading, wanted)
+
+    def price(self, reading: Tensor, wanted: Tensor) -> Tensor:
+        """Of each sample, the mean error; places of class -1 do not count."""
+        error = self.error(reading, wanted)
+        return valid_mean(error, wanted) if self.classes else error.flatten(1).mean(1)
 
     def doubted(self, reading: Tensor, second: Tensor, wanted: Tensor, scale: float) -> Tensor:
         """Of each sample, the error where two readings agree, and the price of their disagreement."""
@@ -103,7 +116,7 @@ class RewardStage(ControlNetStage):
         wanted = self.reward.wanted(batch)[inside]
         reading = self._read(noisy, prediction, inside)
         if later is None or self.uncertainty is None:
-            return self.reward.error(reading, wanted).flatten(1).mean(1).mean()
+            return self.reward.price(reading, wanted).mean()
         return self.reward.doubted(reading, self._read(*later, inside), wanted, self.uncertainty).mean()
 
     def _read(self, noisy: Noisy, prediction: Tensor, rows: Tensor) -> Tensor:
