@@ -28,6 +28,7 @@ from counterpoint.training import checkpoint
 from counterpoint.training.compiling import check_compiler, compile_in_place
 from counterpoint.training.config import TrainConfig, as_json, differences
 from counterpoint.training.convergence import sudden_rise
+from counterpoint.training.optimizer import make_optimizer
 from counterpoint.training.order import Draws, Order
 from counterpoint.training.sharding import like, load_whole, shard, split_optimizer, whole
 from counterpoint.training.stage import Batch, Job, Samples
@@ -146,7 +147,7 @@ class _Run:
             for module in trained.values():
                 shard(module)
         self.parameters = [p for module in trained.values() for p in module.parameters() if p.requires_grad]
-        optimizer = _optimizer(self.parameters, config)
+        optimizer = make_optimizer(self.parameters, config)
         self.schedule = get_scheduler(
             config.lr_scheduler,
             optimizer,
@@ -364,22 +365,6 @@ class _Run:
         path.write_text(
             "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
         )
-
-
-def _optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    settings = {
-        "lr": config.learning_rate,
-        "betas": (config.adam_beta1, config.adam_beta2),
-        "weight_decay": config.adam_weight_decay,
-        "eps": config.adam_epsilon,
-    }
-    if not config.use_8bit_adam:
-        return torch.optim.AdamW(parameters, fused=True, **settings)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        raise UserError("use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from None
-    return AdamW8bit(parameters, **settings)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

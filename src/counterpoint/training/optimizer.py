@@ -1,0 +1,29 @@
+"""AdamW, or its 8-bit form."""
+
+from __future__ import annotations
+
+import torch
+
+from counterpoint.training.config import TrainConfig
+from counterpoint.types import UserError
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that a configuration asks for.
+
+    Raises:
+        UserError: it is the 8-bit one, and bitsandbytes is not installed.
+    """
+    settings = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "weight_decay": config.adam_weight_decay,
+        "eps": config.adam_epsilon,
+    }
+    if not config.use_8bit_adam:
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError("use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from None
+    return AdamW8bit(parameters, **settings)
