@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from counterpoint.api import aggregate as aggregate
     from counterpoint.api import attach as attach
     from counterpoint.api import load as load
+    from counterpoint.conditions.layout import Layout as Layout
+    from counterpoint.conditions.layout import read_layout as read_layout
     from counterpoint.fusion import FUSIONS as FUSIONS
     from counterpoint.sampling.pipeline import Output as Output
     from counterpoint.sampling.pipeline import Pipeline as Pipeline
@@ -16,9 +19,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "aggregate": "counterpoint.api",
     "attach": "counterpoint.api",
     "load": "counterpoint.api",
+    "read_layout": "counterpoint.conditions.layout",
     "FUSIONS": "counterpoint.fusion",
+    "Layout": "counterpoint.conditions.layout",
     "Output": "counterpoint.sampling.pipeline",
     "Pipeline": "counterpoint.sampling.pipeline",
     "Fusion": "counterpoint.types",
@@ -26,7 +32,18 @@ _WHERE = {
 }
 """Public name -> the module it comes from; it is imported when it is first used."""
 
-__all__ = ["FUSIONS", "Fusion", "Output", "Pipeline", "UserError", "attach", "load"]
+__all__ = [
+    "FUSIONS",
+    "Fusion",
+    "Layout",
+    "Output",
+    "Pipeline",
+    "UserError",
+    "aggregate",
+    "attach",
+    "load",
+    "read_layout",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 Image = UInt8[np.ndarray, "_ _ 3"]
 """RGB, 0..255, height by width by 3."""
+Box = tuple[float, float, float, float]
+"""``x0, y0, x1, y1`` as shares of the picture, in 0..1."""
 Latents = Float[Tensor, "b c h w"]
 Features = Float[Tensor, "n b ..."]
 """The features of n branches at one site."""
@@ -56,6 +58,17 @@ CONTROL_KINDS = {
     )
 }
 """Every kind of control. Its images are RGB, 0..255, and networks read them as 0..1."""
+
+
+def known_kind(name: str) -> str:
+    """The name, if it is a kind of control.
+
+    Raises:
+        UserError: it is none.
+    """
+    if name not in CONTROL_KINDS:
+        raise UserError(f"unknown control {name!r}; there are {', '.join(CONTROL_KINDS)}")
+    return name
 
 
 def kind_of(label: str) -> str:
@@ -156,6 +169,21 @@ class Moment:
     def inside(self, window: tuple[float, float]) -> bool:
         """Whether this step lies wholly inside a window of the schedule (diffusers' ``control_guidance_start/end``)."""
         return not (self.index / self.total < window[0] or (self.index + 1) / self.total > window[1])
+
+
+Batch = Mapping[str, Any]
+"""Stacked fields of a data set's samples."""
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A data set with random access by lists of positions."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The samples at ``indices``, stacked."""
+        ...
 
 
 @runtime_checkable

@@ -32,7 +32,18 @@ def test_arrows_point_one_way() -> None:
 
 
 def test_public_names() -> None:
-    assert sorted(counterpoint.__all__) == ["FUSIONS", "Fusion", "Output", "Pipeline", "UserError", "attach", "load"]
+    assert sorted(counterpoint.__all__) == [
+        "FUSIONS",
+        "Fusion",
+        "Layout",
+        "Output",
+        "Pipeline",
+        "UserError",
+        "aggregate",
+        "attach",
+        "load",
+        "read_layout",
+    ]
     for name in counterpoint.__all__:
         assert getattr(counterpoint, name).__doc__
     with pytest.raises(AttributeError, match="no attribute"):

@@ -9,13 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from counterpoint.models.interact import (
-    InteractionEmbedding,
-    adapter_state,
-    between,
-    load_interaction,
-    with_fusers,
-)
+from counterpoint.models.gligen import fuser_state, renamed, with_fusers
+from counterpoint.models.interact import InteractionEmbedding, between, load_interaction
 from counterpoint.models.weights import read_pickle
 from counterpoint.types import UserError
 
@@ -60,13 +55,11 @@ def published() -> dict[str, tuple[int, ...]]:
 
 
 def test_every_published_tensor_lands_at_full_size() -> None:
-    from counterpoint.models.interact import _renamed
-
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768)
     grown = with_fusers(unet, InteractionEmbedding())
-    wanted = {name: tuple(value.shape) for name, value in adapter_state(grown).items()}
-    found = {_renamed(name): shape for name, shape in published().items()}
+    wanted = {name: tuple(value.shape) for name, value in fuser_state(grown).items()}
+    found = {renamed(name): shape for name, shape in published().items()}
     assert len(found) == 16 * 17 + 17
     assert found == wanted
 
@@ -133,14 +126,14 @@ def test_the_place_of_an_action_is_between() -> None:
 def test_files_in_every_form(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained = with_fusers(unet, InteractionEmbedding(24, unet.config.cross_attention_dim, 4))
-    for value in adapter_state(trained).values():
+    for value in fuser_state(trained).values():
         value.copy_(torch.randn_like(value))
     wanted = run(trained, grounding())
-    save_file(adapter_state(trained), tmp_path / "ours.safetensors")
-    save_file({**unet.state_dict(), **adapter_state(trained)}, tmp_path / "diffusers.safetensors")
+    save_file(fuser_state(trained), tmp_path / "ours.safetensors")
+    save_file({**unet.state_dict(), **fuser_state(trained)}, tmp_path / "diffusers.safetensors")
     torch.save(
         {
-            "model": {**adapter_state(trained), "time_embed.0.weight": torch.zeros(1)},
+            "model": {**fuser_state(trained), "time_embed.0.weight": torch.zeros(1)},
             "autoencoder": {"x": torch.zeros(1)},
         },
         tmp_path / "published.pth",
@@ -155,7 +148,7 @@ def test_wrong_files_are_named(unet: UNet2DConditionModel, tmp_path: Path) -> No
     save_file({"x": torch.zeros(1)}, file)
     with pytest.raises(UserError, match="holds no interaction layers"):
         load_interaction(unet, file)
-    whole = adapter_state(with_fusers(unet, InteractionEmbedding(24, unet.config.cross_attention_dim)))
+    whole = fuser_state(with_fusers(unet, InteractionEmbedding(24, unet.config.cross_attention_dim)))
     name = next(name for name in whole if name.endswith("alpha_attn"))
     save_file({key: value for key, value in whole.items() if key != name}, file)
     with pytest.raises(UserError, match=f"{name} is missing"):

@@ -241,7 +241,7 @@ def test_inpainting_keeps_what_is_not_masked(pipe: Pipeline) -> None:
     result = pipe(
         "a person", HINTS, image=start, mask_image=mask, strength=1.0, generator=seeded(1), output_type="latent", **FAST
     ).images
-    clean = pipe.encode(pipe.pixels.preprocess(start, height=64, width=64))
+    clean = pipe.encode(pipe.pixels.pictures.preprocess(start, height=64, width=64))
     torch.testing.assert_close(result[..., :4], clean[..., :4])
     assert (result[..., 4:] - clean[..., 4:]).abs().max() > 0.1
 

@@ -6,10 +6,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from counterpoint.types import Inject, Residuals
+
+
+@contextmanager
+def taking_in(unet: UNet2DConditionModel, residuals: Residuals | None, inject: Inject) -> Iterator[dict[str, Any]]:
+    """Let the host take control features in, and yield what its call wants besides: ``torch.add`` is diffusers' own
+    way, by arguments; any other rule works where the features of the host's encoder are used."""
+    if residuals is None:
+        yield {}
+    elif inject is torch.add:
+        yield {"down_block_additional_residuals": residuals.down, "mid_block_additional_residual": residuals.mid}
+    else:
+        with injecting(unet, residuals, inject):
+            yield {}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.control.attach import injecting
+from counterpoint.control.attach import taking_in
 from counterpoint.types import Inject, Latents, Residuals
 
 
@@ -40,12 +40,8 @@ def influence(
 
     def predicted(seen: Latents) -> Latents:
         down, mid = network(seen, timestep, text, hint, return_dict=False)
-        if inject is torch.add:
-            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-            made: Tensor = unet(fixed, timestep, text, **residuals).sample
-            return made
-        with injecting(unet, Residuals(tuple(down), mid), inject):
-            made = unet(fixed, timestep, text).sample
+        with taking_in(unet, Residuals(tuple(down), mid), inject) as extra:
+            made: Tensor = unet(fixed, timestep, text, **extra).sample
         return made
 
     return predicted

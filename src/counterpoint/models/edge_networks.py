@@ -109,6 +109,6 @@ def load_edge_network(kind: str, file: Path) -> nn.Module:
     """
     with torch.device("meta"):
         network = EDGE_NETWORKS[kind]()
-    check_fit(network, shapes(file), file)
+    check_fit(network.state_dict(), shapes(file), file)
     network.load_state_dict(load_file(file), assign=True)
     return network.float().eval()

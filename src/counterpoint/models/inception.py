@@ -179,7 +179,7 @@ def load_inception(file: Path) -> Inception:
         network = Inception()
     counters = [name for name in network.state_dict() if name.endswith(".num_batches_tracked")]
     found = {**dict.fromkeys(counters, ()), **shapes(file)}  # the published file has no counters, and none is needed
-    check_fit(network, found, file)
+    check_fit(network.state_dict(), found, file)
     state = {**{name: torch.tensor(0) for name in counters}, **load_file(file)}
     network.load_state_dict(state, assign=True)
     return network.float().eval()

@@ -1,24 +1,16 @@
-"""InteractDiffusion (arXiv:2312.05849): who does what to whom, as gated self-attention over grounding tokens.
-
-A stock UNet takes it in: blocks that have a ``fuser`` use it when a call brings ``cross_attention_kwargs["gligen"]``,
-and without that the UNet is what it was.
-"""
+"""InteractDiffusion (arXiv:2312.05849): who does what to whom, by GLIGEN's layers and tokens of its own."""
 
 from __future__ import annotations
 
-import copy
-import re
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock, GatedSelfAttentionDense
 from diffusers.models.embeddings import get_fourier_embeds_from_boundingbox
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from counterpoint.models.weights import check_fit, shapes
+from counterpoint.models.gligen import fuser_shapes, load_fusers, with_fusers
 from counterpoint.types import UserError
 
 FREQUENCIES = 8
@@ -95,32 +87,6 @@ def between(subjects: Boxes, objects: Boxes) -> Boxes:
     return torch.stack([x[..., 1], y[..., 1], x[..., 2], y[..., 2]], -1)
 
 
-def with_fusers(unet: UNet2DConditionModel, embedding: nn.Module) -> UNet2DConditionModel:
-    """A UNet that shares all weights with another and has a gated layer in every transformer block; their gates are
-    shut.
-
-    Args:
-        unet: stays as it is.
-        embedding: makes the grounding tokens, as wide as the UNet's text.
-    """
-    every = [*unet.parameters(), *unet.buffers()]
-    grown = copy.deepcopy(unet, {id(tensor): tensor for tensor in every})
-    width = grown.config.cross_attention_dim
-    for block in grown.modules():
-        if isinstance(block, BasicTransformerBlock):
-            attention = block.attn1
-            block.fuser = GatedSelfAttentionDense(
-                attention.query_dim, width, attention.heads, attention.inner_dim // attention.heads
-            ).to(attention.to_q.weight)
-    grown.position_net = embedding.to(grown.device, grown.dtype)
-    return grown
-
-
-def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """What :func:`with_fusers` added."""
-    return {name: value for name, value in unet.state_dict().items() if _ADDED.search(name)}
-
-
 def load_interaction(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionModel:
     """A UNet with the interaction layers of a safetensors file: as published (LDM's names, also of a converted
     ``.pth``), as the diffusers form of it has them, or as trained here.
@@ -130,35 +96,12 @@ def load_interaction(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionM
     Raises:
         UserError: the file is missing, a pickle, damaged, of another UNet, or holds no interaction layers.
     """
-    held = shapes(file)
-    names = {old: new for old in held if (new := _renamed(old)) is not None}
-    found = {new: held[old] for old, new in names.items()}
+    found = fuser_shapes(file)
     rows = found.get("position_net.interaction_embedding.emb.weight")
     text = found.get("position_net.null_positive_feature")
     if rows is None or text is None:
         raise UserError(f"{file} holds no interaction layers (position_net.interaction_embedding)")
-    grown = with_fusers(unet, InteractionEmbedding(text[0], rows[1], rows[0]))
-    check_fit(_Added(adapter_state(grown)), found, file)
-    with safe_open(file, "pt") as content:
-        tensors = {new: content.get_tensor(old).to(unet.device, unet.dtype) for old, new in names.items()}
-    grown.load_state_dict(tensors, strict=False)
-    return grown
-
-
-_ADDED = re.compile(r"\.fuser\.|^position_net\.")
-_LDM = re.compile(r"^(input_blocks|output_blocks)\.(\d+)\.1\.(.*)$")
-
-
-def _renamed(name: str) -> str | None:
-    """A published name as diffusers has it; ``None`` for what is no part of the interaction layers."""
-    name = re.sub(r"^(model\.)?(diffusion_model\.)?", "", name)
-    if not _ADDED.search(name):
-        return None
-    if match := _LDM.match(name):
-        side, number, rest = match[1], int(match[2]), match[3]
-        block, layer = divmod(number - 1 if side == "input_blocks" else number, 3)
-        return f"{'down' if side == 'input_blocks' else 'up'}_blocks.{block}.attentions.{layer}.{rest}"
-    return re.sub(r"^middle_block\.1\.", "mid_block.attentions.0.", name)
+    return load_fusers(with_fusers(unet, InteractionEmbedding(text[0], rows[1], rows[0])), file)
 
 
 class _Numbered(nn.Module):
@@ -167,17 +110,6 @@ class _Numbered(nn.Module):
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.emb = nn.Embedding(count, width)
-
-
-class _Added(nn.Module):
-    """Tensors by name, to be compared with a file."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.tensors = tensors
-
-    def state_dict(self, *_: object, **__: object) -> dict[str, Tensor]:
-        return self.tensors
 
 
 def _perceptron(inside: int, outside: int) -> nn.Sequential:

@@ -20,7 +20,13 @@ from diffusers import (
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.single_file import components_from_file, controlnet_from_file
@@ -96,13 +102,13 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
         )
     return Components(
         vae=load_diffusers(path / "vae", dtype),
-        text_encoder=_text_encoder(path / "text_encoder", dtype),
+        text_encoder=_clip(path / "text_encoder", dtype),
         tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
         unet=unet,
         scheduler=json.loads((path / "scheduler" / "scheduler_config.json").read_text()),
         origin=path,
         tokenizer_2=CLIPTokenizer.from_pretrained(path / "tokenizer_2", local_files_only=True) if second else None,
-        text_encoder_2=_text_encoder(path / "text_encoder_2", dtype, CLIPTextModelWithProjection) if second else None,
+        text_encoder_2=_clip(path / "text_encoder_2", dtype, CLIPTextModelWithProjection) if second else None,
         zero_empty_prompt=bool(second and parts.get("force_zeros_for_empty_prompt", True)),
         guidance_scale=_guidance(path / DEFAULTS),
     )
@@ -176,6 +182,27 @@ def load_lora(components: Components, source: str) -> None:
     host.set_adapters(list(scales), list(scales.values()))
 
 
+def load_image_encoder(
+    adapter: Path, model: Path, dtype: torch.dtype = torch.float32
+) -> tuple[CLIPVisionModelWithProjection, CLIPImageProcessor]:
+    """What reads an IP-Adapter's pictures: the folder ``image_encoder`` beside its file, as it is published, or the
+    model's own.
+
+    Raises:
+        UserError: there is none, or it does not load.
+    """
+    beside = adapter if adapter.is_dir() else adapter.parent
+    folders = [place / "image_encoder" for place in (beside, model)]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise UserError(f"nothing reads the pictures of {adapter}: it wants CLIP's image encoder in {folders[0]}")
+    encoder = _clip(folder, dtype, CLIPVisionModelWithProjection)
+    if (folder / "preprocessor_config.json").is_file():
+        return encoder, CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+    side = encoder.config.image_size
+    return encoder, CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
 def load_diffusers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A diffusers model from its folder: config and weights are compared before anything is loaded.
 
@@ -193,14 +220,14 @@ def load_diffusers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     files = weight_files(folder)
     for file in files:
         found |= shapes(file)
-    check_fit(on_meta(build, config), found, folder)
+    check_fit(on_meta(build, config).state_dict(), found, folder, "their config.json")
     variant = "fp16" if all(".fp16." in file.name for file in files) else None
     return build.from_pretrained(
         folder, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True
     )
 
 
-def _text_encoder(folder: Path, dtype: torch.dtype, kind: Any = CLIPTextModel) -> Any:
+def _clip(folder: Path, dtype: torch.dtype, kind: Any = CLIPTextModel) -> Any:
     for file in weight_files(folder):
         shapes(file)
     try:

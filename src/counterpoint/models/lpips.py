@@ -78,6 +78,6 @@ def load_lpips(file: Path) -> LpipsNetwork:
     found = shapes(file)
     with torch.device("meta"):
         network = LpipsNetwork("alex" if found.get("features.0.weight") == (64, 3, 11, 11) else "vgg")
-    check_fit(network, found, file)
+    check_fit(network.state_dict(), found, file)
     network.load_state_dict(load_file(file), assign=True)
     return network.float().eval()

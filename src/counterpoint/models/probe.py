@@ -127,7 +127,7 @@ def load_readout_head(file: Path, dims: Sequence[int] = READOUT["sd15"]) -> Prob
     """
     with torch.device("meta"):
         probe = Probe(dims)
-    check_fit(probe, shapes(file), file)
+    check_fit(probe.state_dict(), shapes(file), file)
     probe.load_state_dict(load_file(file), assign=True)
     return probe.float().eval()
 

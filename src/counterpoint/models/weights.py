@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,23 +51,30 @@ def weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} holds no weights: there is no .safetensors file in it")
 
 
-def check_fit(module: nn.Module, found: dict[str, tuple[int, ...]], where: object) -> None:
-    """Compare a file's tensors with what a module (on any device) wants.
+def check_fit(
+    wanted: Mapping[str, torch.Tensor], found: Mapping[str, tuple[int, ...]], where: object, model: str = "this network"
+) -> None:
+    """Compare a file's tensors with those that a model has (on any device).
+
+    Args:
+        wanted: the model's.
+        found: name -> shape, of the file.
+        where: the file's name.
+        model: what they have to fit, for the message.
 
     Raises:
         UserError: the first few tensors that are missing, foreign or of another shape.
     """
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     problems = [
-        f"{name} is {found[name]}, wanted {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
+        f"{name} is {found[name]}, wanted {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name] != tensor.shape
     ]
     problems += [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is not part of {type(module).__name__}" for name in found if name not in wanted]
+    problems += [f"{name} is foreign" for name in found if name not in wanted]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"the weights in {where} do not fit their config.json: {'; '.join(problems[:3])}{more}")
+        raise UserError(f"the weights in {where} do not fit {model}: {'; '.join(problems[:3])}{more}")
 
 
 def on_meta(build: type[nn.Module], config: dict[str, object]) -> nn.Module:

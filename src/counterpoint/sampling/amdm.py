@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.sampling.loop import Step
+from counterpoint.sampling.loop import Settle, Step
 from counterpoint.types import Denoiser, Latents, Moment, UserError
 
 MIXES = ("paper", "unit", "slerp")
@@ -144,6 +144,7 @@ def sample_aggregated(
     timesteps: Tensor,
     aggregation: Aggregation,
     *,
+    settle: Settle | None = None,
     finished: Callable[[], None] | None = None,
 ) -> Iterator[Step]:
     """Denoise with several models, one event a step; the last event holds the first model's result.
@@ -154,6 +155,7 @@ def sample_aggregated(
         latents: the noise to start from: one for all, or with ``authors`` one each.
         timesteps: all of them.
         aggregation: how.
+        settle: changes the first model's latents after every step.
         finished: called when the helpers are not needed any more, so that they can leave memory.
 
     Raises:
@@ -191,6 +193,8 @@ def sample_aggregated(
                 means = [_stale_mean(scheduler, int(timestep), *pair) for pair in zip(mine, stale, strict=True)]
             mixed = aggregate(torch.stack(steps), weights, aggregation.mix)
             steps = [pulled(mixed, mean, pull, aggregation.absolute) for mean, pull in zip(means, pulls, strict=True)]
+        if settle is not None:
+            steps = [settle(steps[0], moment), *steps[1:]]
         mine, stale = steps, said
         yield Step(moment, mine[0])
     if last + 1 >= len(timesteps) and finished is not None:

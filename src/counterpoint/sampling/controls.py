@@ -73,12 +73,19 @@ def make_branches(
     starts: Any,
     ends: Any,
 ) -> list[Branch]:
-    """The stack of a call; settings are one for all controls or one each.
+    """A model's stack.
+
+    Args:
+        networks: of the model, by control.
+        hints: of the call, which may have controls that this model lacks.
+        regions: likewise.
+        guided: whether the batch has an unconditional half.
+        modes: one for all controls of the call, or one each; so are ``weights``, ``starts`` and ``ends``.
 
     Raises:
         UserError: there are more or fewer of a setting, or one makes no sense.
     """
-    names = list(networks)
+    names = list(hints)
     modes, weights, starts, ends = (
         each(what, value, names)
         for what, value in (("control mode", modes), ("weight", weights), ("start", starts), ("end", ends))
@@ -96,6 +103,7 @@ def make_branches(
             decay=_DECAY[mode],
         )
         for name, mode, weight, start, end in zip(names, modes, weights, starts, ends, strict=True)
+        if name in networks
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,11 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.control.attach import injecting
+from counterpoint.control.attach import taking_in
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Watch, run_stack
 from counterpoint.control.subject import finding_subjects
+from counterpoint.sampling.guides import Guide
 from counterpoint.types import Fusion, Latents, Moment
 
 
@@ -32,6 +33,7 @@ class ControlledDenoiser:
         lending: KV-injection, if the rule has it.
         watch: hears what the rule makes of the controls.
         added: what SDXL reads besides the text, for the whole guided batch: ``text_embeds`` and ``time_ids``.
+        guide: says what a layout means to the host, if it has an adapter.
     """
 
     unet: UNet2DConditionModel
@@ -43,6 +45,7 @@ class ControlledDenoiser:
     lending: Lending | None = None
     watch: Watch | None = None
     added: Mapping[str, Tensor] | None = None
+    guide: Guide | None = None
 
     def __call__(self, latents: Latents, moment: Moment) -> Latents:
         """The guided prediction for ``latents`` as the scheduler scaled them."""
@@ -55,19 +58,16 @@ class ControlledDenoiser:
     def _predict(self, latents: Latents, moment: Moment, text: Tensor) -> Latents:
         fusion = self.fusion.during(moment.progress)
         residuals = run_stack(self.branches, fusion, latents, moment, text, self.lending, self.watch, self.added)
-        extra: dict[str, object] = {}
-        if residuals is not None and fusion.inject is torch.add:
-            extra = {"down_block_additional_residuals": residuals.down, "mid_block_additional_residual": residuals.mid}
-        with ExitStack() as stack:
-            if residuals is not None and not extra:
-                stack.enter_context(injecting(self.unet, residuals, fusion.inject))
-            stack.enter_context(finding_subjects(self.unet, self.lending, (latents.shape[2], latents.shape[3])))
+        with (
+            taking_in(self.unet, residuals, fusion.inject) as extra,
+            finding_subjects(self.unet, self.lending, (latents.shape[2], latents.shape[3])),
+            nullcontext({}) if self.guide is None else self.guide(moment) as told,
+        ):
             prediction: Tensor = self.unet(
                 latents,
                 moment.timestep,
                 encoder_hidden_states=text,
-                added_cond_kwargs=self.added,
                 return_dict=False,
-                **extra,
+                **{"added_cond_kwargs": self.added, **extra, **told},
             )[0]
         return prediction

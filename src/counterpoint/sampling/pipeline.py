@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin, UNet2DConditionModel
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.image_processor import PipelineImageInput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from counterpoint.conditions.layout import Layout
 from counterpoint.control.attach import hints_encoded_once
-from counterpoint.control.stack import Branch, Weight
+from counterpoint.control.stack import Weight
 from counterpoint.fusion import get_fusion
+from counterpoint.sampling.aggregated import come_back, leave
+from counterpoint.sampling.amdm import Aggregation, sample_aggregated
 from counterpoint.sampling.controls import each, find_lending, listed, make_branches, where_heard
 from counterpoint.sampling.denoise import ControlledDenoiser
-from counterpoint.sampling.loop import Settle, sample
-from counterpoint.sampling.prompt import PromptEncoder
+from counterpoint.sampling.loop import Settle, Step, sample
+from counterpoint.sampling.model import Generators, Model
+from counterpoint.sampling.pixels import copies
 from counterpoint.sampling.report import Report
 from counterpoint.types import Fusion, Latents, Moment, UserError
-
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -39,57 +37,32 @@ class Output:
 
 
 @dataclass(eq=False)
-class Pipeline:
-    """A Stable Diffusion model, 1.5 or SDXL, with any number of ControlNets.
+class Pipeline(Model):
+    """A model that makes pictures, with any number of ControlNets.
 
     Attributes:
-        controls: label -> ControlNet, in the order in which a call's control images come. A label such as ``"pose"``
-            is what messages and reports call a control.
-        tokenizer_2: of SDXL.
-        text_encoder_2: likewise.
-        zero_empty_prompt: whether an empty negative prompt is zeros (``force_zeros_for_empty_prompt``), as SDXL wants.
-        guidance_scale: what suits the model where a call names none.
+        helpers: models that are aggregated with this one, whose picture it becomes (AMDM, arXiv:2410.01262).
+        aggregation: how.
     """
 
-    vae: AutoencoderKL | AutoencoderTiny
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
-    scheduler: SchedulerMixin
-    controls: dict[str, ControlNetModel] = field(default_factory=dict)
-    tokenizer_2: CLIPTokenizer | None = None
-    text_encoder_2: CLIPTextModelWithProjection | None = None
-    zero_empty_prompt: bool = False
-    guidance_scale: float = 7.5
-
-    def __post_init__(self) -> None:
-        self.pixels = VaeImageProcessor(vae_scale_factor=self.factor)
-        self.hints = VaeImageProcessor(vae_scale_factor=self.factor, do_convert_rgb=True, do_normalize=False)
-        self.masks = VaeImageProcessor(
-            vae_scale_factor=self.factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-        )
-        self.shades = VaeImageProcessor(vae_scale_factor=self.factor, do_normalize=False, do_convert_grayscale=True)
+    helpers: tuple[Model, ...] = ()
+    aggregation: Aggregation = field(default_factory=Aggregation)
 
     @property
-    def factor(self) -> int:
-        """Pixels a latent, along each side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+    def models(self) -> tuple[Model, ...]:
+        """This one, and those that are aggregated with it."""
+        return (self, *self.helpers)
 
     @property
-    def native_size(self) -> int:
-        """Side of the pictures that the model was trained on."""
-        return int(self.unet.config.sample_size) * self.factor
-
-    @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-        return self.unet.device  # type: ignore[no-any-return]
+    def labels(self) -> list[str]:
+        """Every control that a call wants an image for: this model's, then those of its helpers alone."""
+        return list(dict.fromkeys(label for model in self.models for label in model.controls))
 
     def to(self, device: str | torch.device) -> Pipeline:
-        """Move every model."""
-        for model in (self.vae, self.text_encoder, self.text_encoder_2, self.unet, *self.controls.values()):
-            if model is not None:
-                model.to(device)
+        """Move every network, also of the helpers."""
+        for helper in self.helpers:
+            helper.to(device)
+        super().to(device)
         return self
 
     @torch.no_grad()
@@ -119,6 +92,7 @@ class Pipeline:
         foreground: str | Sequence[str] | None = None,
         subject: str | Sequence[str] | None = None,
         subject_mask: PipelineImageInput | Sequence[PipelineImageInput] | None = None,
+        layout: Layout | Sequence[Layout] | None = None,
         report: bool = False,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         callback_on_step_end: Callable[[Pipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -128,7 +102,7 @@ class Pipeline:
 
         Args:
             prompt: one, or one an image. ``ball++`` and ``(a red ball)1.3`` weigh words.
-            control_image: one condition image for each control, in the order of :attr:`controls`.
+            control_image: one condition image for each control, in the order of :attr:`labels`.
             image: starting picture for image-to-image and inpainting; alone, the condition images, as in diffusers'
                 text-to-image pipeline.
             mask_image: what to repaint of ``image``: white.
@@ -155,6 +129,7 @@ class Pipeline:
             subject: words of the prompt, one for each foreground, whose place the host's attention tells.
             subject_mask: white where the subject is, one for each foreground, in place of ``subject``. With neither,
                 no keys are lent.
+            layout: what stands where, for models with an adapter; one for all pictures, or one each.
             report: note at every step which control was heard where; see :class:`Report`.
             output_type: form of the images; ``"latent"`` skips decoding.
             callback_on_step_end: called as in diffusers; may return ``{"latents": ...}`` to replace them.
@@ -163,7 +138,7 @@ class Pipeline:
             UserError: arguments that do not fit each other.
         """
         shown = listed(control_image)
-        if self.controls and image is not None and not shown:
+        if self.labels and image is not None and not shown:
             image, shown = None, listed(image)
         if image is None and mask_image is not None:
             raise UserError("mask_image says what to repaint of image, and there is no image")
@@ -182,32 +157,49 @@ class Pipeline:
             raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} images; give one, or one a prompt")
         if isinstance(generator, list) and len(generator) != len(prompts):
             raise UserError(f"{len(generator)} generators for {len(prompts)} images; give one, or one an image")
-        hints = {label: self._hint(label, one, height, width, len(prompts)) for label, one in self._labelled(shown)}
-        guided, copies = guidance_scale > 1, num_images_per_prompt
-        given = each("control mask", None if control_mask is None else listed(control_mask), list(self.controls))
-        masks = [None if mask is None else self._grey(self.shades, mask, height, width, len(prompts)) for mask in given]
-        regions = where_heard(hints, dict(zip(self.controls, masks, strict=True)), gate_silence)
-        branches = make_branches(
-            self.controls,
-            hints,
-            regions,
-            guided,
-            modes=control_mode,
-            weights=controlnet_conditioning_scale,
-            starts=control_guidance_start,
-            ends=control_guidance_end,
-        )
+        count, size, guided = len(prompts), (height, width), guidance_scale > 1
+        self._check_labels(shown)
+        hints = {
+            label: self.pixels.hint(label, one, size, count).to(self.device, self.unet.dtype)
+            for label, one in zip(self.labels, shown, strict=True)
+        }
+        given = each("control mask", None if control_mask is None else listed(control_mask), self.labels)
+        masks = [None if mask is None else self.pixels.shade(mask, size, count).to(self.device) for mask in given]
+        regions = where_heard(hints, dict(zip(self.labels, masks, strict=True)), gate_silence)
         rule = get_fusion(fusion) if isinstance(fusion, str) else fusion
-        told = prompts[::copies], negatives[::copies], copies
-        denoise = self._denoiser(*told, guidance_scale, branches, rule, (height, width))
         subjects = [
-            self._grey(self.masks, mask, height, width, len(prompts))
+            self.pixels.mask(mask, size, count).to(self.device)
             for mask in ([] if subject_mask is None else listed(subject_mask))
         ]
-        lending = find_lending(rule, self.controls, self.tokenizer, prompts, foreground, subject, subjects)
-        shape = (len(prompts), self.unet.config.in_channels, height // self.factor, width // self.factor)
+        layouts: list[Layout | None] = (
+            [layout] * count if layout is None or isinstance(layout, Layout) else list(layout)
+        )
+        self._check_layouts(layouts, count)
+        denoisers = []
+        for model in self.models:
+            branches = make_branches(
+                model.controls,
+                hints,
+                regions,
+                guided,
+                modes=control_mode,
+                weights=controlnet_conditioning_scale,
+                starts=control_guidance_start,
+                ends=control_guidance_end,
+            )
+            denoiser = model.denoiser(
+                prompts, negatives, num_images_per_prompt, guidance_scale, branches, rule, layouts, size
+            )
+            if set(model.controls) == set(self.labels):
+                lending = find_lending(rule, model.controls, self.tokenizer, prompts, foreground, subject, subjects)
+                denoiser = replace(denoiser, lending=lending)
+            elif model.controls and (foreground or subject or subjects):
+                raise UserError("keys are lent within one model, and here no model has every control")
+            denoisers.append(denoiser)
+        shape = (count, self.unet.config.in_channels, height // self.factor, width // self.factor)
         noted = Report(tuple(self.controls), prompts, shape[2:]) if report and self.controls else None
-        denoise = replace(denoise, lending=lending, watch=None if noted is None else noted.watch)
+        if noted is not None:
+            denoisers[0] = replace(denoisers[0], watch=noted.watch)
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         timesteps = self.scheduler.timesteps
         settle = None
@@ -221,8 +213,9 @@ class Pipeline:
             settle = self._then(settle, callback_on_step_end)
         if noted is not None:
             noted.begin(len(timesteps))
-        with hints_encoded_once(list(self.controls.values())):
-            for step in sample(denoise, self.scheduler, start, timesteps, generator=generator, settle=settle):
+        networks = [network for model in self.models for network in model.controls.values()]
+        with hints_encoded_once(networks):
+            for step in self._steps(denoisers, start, timesteps, generator, settle):
                 final = step.latents
         images = final if output_type == "latent" else self.decode(final, output_type, generator)
         if noted is not None:
@@ -230,36 +223,6 @@ class Pipeline:
             noted.hints = hints
             noted.regions = {name: region for name, region in regions.items() if region is not None}
         return Output(images, report=noted)
-
-    def decode(self, latents: Latents, output_type: str = "pil", generator: Generators = None) -> Any:
-        """Latents -> images: a list of PIL images, an array ``(b, h, w, 3)`` in 0..1, or a tensor ``(b, 3, h, w)``."""
-        with self._vae_at_its_precision() as vae:
-            latents = latents.to(vae.dtype) / vae.config.scaling_factor
-            pixels = vae.decode(latents, return_dict=False, generator=generator)[0]
-        return self.pixels.postprocess(pixels.detach(), output_type=output_type)
-
-    def encode(self, pixels: Tensor, generator: Generators = None, copies: int = 1) -> Latents:
-        """Pictures ``(b, 3, h, w)`` in -1..1 -> latents, ``copies`` of each, each drawn with its own generator."""
-        with self._vae_at_its_precision() as vae:
-            encoded = vae.encode(pixels.to(self.device, vae.dtype))
-            if isinstance(vae, AutoencoderTiny):
-                latents: Tensor = torch.cat([row for row in encoded.latents.split(1) for _ in range(copies)])
-            else:
-                spread = encoded.latent_dist.parameters.repeat_interleave(copies, 0)
-                latents = DiagonalGaussianDistribution(spread).sample(generator)
-        return latents.to(self.unet.dtype) * float(vae.config.scaling_factor)
-
-    @contextmanager
-    def _vae_at_its_precision(self) -> Iterator[AutoencoderKL | AutoencoderTiny]:
-        """SDXL's overflows in half precision and says so."""
-        raised = self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
-        if raised:
-            self.vae.float()
-        try:
-            yield self.vae
-        finally:
-            if raised:
-                self.vae.half()
 
     def _check(self, height: int, width: int, steps: int, strength: float, guidance_scale: float) -> None:
         for name, value in (("height", height), ("width", width)):
@@ -272,61 +235,45 @@ class Pipeline:
         if not np.isfinite(guidance_scale):
             raise UserError(f"guidance scale must be a finite number, got {guidance_scale}")
 
-    def _labelled(self, images: list[Any]) -> list[tuple[str, Any]]:
-        if len(images) != len(self.controls):
+    def _check_labels(self, images: list[Any]) -> None:
+        if len(images) != len(self.labels):
             raise UserError(
-                f"{len(images)} control images for {len(self.controls)} controls "
-                f"({', '.join(self.controls) or 'none'}); give one each"
+                f"{len(images)} control images for {len(self.labels)} controls "
+                f"({', '.join(self.labels) or 'none'}); give one each"
             )
-        return list(zip(self.controls, images, strict=True))
 
-    def _hint(self, label: str, image: Any, height: int, width: int, count: int) -> Tensor:
-        """Condition images in 0..1, one for each of ``count`` pictures, from one for all, one a prompt, or one each."""
-        hint: Tensor = self.hints.preprocess(image, height=height, width=width).to(
-            self.device, self.controls[label].dtype
-        )
-        return _one_each(hint, count, f"images for the control {label}")
+    def _check_layouts(self, layouts: list[Layout | None], count: int) -> None:
+        readers = [model.adapter.kind for model in self.models if model.adapter is not None]
+        if len(layouts) != count:
+            raise UserError(f"{len(layouts)} layouts for {count} pictures; give one, or one each")
+        if readers and any(layout is None for layout in layouts):
+            raise UserError(f"{readers[0]} reads a layout, and there is none")
+        if not readers and any(layout is not None for layout in layouts):
+            raise UserError("nothing here reads a layout: load an adapter (interact, gligen, migc, ip-adapter)")
 
-    def _denoiser(
+    def _steps(
         self,
-        prompts: list[str],
-        negatives: list[str],
-        copies: int,
-        guidance_scale: float,
-        branches: list[Branch],
-        fusion: Fusion,
-        size: tuple[int, int],
-    ) -> ControlledDenoiser:
-        if self.text_encoder_2 is None or self.tokenizer_2 is None:
-            encode = PromptEncoder([self.tokenizer], [self.text_encoder])
-        else:
-            encode = PromptEncoder([self.tokenizer, self.tokenizer_2], [self.text_encoder, self.text_encoder_2])
-        text, negative = encode(prompts), encode(negatives)
-        length = max(text.embeddings.shape[1], negative.embeddings.shape[1])
-        text, negative = encode.match(text, length), encode.match(negative, length)
-        if self.zero_empty_prompt:
-            negative = encode.blank(negative, [not one for one in negatives])
-        text, negative = text.repeated(copies), negative.repeated(copies)
-        guided = guidance_scale > 1
-        added = None
-        if text.pooled is not None and negative.pooled is not None:
-            pooled = torch.cat([negative.pooled, text.pooled]) if guided else text.pooled
-            ids = torch.tensor([[*size, 0, 0, *size]], dtype=pooled.dtype, device=self.device)
-            added = {"text_embeds": pooled, "time_ids": ids.repeat(len(pooled), 1)}
-        return ControlledDenoiser(
-            self.unet,
-            branches,
-            fusion,
-            text.embeddings,
-            negative.embeddings if guided else None,
-            guidance_scale,
-            added=added,
+        denoisers: list[ControlledDenoiser],
+        start: Latents,
+        timesteps: Tensor,
+        generator: Generators,
+        settle: Settle | None,
+    ) -> Iterator[Step]:
+        if not self.helpers:
+            return sample(denoisers[0], self.scheduler, start, timesteps, generator=generator, settle=settle)
+        come_back(self.helpers, self)
+        starts = [start]
+        if self.aggregation.authors:
+            starts += [self._noise(tuple(start.shape), generator) for _ in self.helpers]
+        return sample_aggregated(
+            denoisers,
+            self.scheduler,
+            starts,
+            timesteps,
+            self.aggregation,
+            settle=settle,
+            finished=lambda: leave(self.helpers, self),
         )
-
-    def _grey(self, processor: VaeImageProcessor, mask: Any, height: int, width: int, count: int) -> Tensor:
-        """A mask image for every picture, ``(count, 1, height, width)`` in 0..1, from one for all, or one each."""
-        grey: Tensor = processor.preprocess(mask, height=height, width=width).to(self.device)
-        return _one_each(grey, count, "mask images")
 
     def _noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
         noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
@@ -350,14 +297,14 @@ class Pipeline:
         latents: Latents | None,
     ) -> tuple[Latents, Settle | None]:
         height, width = shape[2] * self.factor, shape[3] * self.factor
-        pictures = self.pixels.preprocess(image, height=height, width=width)
-        clean = self.encode(pictures, generator, _copies(len(pictures), shape[0], "start pictures"))
+        pictures = self.pixels.pictures.preprocess(image, height=height, width=width)
+        clean = self.encode(pictures, generator, copies(len(pictures), shape[0], "start pictures"))
         noise = self._noise(shape, generator) if latents is None else latents.to(self.device)
         start = self.scheduler.add_noise(clean, noise, timesteps[:1])
         if mask is None:
             return start, None
-        repaint = torch.nn.functional.interpolate(self._grey(self.masks, mask, height, width, shape[0]), size=shape[2:])
-        repaint = repaint.to(clean)
+        where = self.pixels.mask(mask, (height, width), shape[0]).to(clean)
+        repaint = torch.nn.functional.interpolate(where, size=shape[2:])
 
         def settle(current: Latents, moment: Moment) -> Latents:
             following = timesteps[moment.index + 1 : moment.index + 2]
@@ -374,14 +321,3 @@ class Pipeline:
             return (callback(self, moment.index, moment.timestep, {"latents": latents}) or {}).get("latents", latents)
 
         return settled
-
-
-def _copies(given: int, wanted: int, what: str) -> int:
-    """How often each of several pictures is used."""
-    if wanted % given:
-        raise UserError(f"{given} {what} and {wanted} pictures to make; give one, or one each")
-    return wanted // given
-
-
-def _one_each(rows: Tensor, count: int, what: str) -> Tensor:
-    return rows.repeat_interleave(_copies(len(rows), count, what), 0)

@@ -67,6 +67,12 @@ class PromptEncoder:
         pooled = [row.pooled for row in rows if row.pooled is not None]
         return Text(torch.cat([row.embeddings for row in rows]), torch.cat(pooled) if pooled else None)
 
+    @torch.no_grad()
+    def phrases(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b p"]]:
+        """Plain phrases of things as adapters read them: embeddings, and one vector a phrase."""
+        read = _read(self.tokenizers[0], self.text_encoders[0], texts, first=True)
+        return read.last_hidden_state, read.pooler_output
+
     def match(self, text: Text, length: int) -> Text:
         """Lengthen embeddings to ``length`` tokens with those of the empty prompt."""
         count, short = text.embeddings.shape[:2]

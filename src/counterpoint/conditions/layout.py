@@ -1,0 +1,204 @@
+"""Layouts: what stands where, who does what to whom, and whose style it has; one JSON file for every edge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from counterpoint.conditions.image import read_image
+from counterpoint.types import Box, Image, UserError
+
+_COLOURS = ((230, 25, 75), (0, 130, 200), (60, 180, 75), (245, 130, 48), (145, 30, 180), (0, 128, 128))
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A thing: how a prompt would call it, and where it is. Interactions refer to it by ``name``."""
+
+    phrase: str
+    box: Box
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.phrase.strip():
+            raise UserError(f"the thing at {_said(self.box)} has no phrase: say what it is, such as 'a red ball'")
+        x0, y0, x1, y1 = self.box
+        if not (0 <= x0 <= 1 and 0 <= y0 <= 1 and 0 <= x1 <= 1 and 0 <= y1 <= 1):
+            raise UserError(
+                f"the box of {self.phrase!r} reaches outside the picture: {_said(self.box)}; boxes are x0, y0, x1, y1 "
+                "as shares of the picture, in 0..1"
+            )
+        if not (x0 < x1 and y0 < y1):
+            raise UserError(f"the box of {self.phrase!r} is empty: {_said(self.box)}; boxes are x0, y0, x1, y1")
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Who does what to whom: positions in a layout's instances, and a verb such as ``"kicking"``."""
+
+    subject: int
+    action: str
+    object: int
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A picture whose style or content is wanted: how strongly, and where (white; ``None`` is everywhere)."""
+
+    image: Image
+    weight: float = 1.0
+    mask: Image | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a picture should show where."""
+
+    instances: tuple[Instance, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+    reference: Reference | None = None
+
+    def __post_init__(self) -> None:
+        for one in self.interactions:
+            if not one.action.strip():
+                raise UserError("an interaction has no action: say what is done, such as 'kicking'")
+            for place in (one.subject, one.object):
+                if not 0 <= place < len(self.instances):
+                    raise UserError(f"the interaction {one.action!r} is about thing {place} of {len(self.instances)}")
+
+
+def read_layout(path: Path) -> Layout:
+    """A layout file::
+
+        {"instances": [{"phrase": "a person", "box": [0.1, 0.2, 0.4, 0.9]},
+                       {"phrase": "a red ball", "box": [0.45, 0.7, 0.65, 0.9], "name": "ball"}],
+         "interactions": [{"subject": "a person", "action": "kicking", "object": "ball"}],
+         "reference": {"image": "style.png", "weight": 0.8, "mask": "where.png"}}
+
+    Interactions call things by name, or by phrase where they have none. Every part may be left out; ``reference`` may
+    be the picture's path alone. Paths count from the file's folder.
+
+    Raises:
+        UserError: it cannot be read, has an unknown or missing key, or says something impossible.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the layout {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"the layout {path} is not JSON: {error}") from None
+    try:
+        return parse_layout(content, path.parent)
+    except UserError as error:
+        raise UserError(f"layout {path}: {error}") from None
+
+
+def parse_layout(content: Any, folder: Path) -> Layout:
+    """A layout from what its JSON file holds; paths count from ``folder``.
+
+    Raises:
+        UserError: as :func:`read_layout`.
+    """
+    parts = _keys(content, "the layout", {"instances": list, "interactions": list, "reference": (str, dict)})
+    instances = tuple(_instance(one) for one in parts.get("instances", []))
+    interactions = tuple(_interaction(one, instances) for one in parts.get("interactions", []))
+    reference = parts.get("reference")
+    if isinstance(reference, str):
+        reference = {"image": reference}
+    return Layout(instances, interactions, None if reference is None else _reference(reference, folder))
+
+
+def draw_layout(picture: Image, layout: Layout) -> Image:
+    """A picture with its layout drawn over it: boxes with their phrases, and an arrow for every interaction."""
+    canvas = PIL.Image.fromarray(np.ascontiguousarray(picture))
+    draw = PIL.ImageDraw.Draw(canvas)
+    width, height = canvas.size
+    line = max(1, round(min(width, height) / 160))
+    font = PIL.ImageFont.load_default(max(9, min(width, height) / 32))
+    boxes = [[one.box[0] * width, one.box[1] * height, one.box[2] * width - 1, one.box[3] * height - 1]
+             for one in layout.instances]  # fmt: skip
+    for place, (one, box) in enumerate(zip(layout.instances, boxes, strict=True)):
+        colour = _COLOURS[place % len(_COLOURS)]
+        draw.rectangle(box, outline=colour, width=line)
+        _label(draw, (box[0], box[1]), one.phrase, colour, font, canvas.size)
+    for action in layout.interactions:
+        ends = [((boxes[i][0] + boxes[i][2]) / 2, (boxes[i][1] + boxes[i][3]) / 2)
+                for i in (action.subject, action.object)]  # fmt: skip
+        colour = _COLOURS[action.subject % len(_COLOURS)]
+        draw.line(ends, fill=colour, width=line)
+        draw.circle(ends[1], 2 * line, fill=colour)
+        middle = ((ends[0][0] + ends[1][0]) / 2, (ends[0][1] + ends[1][1]) / 2)
+        _label(draw, middle, action.action, colour, font, canvas.size)
+    return np.asarray(canvas)
+
+
+def _label(draw: Any, place: tuple[float, float], text: str, colour: Any, font: Any, size: tuple[int, int]) -> None:
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    x = min(max(place[0], 0), max(size[0] - right - 4, 0))
+    y = min(max(place[1], 0), max(size[1] - bottom - 4, 0))
+    draw.rectangle([x, y, x + right + 3, y + bottom + 3], fill=colour)
+    draw.text((x + 2 - left, y + 2 - top / 2), text, fill="white", font=font)
+
+
+def _instance(content: Any) -> Instance:
+    parts = _keys(content, "an instance", {"phrase": str, "box": list, "name": str}, ("phrase", "box"))
+    box = parts["box"]
+    if len(box) != 4 or not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in box):
+        raise UserError(f"the box of {parts['phrase']!r} is x0, y0, x1, y1, four numbers in 0..1, got {box}")
+    return Instance(
+        parts["phrase"], (float(box[0]), float(box[1]), float(box[2]), float(box[3])), parts.get("name", "")
+    )
+
+
+def _interaction(content: Any, instances: tuple[Instance, ...]) -> Interaction:
+    wanted = ("subject", "action", "object")
+    parts = _keys(content, "an interaction", dict.fromkeys(wanted, str), wanted)
+    return Interaction(_called(parts["subject"], instances), parts["action"], _called(parts["object"], instances))
+
+
+def _called(name: str, instances: tuple[Instance, ...]) -> int:
+    names = [one.name or one.phrase for one in instances]
+    if names.count(name) > 1:
+        raise UserError(
+            f"an interaction names {name!r}, and {names.count(name)} things are called that: give them names"
+        )
+    if name not in names:
+        raise UserError(
+            f"an interaction names {name!r}, and no thing is called that; there are {', '.join(names) or 'none'}"
+        )
+    return names.index(name)
+
+
+def _reference(content: Any, folder: Path) -> Reference:
+    parts = _keys(content, "the reference", {"image": str, "weight": (int, float), "mask": str}, ("image",))
+    mask = parts.get("mask")
+    return Reference(
+        read_image(folder / parts["image"]),
+        float(parts.get("weight", 1.0)),
+        None if mask is None else read_image(folder / mask),
+    )
+
+
+def _keys(content: Any, what: str, kinds: Mapping[str, Any], wanted: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{what} is an object with {', '.join(kinds)}, got {json.dumps(content)}")
+    for key, value in content.items():
+        if key not in kinds:
+            raise UserError(f"{what} has no {key!r}; it has {', '.join(kinds)}")
+        if not isinstance(value, kinds[key]):
+            raise UserError(f"{key!r} of {what} cannot be {json.dumps(value)}")
+    if missing := [key for key in wanted if key not in content]:
+        raise UserError(f"{what} lacks {missing[0]!r}: {json.dumps(content)}")
+    return content
+
+
+def _said(box: Box) -> str:
+    return ", ".join(f"{end:g}" for end in box)

@@ -1,0 +1,42 @@
+"""Adapters of every kind, told apart by what is in their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+
+from counterpoint.models.gligen import load_gligen
+from counterpoint.models.interact import load_interaction
+from counterpoint.models.ip_adapter import load_ip_adapter
+from counterpoint.models.migc import load_instances
+from counterpoint.models.weights import shapes, weight_files
+from counterpoint.types import UserError
+
+Load = Callable[[UNet2DConditionModel, Path], UNet2DConditionModel]
+KINDS: dict[str, tuple[str, Load]] = {
+    "interact": ("position_net.interaction_embedding", load_interaction),
+    "gligen": ("position_net.linears", load_gligen),
+    "migc": (".migc.", load_instances),
+    "ip-adapter": ("ip_adapter.", load_ip_adapter),
+}
+"""Kind -> what only its files hold, and what loads them; the first that fits is it."""
+
+
+def load_adapter(unet: UNet2DConditionModel, source: Path) -> tuple[str, UNet2DConditionModel]:
+    """An adapter's kind, and a UNet that has it and shares all other weights.
+
+    Args:
+        unet: stays as it is.
+        source: a safetensors file, or a folder that holds one.
+
+    Raises:
+        UserError: the file is missing, a pickle, damaged, of another UNet, or holds no adapter.
+    """
+    file = weight_files(source)[0] if source.is_dir() else source
+    names = shapes(file)
+    for kind, (mark, load) in KINDS.items():
+        if any(mark in name for name in names):
+            return kind, load(unet, file)
+    raise UserError(f"{file} holds no adapter that is known here: {', '.join(KINDS)}")

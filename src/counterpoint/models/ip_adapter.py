@@ -1,0 +1,69 @@
+"""IP-Adapter (arXiv:2308.06721): a picture as part of the prompt. The layers are diffusers' own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from counterpoint.models.sharing import sharing_copy
+from counterpoint.models.weights import check_fit, shapes
+from counterpoint.types import UserError
+
+
+def load_ip_adapter(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionModel:
+    """A UNet that shares all weights with another and reads a picture besides its prompt.
+
+    Its calls want ``added_cond_kwargs={"image_embeds": [(b, 1, d)]}``, embeddings of CLIP's image tower.
+
+    Args:
+        unet: stays as it is.
+        file: safetensors as published: ``image_proj.*`` and ``ip_adapter.NUMBER.to_{k,v}_ip.weight``.
+
+    Raises:
+        UserError: the file is missing, a pickle, damaged, of another UNet, or no IP-Adapter.
+    """
+    held = shapes(file)
+    found = {name: shape for name, shape in held.items() if name.startswith("ip_adapter.")}
+    if not found or len(found) == len(held):
+        raise UserError(f"{file} is no IP-Adapter (image_proj and ip_adapter)")
+    wanted = attention_names(unet)
+    check_fit(wanted, found, file, "this UNet")
+    tensors = load_file(file)
+    parts = {
+        part: {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        for part in ("image_proj", "ip_adapter")
+    }
+    grown = sharing_copy(unet)
+    try:
+        grown._load_ip_adapter_weights([parts])
+    except (KeyError, RuntimeError, ValueError, IndexError) as error:
+        raise UserError(f"{file}: its image_proj is of no kind that diffusers knows ({error})") from None
+    return grown
+
+
+def attention_names(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """Published name -> a tensor of that shape: two layers for each cross-attention, numbered oddly in the order of
+    the UNet's processors (down, up, mid)."""
+    modules = dict(unet.named_modules())
+    names = {}
+    for number, processor in enumerate(name for name in unet.attn_processors if "attn2" in name):
+        attention = modules[re.sub(r"\.processor$", "", processor)]
+        for layer in ("k", "v"):
+            names[f"ip_adapter.{2 * number + 1}.to_{layer}_ip.weight"] = getattr(attention, f"to_{layer}").weight
+    return names
+
+
+def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """What :func:`load_ip_adapter` added, under the published names; of the plain projection only."""
+    state: dict[str, Tensor] = {}
+    for number, (_, processor) in enumerate((n, p) for n, p in unet.attn_processors.items() if "attn2" in n):
+        for layer in ("k", "v"):
+            state[f"ip_adapter.{2 * number + 1}.to_{layer}_ip.weight"] = getattr(processor, f"to_{layer}_ip")[0].weight
+    projection = unet.encoder_hid_proj.image_projection_layers[0]
+    for theirs, ours in (("proj", projection.image_embeds), ("norm", projection.norm)):
+        state |= {f"image_proj.{theirs}.{name}": value for name, value in ours.state_dict().items()}
+    return state

@@ -1,0 +1,164 @@
+"""A Stable Diffusion model, 1.5 or SDXL, with everything that it is asked with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from counterpoint.conditions.layout import Layout
+from counterpoint.control.stack import Branch
+from counterpoint.sampling.denoise import ControlledDenoiser
+from counterpoint.sampling.guides import Adapter, make_guide
+from counterpoint.sampling.pixels import Pixels
+from counterpoint.sampling.prompt import PromptEncoder
+from counterpoint.types import Fusion, Latents
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+@dataclass(eq=False)
+class Model:
+    """Networks that belong together.
+
+    Attributes:
+        controls: label -> ControlNet, in the order in which a call's control images come. A label such as ``"pose"``
+            is what messages and reports call a control.
+        tokenizer_2: of SDXL.
+        text_encoder_2: likewise.
+        zero_empty_prompt: whether an empty negative prompt is zeros (``force_zeros_for_empty_prompt``), as SDXL wants.
+        guidance_scale: what suits the model where a call names none.
+        adapter: what reads a call's layout, if the UNet has one.
+    """
+
+    vae: AutoencoderKL | AutoencoderTiny
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
+    controls: dict[str, ControlNetModel] = field(default_factory=dict)
+    tokenizer_2: CLIPTokenizer | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    zero_empty_prompt: bool = False
+    guidance_scale: float = 7.5
+    adapter: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        self.pixels = Pixels(self.factor)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, along each side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def native_size(self) -> int:
+        """Side of the pictures that the model was trained on."""
+        return int(self.unet.config.sample_size) * self.factor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.unet.device  # type: ignore[no-any-return]
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move every network."""
+        read = None if self.adapter is None else self.adapter.image_encoder
+        for network in (self.vae, self.text_encoder, self.text_encoder_2, self.unet, read, *self.controls.values()):
+            if network is not None:
+                network.to(device)
+        return self
+
+    def decode(self, latents: Latents, output_type: str = "pil", generator: Generators = None) -> Any:
+        """Latents -> images: a list of PIL images, an array ``(b, h, w, 3)`` in 0..1, or a tensor ``(b, 3, h, w)``."""
+        with self._vae_at_its_precision() as vae:
+            latents = latents.to(vae.dtype) / vae.config.scaling_factor
+            pixels = vae.decode(latents, return_dict=False, generator=generator)[0]
+        return self.pixels.pictures.postprocess(pixels.detach(), output_type=output_type)
+
+    def encode(self, pixels: Tensor, generator: Generators = None, copies: int = 1) -> Latents:
+        """Pictures ``(b, 3, h, w)`` in -1..1 -> latents, ``copies`` of each, each drawn with its own generator."""
+        with self._vae_at_its_precision() as vae:
+            encoded = vae.encode(pixels.to(self.device, vae.dtype))
+            if isinstance(vae, AutoencoderTiny):
+                latents: Tensor = torch.cat([row for row in encoded.latents.split(1) for _ in range(copies)])
+            else:
+                spread = encoded.latent_dist.parameters.repeat_interleave(copies, 0)
+                latents = DiagonalGaussianDistribution(spread).sample(generator)
+        return latents.to(self.unet.dtype) * float(vae.config.scaling_factor)
+
+    @contextmanager
+    def _vae_at_its_precision(self) -> Iterator[AutoencoderKL | AutoencoderTiny]:
+        """SDXL's overflows in half precision and says so."""
+        raised = self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
+        if raised:
+            self.vae.float()
+        try:
+            yield self.vae
+        finally:
+            if raised:
+                self.vae.half()
+
+    def denoiser(
+        self,
+        prompts: list[str],
+        negatives: list[str],
+        copies: int,
+        guidance_scale: float,
+        branches: list[Branch],
+        fusion: Fusion,
+        layouts: list[Layout | None],
+        size: tuple[int, int],
+    ) -> ControlledDenoiser:
+        """The model as a denoiser for a batch.
+
+        Args:
+            prompts: one a picture, the same for ``copies`` in a row.
+            negatives: likewise.
+            copies: pictures a prompt.
+            guidance_scale: 1 or less switches guidance off.
+            branches: its controls.
+            fusion: what joins them.
+            layouts: one a picture; ``None`` if it has no adapter.
+            size: height and width of the pictures.
+
+        Raises:
+            UserError: a layout is not what the adapter reads.
+        """
+        if self.text_encoder_2 is None or self.tokenizer_2 is None:
+            encode = PromptEncoder([self.tokenizer], [self.text_encoder])
+        else:
+            encode = PromptEncoder([self.tokenizer, self.tokenizer_2], [self.text_encoder, self.text_encoder_2])
+        text, negative = encode(prompts[::copies]), encode(negatives[::copies])
+        length = max(text.embeddings.shape[1], negative.embeddings.shape[1])
+        text, negative = encode.match(text, length), encode.match(negative, length)
+        if self.zero_empty_prompt:
+            negative = encode.blank(negative, [not one for one in negatives[::copies]])
+        text, negative = text.repeated(copies), negative.repeated(copies)
+        guided = guidance_scale > 1
+        added = None
+        if text.pooled is not None and negative.pooled is not None:
+            pooled = torch.cat([negative.pooled, text.pooled]) if guided else text.pooled
+            ids = torch.tensor([[*size, 0, 0, *size]], dtype=pooled.dtype, device=self.device)
+            added = {"text_embeds": pooled, "time_ids": ids.repeat(len(pooled), 1)}
+        guide = None
+        if self.adapter is not None:
+            known = [layout for layout in layouts if layout is not None]
+            guide = make_guide(self.adapter, self.unet, encode, known, guided, size)
+        return ControlledDenoiser(
+            self.unet,
+            branches,
+            fusion,
+            text.embeddings,
+            negative.embeddings if guided else None,
+            guidance_scale,
+            added=added,
+            guide=guide,
+        )

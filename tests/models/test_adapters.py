@@ -1,0 +1,274 @@
+"""Adapters: the published tables at full size, small ones for real, and files of every form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
+from safetensors.torch import save_file
+
+from counterpoint.models.adapter import load_adapter
+from counterpoint.models.gligen import fuser_state, renamed, with_fusers
+from counterpoint.models.ip_adapter import adapter_state, attention_names, load_ip_adapter
+from counterpoint.models.migc import (
+    INSTANCES,
+    InstanceShading,
+    Told,
+    _renamed,
+    box_masks,
+    instance_state,
+    load_instances,
+    naively,
+    telling,
+    with_instances,
+)
+from counterpoint.models.weights import read_pickle
+from counterpoint.types import UserError
+
+SITES = ("mid_block.attentions.0", "up_blocks.1.attentions.0")
+GATES = ("ChannelGate.mlp.1.weight", "ChannelGate.mlp.1.bias", "ChannelGate.mlp.3.weight", "ChannelGate.mlp.3.bias",
+         "SpatialGate.spatial.conv.weight")  # fmt: skip
+
+
+def published_migc(width: int = 1280, *, refined: bool = False) -> dict[str, tuple[int, ...]]:
+    """Name under ``migc.`` -> shape of one layer of the published files."""
+    small, slots = width // 16, 30
+    table = {
+        "ea.to_q.weight": (width, width), "ea.to_k.weight": (width, 768), "ea.to_v.weight": (width, 768),
+        "ea.to_out.0.weight": (width, width), "ea.to_out.0.bias": (width,),
+        **{f"la.{name}.weight": (width, width) for name in ("to_q", "to_k", "to_v", "to_out.0")},
+        "la.to_out.0.bias": (width,),
+        "norm.weight": (width,), "norm.bias": (width,),
+        "sac.conv2.weight": (1, width, 1, 1), "sac.conv2.bias": (1,),
+        **{f"sac.cbam2.{name}": shape for name, shape in
+           zip(GATES, ((slots, slots), (slots,), (slots, slots), (slots,), (1, 2, 7, 7)), strict=True)},
+        **{f"pos_net.linears_position.{layer}.weight": shape
+           for layer, shape in ((0, (512, 64)), (2, (512, 512)), (4, (768, 512)))},
+        **{f"pos_net.linears_position.{layer}.bias": (size,) for layer, size in ((0, 512), (2, 512), (4, 768))},
+    }  # fmt: skip
+    if refined:
+        return {**table, "gamma": (1,)}
+    first = zip(GATES, ((small, width), (small,), (width, small), (width,), (1, 2, 7, 7)), strict=True)
+    return {**table, "sac.conv1.weight": (width, width + 1, 1, 1), "sac.conv1.bias": (width,),
+            **{f"sac.cbam1.{name}": shape for name, shape in first}}  # fmt: skip
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_every_published_tensor_of_migc_lands_at_full_size(refined: bool) -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+        grown = with_instances(unet, refined=refined)
+    wanted = {name: tuple(value.shape) for name, value in instance_state(grown).items()}
+    ldm = [f"model.diffusion_model.{place}.1.transformer_blocks.0.attn2.migc"
+           for place in ("middle_block", "output_blocks.3", "output_blocks.4", "output_blocks.5")]  # fmt: skip
+    theirs = [f"{site}.transformer_blocks.0.attn2.processor.migc"
+              for site in ("mid_block.attentions.0", *(f"up_blocks.1.attentions.{i}" for i in range(3)))]  # fmt: skip
+    table = published_migc(refined=refined)
+    found = {
+        _renamed(f"{place}.{name}"): shape for place in (theirs if refined else ldm) for name, shape in table.items()
+    }
+    assert found == wanted
+    assert len(found) == 4 * len(table)
+
+
+def test_every_published_tensor_of_the_ip_adapter_lands_at_full_size() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+    widths = [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 + [320] * 3 + [1280]
+    wanted = {
+        f"ip_adapter.{2 * number + 1}.to_{layer}_ip.weight": (width, 768)
+        for number, width in enumerate(widths)
+        for layer in "kv"
+    }
+    assert {name: tuple(value.shape) for name, value in attention_names(unet).items()} == wanted
+
+
+def test_gligen_names_in_both_forms() -> None:
+    assert renamed("output_blocks.11.1.transformer_blocks.0.fuser.alpha_attn") == (
+        "up_blocks.3.attentions.2.transformer_blocks.0.fuser.alpha_attn"
+    )
+    assert renamed("down_blocks.0.attentions.1.transformer_blocks.0.fuser.norm1.bias").startswith("down_blocks.0.")
+    assert renamed("position_net.linears.0.weight") == "position_net.linears.0.weight"
+    assert renamed("input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight") is None
+
+
+@pytest.fixture
+def unet(parts: dict) -> UNet2DConditionModel:
+    return parts["unet"]
+
+
+def told(unet: UNet2DConditionModel, there: list[list[bool]], **more: object) -> Told:
+    generator = torch.Generator().manual_seed(0)
+    rows, count, width = len(there), len(there[0]), unet.config.cross_attention_dim
+    low = torch.rand(rows, count, 2, generator=generator) / 2
+    return Told(
+        phrases=torch.randn(rows, count, 7, width, generator=generator),
+        pooled=torch.randn(rows, count, width, generator=generator),
+        boxes=torch.cat([low, low + 0.4], -1),
+        there=torch.tensor(there),
+        size=(64, 64),
+        **more,
+    )
+
+
+def run(unet: UNet2DConditionModel, layout: Told | None = None, rows: int = 3, **more: object) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(rows, 4, 8, 8, generator=generator)
+    text = torch.randn(rows, 7, unet.config.cross_attention_dim, generator=generator)
+    with torch.no_grad():
+        if layout is None:
+            return unet(latents, 10, text, **more).sample
+        with telling(unet, layout):
+            return unet(latents, 10, text, **more).sample
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_what_is_not_told_a_layout_is_the_unet_that_it_was(unet: UNet2DConditionModel, refined: bool) -> None:
+    before = set(unet.state_dict())
+    grown = with_instances(unet, SITES, refined=refined)
+    assert set(unet.state_dict()) == before
+    plain = run(unet)
+    assert torch.equal(run(grown), plain)
+    layout = told(unet, [[False, False], [True, False], [True, True]])
+    found = run(grown, layout)
+    assert torch.equal(found[0], plain[0]), "a row without instances"
+    assert not torch.allclose(found[1], plain[1])
+    assert torch.equal(run(grown), plain), "nothing is remembered"
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_padding_and_batch_mates_change_nothing(unet: UNet2DConditionModel, refined: bool) -> None:
+    torch.manual_seed(0)
+    grown = with_instances(unet, SITES, refined=refined)
+    if refined:
+        for name, value in instance_state(grown).items():
+            if name.endswith("gamma"):
+                value += 1
+    layout = told(unet, [[True, True, False]] * 3)
+    found = run(grown, layout)
+    short = Told(layout.phrases[:, :2], layout.pooled[:, :2], layout.boxes[:, :2], layout.there[:, :2], layout.size)
+    torch.testing.assert_close(run(grown, short), found, atol=1e-5, rtol=1e-4)
+    mixed = Told(layout.phrases, layout.pooled, layout.boxes, layout.there.clone(), layout.size)
+    mixed.there[0] = False
+    torch.testing.assert_close(run(grown, mixed)[1:], found[1:], atol=1e-5, rtol=1e-4)
+
+
+def test_instances_are_read_inside_their_boxes_only() -> None:
+    layout = Told(
+        torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 8), torch.tensor([[[0, 0, 0.5, 1], [0.75, 0.5, 1, 1]]]),
+        torch.ones(1, 2, dtype=torch.bool), (64, 64),
+    )  # fmt: skip
+    inside, outside = box_masks(layout, 64)
+    assert inside[0, 0].equal(torch.tensor([1.0] * 4 + [0.0] * 4).expand(8, 8))
+    assert inside[0, 1, 4:, 6:].min() == 1
+    assert inside[0, 1].sum() == 8
+    assert torch.equal(inside.sum(1, keepdim=True) + outside, torch.ones(1, 1, 8, 8))
+    whole, read = torch.zeros(1, 64, 4), torch.stack([torch.full((64, 4), 11.0), torch.full((64, 4), 22.0)])[None]
+    joined = naively(whole, read, inside).view(8, 8, 4)
+    torch.testing.assert_close(joined[0, 0], torch.full((4,), 10.0))
+    torch.testing.assert_close(joined[7, 7], torch.full((4,), 20.0))
+    assert torch.equal(joined[0, 7], torch.zeros(4))
+
+
+def test_shares_sum_to_one_and_padding_gets_none() -> None:
+    torch.manual_seed(0)
+    network = InstanceShading(16, 8).double()
+    features = torch.randn(2, 5, 9, 16, dtype=torch.float64)  # background, three instances, template
+    there = torch.tensor([[True, True, False], [True, True, True]])
+    guides = torch.rand(2, 5, 9, 1, dtype=torch.float64)
+    same = network.sac(torch.ones_like(features), guides, there, (3, 3))
+    torch.testing.assert_close(same, torch.ones_like(same))
+    changed = features.clone()
+    changed[:, 3] += 100
+    before, after = (network.sac(x, guides, there, (3, 3)) for x in (features, changed))
+    assert not torch.allclose(before[1], after[1])
+    empty = features.clone()
+    empty[0, 3], guides[0, 3] = 0, 0
+    short = network.sac(empty[:1, [0, 1, 2, 4]], guides[:1, [0, 1, 2, 4]], there[:1, :2], (3, 3))
+    torch.testing.assert_close(network.sac(empty, guides, there, (3, 3))[:1], short)
+    assert network.sac.slots == INSTANCES + 2
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_instance_layers_from_files_of_every_form(unet: UNet2DConditionModel, tmp_path: Path, refined: bool) -> None:
+    torch.manual_seed(0)
+    trained = with_instances(unet, SITES, refined=refined)
+    for value in instance_state(trained).values():
+        value.add_(0.1 * torch.randn_like(value))
+    layout = told(unet, [[True, True]] * 3)
+    wanted = run(trained, layout)
+    state = {name: value.clone() for name, value in instance_state(trained).items()}
+    save_file(state, tmp_path / "ours.safetensors")
+    torch.save({"state_dict": state}, tmp_path / "published.ckpt")
+    save_file(read_pickle(tmp_path / "published.ckpt"), tmp_path / "published.safetensors")
+    for form in ("ours", "published"):
+        kind, loaded = load_adapter(unet, tmp_path / f"{form}.safetensors")
+        assert kind == "migc"
+        assert torch.equal(run(loaded, layout), wanted), form
+    name = next(name for name in state if "sac.conv2.weight" in name)
+    save_file({key: value for key, value in state.items() if key != name}, tmp_path / "ours.safetensors")
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        load_instances(unet, tmp_path / "ours.safetensors")
+    with pytest.raises(UserError, match="no transformer nowhere; it has down_blocks"):
+        with_instances(unet, ["nowhere"])
+
+
+def test_gligen_is_diffusers_own_gated_unet(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    width = unet.config.cross_attention_dim
+    grown = with_fusers(unet, GLIGENTextBoundingboxProjection(24, width))
+    for value in fuser_state(grown).values():
+        value.copy_(0.3 * torch.randn_like(value))
+    given = {"gligen": {
+        "boxes": torch.rand(3, 4, 4), "masks": torch.ones(3, 4), "positive_embeddings": torch.randn(3, 4, 24)
+    }}  # fmt: skip
+    wanted = run(grown, cross_attention_kwargs=given)
+    settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    stock = UNet2DConditionModel(**{**settings, "attention_type": "gated"})
+    stock.position_net = GLIGENTextBoundingboxProjection(24, width)
+    stock.load_state_dict(grown.state_dict())
+    assert torch.equal(run(stock, cross_attention_kwargs=given), wanted)
+    save_file({name: value.clone() for name, value in stock.state_dict().items()}, tmp_path / "whole.safetensors")
+    kind, loaded = load_adapter(unet, tmp_path)
+    assert kind == "gligen"
+    assert torch.equal(run(loaded, cross_attention_kwargs=given), wanted)
+
+
+def ip_adapter(unet: UNet2DConditionModel, tokens: int = 4, embedding: int = 24) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    text = unet.config.cross_attention_dim
+    return {
+        **{name: 0.3 * torch.randn_like(value) for name, value in attention_names(unet).items()},
+        "image_proj.proj.weight": torch.randn(tokens * text, embedding),
+        "image_proj.proj.bias": torch.randn(tokens * text),
+        "image_proj.norm.weight": torch.ones(text),
+        "image_proj.norm.bias": torch.zeros(text),
+    }
+
+
+def test_an_ip_adapter_loads_and_goes_back_to_its_file(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    state = ip_adapter(unet)
+    save_file(state, tmp_path / "style.safetensors")
+    plain = run(unet)
+    kind, grown = load_adapter(unet, tmp_path / "style.safetensors")
+    assert kind == "ip-adapter"
+    added = {"image_embeds": [torch.randn(3, 1, 24)]}
+    assert not torch.allclose(run(grown, added_cond_kwargs=added), plain)
+    assert torch.equal(run(unet), plain)
+    back = adapter_state(grown)
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+    save_file(
+        {name: value for name, value in state.items() if "ip_adapter.3.to_k" not in name}, tmp_path / "b.safetensors"
+    )
+    with pytest.raises(UserError, match=r"ip_adapter\.3\.to_k_ip\.weight is missing"):
+        load_ip_adapter(unet, tmp_path / "b.safetensors")
+
+
+def test_a_file_of_something_else_is_said(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="no adapter that is known here: interact, gligen, migc, ip-adapter"):
+        load_adapter(unet, tmp_path / "x.safetensors")

@@ -1,0 +1,248 @@
+"""Whole models with adapters, alone and together: stock diffusers at the seams, and nothing but the first's picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionGLIGENPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+import counterpoint
+from counterpoint.conditions.layout import Instance, Interaction, Layout, Reference
+from counterpoint.models.gligen import fuser_state, with_fusers
+from counterpoint.models.interact import InteractionEmbedding
+from counterpoint.models.ip_adapter import attention_names, load_ip_adapter
+from counterpoint.models.migc import instance_state, with_instances
+from counterpoint.sampling.aggregated import come_back, leave, own_tensors
+from counterpoint.sampling.guides import Adapter
+from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.sampling.schedulers import make_scheduler
+from counterpoint.types import UserError
+
+FAST = {"num_inference_steps": 10, "width": 64, "height": 64, "guidance_scale": 4.0, "output_type": "latent"}
+THINGS = (Instance("a person", (0.0, 0.1, 0.5, 0.9)), Instance("a red ball", (0.5, 0.5, 1.0, 1.0)))
+STYLE = Image.effect_noise((40, 40), 60).convert("RGB")
+LAYOUT = Layout(THINGS, (Interaction(0, "kicking", 1),), Reference(np.asarray(STYLE), 0.7))
+HINT = Image.effect_noise((64, 64), 60).convert("RGB")
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def trained(state: dict[str, torch.Tensor], size: float = 0.3) -> None:
+    torch.manual_seed(3)
+    for value in state.values():
+        value.copy_(size * torch.randn_like(value))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> CLIPVisionModelWithProjection:
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8,
+        projection_dim=24,
+    )  # fmt: skip
+    return CLIPVisionModelWithProjection(config).eval()
+
+
+@pytest.fixture
+def make(parts: dict, tmp_path: Path, encoder: CLIPVisionModelWithProjection) -> Callable[[str | None], Pipeline]:
+    """A model with an adapter of a kind, on the same UNet."""
+
+    def made(kind: str | None = None, **more: object) -> Pipeline:
+        unet: UNet2DConditionModel = parts["unet"]
+        text, adapter = unet.config.cross_attention_dim, None if kind is None else Adapter(kind)
+        if kind == "interact":
+            unet = with_fusers(unet, InteractionEmbedding(text, text, 3))
+            trained(fuser_state(unet))
+        elif kind == "gligen":
+            unet = with_fusers(unet, GLIGENTextBoundingboxProjection(text, text))
+            trained(fuser_state(unet))
+        elif kind == "migc":
+            unet = with_instances(unet, ("mid_block.attentions.0",))
+            trained(instance_state(unet))
+        elif kind == "ip-adapter":
+            save_file(pictured(unet), tmp_path / "style.safetensors")
+            unet = load_ip_adapter(unet, tmp_path / "style.safetensors")
+            adapter = Adapter(kind, encoder, processor())
+        scheduler = make_scheduler("ddim", parts["scheduler"].config)
+        return Pipeline(
+            parts["vae"], parts["text_encoder"], parts["tokenizer"], unet, scheduler, adapter=adapter, **more
+        )
+
+    return made
+
+
+def processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+def pictured(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    text = unet.config.cross_attention_dim
+    return {
+        **{name: 0.5 * torch.randn_like(value) for name, value in attention_names(unet).items()},
+        "image_proj.proj.weight": torch.randn(4 * text, 24),
+        "image_proj.proj.bias": torch.randn(4 * text),
+        "image_proj.norm.weight": torch.ones(text),
+        "image_proj.norm.bias": torch.zeros(text),
+    }
+
+
+def stock(parts: dict, unet: UNet2DConditionModel, kind: type, **more: object) -> object:
+    made = kind(
+        vae=parts["vae"], text_encoder=parts["text_encoder"], tokenizer=parts["tokenizer"], unet=unet,
+        scheduler=DDIMScheduler.from_config(parts["scheduler"].config), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False, **more,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_gligen_is_the_stock_pipeline(parts: dict, make: Callable) -> None:
+    ours = make("gligen")
+    found = ours("a person", layout=LAYOUT, generator=seeded(0), **FAST).images
+    theirs = stock(parts, ours.unet, StableDiffusionGLIGENPipeline)
+    wanted = theirs(
+        "a person",
+        gligen_phrases=[one.phrase for one in THINGS],
+        gligen_boxes=[list(one.box) for one in THINGS],
+        gligen_scheduled_sampling_beta=0.3,
+        generator=torch.Generator().manual_seed(0),
+        **FAST,
+    ).images
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    theirs.enable_fuser(True)
+    plain = make()("a person", generator=seeded(0), **FAST).images
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+def test_an_ip_adapter_is_the_stock_pipeline(
+    parts: dict, make: Callable, encoder: CLIPVisionModelWithProjection
+) -> None:
+    ours = make("ip-adapter")
+    found = ours("a person", layout=LAYOUT, generator=seeded(0), **FAST).images
+    theirs = stock(parts, ours.unet, StableDiffusionPipeline, image_encoder=encoder)
+    theirs.feature_extractor = processor()
+    theirs.set_ip_adapter_scale(0.7)
+    wanted = theirs("a person", ip_adapter_image=STYLE, generator=torch.Generator().manual_seed(0), **FAST).images
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    nowhere = Layout(reference=Reference(LAYOUT.reference.image, 1.0, np.zeros((5, 5, 3), np.uint8)))
+    theirs.set_ip_adapter_scale(1.0)
+    silent = ours("a person", layout=nowhere, generator=seeded(0), **FAST).images
+    torch.testing.assert_close(silent, make()("a person", generator=seeded(0), **FAST).images, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["interact", "gligen", "migc", "ip-adapter"])
+def test_layouts_alone_and_in_a_batch(make: Callable, kind: str) -> None:
+    other = Layout((THINGS[1],), (), Reference(np.asarray(STYLE.rotate(90)), 0.2))
+    pipe = make(kind)
+    both = pipe(["a person", "a ball"], layout=[LAYOUT, other], generator=seeded(0, 1), **FAST).images
+    for place, (prompt, layout) in enumerate((("a person", LAYOUT), ("a ball", other))):
+        alone = pipe(prompt, layout=layout, generator=seeded(place), **FAST).images
+        torch.testing.assert_close(alone[0], both[place], atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(both[0], pipe("a person", layout=other, generator=seeded(0), **FAST).images[0], atol=1e-2)
+
+
+def test_what_helpers_find_reaches_the_picture_and_only_through_the_shared_steps(make: Callable) -> None:
+    first, helper = make("interact"), make("migc")
+    call = {"layout": LAYOUT, "generator": seeded(0), **FAST}
+    alone = first("a person", **call).images
+    for steps, weights, same in ((0, 0.5, True), (3, 1.0, False), (3, 0.5, False)):
+        both = counterpoint.aggregate([first, helper], weights, steps)
+        found = both("a person", **{**call, "generator": seeded(0)}).images
+        assert torch.equal(found, alone) == same, (steps, weights)
+    assert torch.equal(first("a person", **{**call, "generator": seeded(0)}).images, alone), "the parts are untouched"
+    twins = counterpoint.aggregate([first, make("interact")], 0.5, 3)
+    torch.testing.assert_close(
+        twins("a person", **{**call, "generator": seeded(0)}).images, alone, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_helpers_are_asked_in_the_shared_steps_only(make: Callable) -> None:
+    models = [make("interact"), make("migc"), make("ip-adapter")]
+    counts = [0, 0, 0]
+
+    def counting(place: int) -> Callable:
+        def hook(*_: object) -> None:
+            counts[place] += 1
+
+        return hook
+
+    handles = [one.unet.register_forward_pre_hook(counting(place)) for place, one in enumerate(models)]
+    try:
+        counterpoint.aggregate(models, (0.47, 0.5), 3)("a person", layout=LAYOUT, generator=seeded(0), **FAST)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert counts == [10, 3, 3]
+
+
+def test_stacks_of_controls_work_together_with_adapters(parts: dict, make: Callable) -> None:
+    pose, seg = parts["networks"]
+    stack, grounded = make(controls={"pose": pose, "seg": seg}), make("interact")
+    for models in ([grounded, stack], [stack, grounded]):
+        both = counterpoint.aggregate(models, 0.5, 3)
+        assert both.labels == ["pose", "seg"]
+        call = {"layout": LAYOUT, "fusion": "pix", "control_image": [HINT, HINT.rotate(90)], **FAST}
+        found = both("a person", generator=seeded(0), **call).images
+        weaker = both("a person", controlnet_conditioning_scale=[0.0, 0.5], generator=seeded(0), **call).images
+        assert not torch.allclose(found, weaker, atol=1e-3)
+    with pytest.raises(UserError, match="no model has every control"):
+        counterpoint.aggregate([make(controls={"pose": pose}), make(controls={"seg": seg})], 0.5, 3)(
+            "a person", [HINT, HINT], fusion="cross", subject="person", **FAST
+        )
+
+
+def test_helpers_leave_and_come_back(make: Callable) -> None:
+    """Without an accelerator nothing can move: that what would move is the helper's own, and comes back whole."""
+    first, helper = make("interact"), make("migc")
+    before = {name: value.clone() for name, value in helper.unet.state_dict().items()}
+    moved = own_tensors([helper], first)
+    assert {tensor.data_ptr() for tensor in moved} == {
+        value.data_ptr() for value in instance_state(helper.unet).values()
+    }
+    leave([helper], first)
+    come_back([helper], first)
+    assert all(torch.equal(value, before[name]) for name, value in helper.unet.state_dict().items())
+
+
+def test_what_cannot_be_aggregated_is_said(make: Callable, parts: dict) -> None:
+    first = make("interact")
+    with pytest.raises(UserError, match="at least two models, got 1"):
+        counterpoint.aggregate([first])
+    with pytest.raises(UserError, match="2 weights for 2 models"):
+        counterpoint.aggregate([first, first], (0.5, 0.5))
+    other = make("migc")
+    other.scheduler = DDIMScheduler.from_config(parts["scheduler"].config, prediction_type="v_prediction")
+    with pytest.raises(UserError, match="noise schedule: prediction_type v_prediction where the first has epsilon"):
+        counterpoint.aggregate([first, other])
+    other.scheduler = DDIMScheduler.from_config(parts["scheduler"].config, beta_end=0.02)
+    with pytest.raises(UserError, match=r"beta_end 0\.02 where the first has 0\.012"):
+        counterpoint.aggregate([first, other])
+    hasty = replace(first, scheduler=make_scheduler("unipc", parts["scheduler"].config))
+    with pytest.raises(UserError, match="UniPCMultistepScheduler would undo or misread: load the first model with"):
+        counterpoint.aggregate([hasty, first])
+    with pytest.raises(UserError, match="interact reads a layout, and there is none"):
+        first("a person", **FAST)
+    with pytest.raises(UserError, match="nothing here reads a layout"):
+        make()("a person", layout=LAYOUT, **FAST)
+    with pytest.raises(UserError, match="2 layouts for 1 pictures"):
+        first("a person", layout=[LAYOUT, LAYOUT], **FAST)
+    with pytest.raises(UserError, match="reads a layout's instances, and there are none"):
+        first("a person", layout=Layout(reference=LAYOUT.reference), **FAST)
+    with pytest.raises(UserError, match="reads a layout's reference picture, and there is none"):
+        make("ip-adapter")("a person", layout=Layout(THINGS), **FAST)
+    with pytest.raises(UserError, match="has 4 interactions; this model takes at most 3"):
+        first("a person", layout=Layout(THINGS * 2), **FAST)
+    with pytest.raises(UserError, match="has 30 things; this model takes at most 28"):
+        make("migc")("a person", layout=Layout(THINGS * 15), **FAST)
