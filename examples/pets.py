@@ -2,7 +2,7 @@
 
 Fine-tunes the codec and the base on 540 photos, trains a ControlNet for trimaps and a network that reads trimaps from
 pictures, then asks on 60 photos that none of them has seen: does a picture follow its trimap? Killed and begun again,
-it goes on. One core, 128 pixels: about two hours.
+it goes on.
 
     python examples/pets.py PETS OUT
 

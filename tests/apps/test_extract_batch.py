@@ -86,7 +86,7 @@ def test_balanced_edges_stay_in_given_segments(tmp_path: Path) -> None:
         extract_batch(tmp_path, "canny", here([]), balanced=True)
     with pytest.raises(UserError, match="tile has no silent value"):
         extract_batch(tmp_path, "tile", here([]), balanced=True)
-    with pytest.raises(UserError, match="holds images made with"):
+    with pytest.raises(UserError, match="balance: True -> False"):
         extract_batch(tmp_path, "canny", here([]))
     (tmp_path / "halves.png").unlink()
     with pytest.raises(UserError, match=r"line 1: there is no file halves\.png"):

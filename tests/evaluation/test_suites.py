@@ -12,7 +12,7 @@ from torch import Tensor
 
 from counterpoint.apps.detectors import by_classes
 from counterpoint.apps.readers import load_pristine
-from counterpoint.apps.suites import settle
+from counterpoint.apps.record import settle
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data import pairs
@@ -151,10 +151,10 @@ def test_perfect_pictures_reach_the_ceiling(tmp_path: Path) -> None:
 
 
 def test_a_folder_belongs_to_one_runs_settings(tmp_path: Path) -> None:
-    settle(tmp_path, {"steps": 20, "weights": "ab"})
-    settle(tmp_path, {"steps": 20, "weights": "ab"})
+    settle(tmp_path, {"steps": 20, "weights": "ab"}, "choose another --out")
+    settle(tmp_path, {"steps": 20, "weights": "ab"}, "choose another --out")
     with pytest.raises(UserError, match="steps: 20 -> 50"):
-        settle(tmp_path, {"steps": 50, "weights": "ab"})
+        settle(tmp_path, {"steps": 50, "weights": "ab"}, "choose another --out")
 
 
 def test_costs_are_medians_and_maxima_by_method(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -34,3 +36,18 @@ def test_no_cluster_is_said(cli, tiny: Path, tmp_path: Path) -> None:
     status, _, error = cli("evaluate", "conflicting", "-n", 4, "--ray", "127.0.0.1:1", "--out", tmp_path)
     assert status == 2
     assert "no cluster answers" in error
+
+
+def test_condition_images_of_workers_are_those_of_one_process(cli, tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        for number in range(5):
+            noise = np.random.default_rng(number).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+            PIL.Image.fromarray(noise).save(tmp_path / place / f"{number}.png")
+    for place, more in (("here", ["--workers", 1]), ("there", ["--ray", "local"])):
+        status, _, error = cli("extract", "canny", tmp_path / place, "--batch", "--balance", *more)
+        assert status == 0, error
+    made = sorted((tmp_path / "here" / "canny").glob("*.png"))
+    assert len(made) == 5
+    for path in made:
+        assert path.read_bytes() == (tmp_path / "there" / "canny" / path.name).read_bytes()

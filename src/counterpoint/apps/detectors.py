@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskGeneration, AutoModelForZeroShotObjectD
 
 from counterpoint.apps.annotators import load_model
 from counterpoint.evaluation.suite import Detect, Names, Segment, unstack
-from counterpoint.metrics.coco_mig import Box
+from counterpoint.types import Box
 
 _THRESHOLD = 0.25
 _LEAST = 0.002

@@ -19,7 +19,7 @@ import torch
 
 from counterpoint.apps.cluster import map_on_ray
 from counterpoint.apps.extractors import MODELS, extractor
-from counterpoint.apps.record import write_text, write_whole
+from counterpoint.apps.record import settle, write_text, write_whole
 from counterpoint.conditions.image import read_image
 from counterpoint.conditions.plain import PLAIN
 from counterpoint.data.balance import keep_some, segment, silence
@@ -78,7 +78,7 @@ def extract_batch(
         raise UserError(f"two pictures of {folder} would both become {twice}: their names differ in the suffix only")
     todo = [row["file_name"] for row in rows if not _target(folder, kind, row["file_name"]).exists()]
     segments = {row["file_name"]: row["segments_file_name"] for row in rows if row.get("segments_file_name")}
-    _settle(folder / kind, {"model": source, "balance": balanced})
+    settle(folder / kind, {"model": source, "balance": balanced}, "move it away first")
     most, damaged = int(MOST_DAMAGED * len(rows)), {}
     work = partial(_Work, folder, kind, source, segments if balanced else None)
     for done, (name, reason) in enumerate(run(work, todo) if todo else (), len(rows) - len(todo) + 1):
@@ -168,15 +168,6 @@ def _rows(folder: Path, kind: str) -> list[dict[str, str]]:
         if (caption := path.with_suffix(".txt")).exists():
             row["text"] = decode_text(caption.read_bytes(), caption)
     return rows
-
-
-def _settle(folder: Path, settings: dict[str, object]) -> None:
-    """Let a folder of condition images be made in one way only."""
-    path = folder / "settings.json"
-    if not path.exists():
-        write_text(path, json.dumps(settings) + "\n")
-    elif (before := json.loads(path.read_text())) != settings:
-        raise UserError(f"{folder} holds images made with {before}, here are {settings}: move it away first")
 
 
 def _target(folder: Path, kind: str, name: str) -> Path:

@@ -15,7 +15,7 @@ from counterpoint.conditions.scribble import strokes
 from counterpoint.evaluation.suite import stack, unstack
 from counterpoint.models.edge_networks import load_edge_network
 from counterpoint.models.load import locate
-from counterpoint.types import CONTROL_KINDS, Image, UserError
+from counterpoint.types import Image, UserError, known_kind
 
 _HED = "ControlNetHED.safetensors (counterpoint models convert ControlNetHED.pth)"
 _DEPTH = "Intel/dpt-hybrid-midas or depth-anything/Depth-Anything-V2-Small-hf"
@@ -45,8 +45,7 @@ def extractor(kind: str, source: str | None = None, model: str = "tiny") -> Extr
     Raises:
         UserError: there is no such kind, or nothing that makes its image; the message names models that do.
     """
-    if kind not in CONTROL_KINDS:
-        raise UserError(f"unknown control {kind!r}; there are {', '.join(CONTROL_KINDS)}")
+    known_kind(kind)
     if source is None:
         return PLAIN[kind] if kind in PLAIN else _judged(kind, model)
     if kind not in MODELS:

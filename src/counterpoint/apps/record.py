@@ -79,6 +79,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
+def settle(folder: Path, settings: dict[str, Any], remedy: str) -> None:
+    """Let a folder belong to one run's settings, which are written to its ``settings.json``.
+
+    Raises:
+        UserError: it holds pictures made with others; ``remedy`` ends the message.
+    """
+    path = folder / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+        return
+    before = json.loads(path.read_text())
+    keys = dict.fromkeys([*before, *settings])
+    changed = [
+        f"{key}: {before.get(key)} -> {settings.get(key)}" for key in keys if before.get(key) != settings.get(key)
+    ]
+    if changed:
+        raise UserError(f"{folder} holds pictures made with other settings ({'; '.join(changed)}); {remedy}")
+
+
 def check_writable(folder: Path) -> None:
     """Fail before the work, not after it; a folder that is not there yet is made and taken away again.
 

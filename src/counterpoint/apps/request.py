@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from counterpoint.types import CONTROL_KINDS, UserError, kind_of
+from counterpoint.types import UserError, kind_of, known_kind
 
 
 class Strict(BaseModel):
@@ -37,8 +37,7 @@ class ControlRequest(Strict):
     @field_validator("label")
     @classmethod
     def _known(cls, label: str) -> str:
-        if kind_of(label) not in CONTROL_KINDS:
-            raise ValueError(f"unknown control {kind_of(label)!r}; there are {', '.join(CONTROL_KINDS)}")
+        known_kind(kind_of(label))
         return label
 
     @field_validator("window")

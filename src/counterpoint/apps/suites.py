@@ -255,27 +255,6 @@ def executor(source: Source, maker: PipelineMaker, ray: str | None) -> Executor:
     return in_turn(maker, device) if ray is None else on_ray(ray, partial(Source.maker, source), device)
 
 
-def settle(folder: Path, settings: dict[str, Any]) -> None:
-    """Let a folder belong to one run's settings.
-
-    Raises:
-        UserError: it holds pictures made with others.
-    """
-    path = folder / "settings.json"
-    if not path.exists():
-        write_json(path, settings)
-        return
-    before = json.loads(path.read_text())
-    keys = dict.fromkeys([*before, *settings])
-    changed = [
-        f"{key}: {before.get(key)} -> {settings.get(key)}" for key in keys if before.get(key) != settings.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"{folder} holds pictures made with other settings ({'; '.join(changed)}); choose another --out"
-        )
-
-
 def _tiny_quality(bench: Bench) -> Suite:
     if bench.cases is not pairs:
         raise UserError("tiny-quality measures the tiny family on its own scenes; it takes no --data")

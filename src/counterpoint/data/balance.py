@@ -7,14 +7,14 @@ control is kept in some segments of its picture only, and the picture stays whol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
 from counterpoint.conditions.soft_edge import soft_edge
-from counterpoint.types import CONTROL_KINDS, Image
+from counterpoint.types import CONTROL_KINDS, Image, Samples
 
 _SIDE = 256
 """Shorter side at which a photo is segmented."""
@@ -52,16 +52,6 @@ def silence(control: Image, where: np.ndarray, kind: str) -> Image:
     if silent is None:
         raise ValueError(f"{kind} has no silent value: every colour of it means something")
     return np.where(where[..., None], control, np.uint8(silent))
-
-
-class Samples(Protocol):
-    """What a trainer learns from."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The samples at ``indices``, stacked."""
-        ...
 
 
 class Balanced:

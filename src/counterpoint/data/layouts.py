@@ -16,8 +16,8 @@ import numpy as np
 from counterpoint.data.scenes.caption import caption
 from counterpoint.data.scenes.layout import draw_layout
 from counterpoint.data.scenes.render import SPLITS, scene
-from counterpoint.metrics.coco_mig import COLOURS, Box
-from counterpoint.types import UserError
+from counterpoint.metrics.coco_mig import COLOURS
+from counterpoint.types import Box, UserError
 
 LEAST_SIDE = 1 / 8
 """Of a box, as a share of the picture: COCO-MIG leaves smaller things out."""

@@ -82,9 +82,8 @@ class SceneShards:
         """Add a stored field: ``make(images (n, 128, 128, 3)) -> (n, ...)``, shard by shard."""
         missing = [start for start in self._starts() if not (self._folder(start) / f"{field}.npy").exists()]
         for start in tqdm(missing, desc=f"computing {field}", unit="shard", disable=not missing):
-            partial = self._folder(start) / f"{field}.partial-{os.getpid()}.npy"
-            np.save(partial, make(np.load(self._folder(start) / "image.npy", mmap_mode="r")))
-            partial.rename(self._folder(start) / f"{field}.npy")
+            made = make(np.load(self._folder(start) / "image.npy", mmap_mode="r"))
+            save_whole(self._folder(start) / f"{field}.npy", made)
         return self
 
     def _starts(self) -> range:
@@ -113,6 +112,13 @@ class SceneShards:
         if kind in {"depth", "hed"}:
             return np.repeat(self._row(kind, index)[..., None], 3, -1)
         raise ValueError(f"scenes have no control {kind!r}")
+
+
+def save_whole(path: Path, array: np.ndarray) -> None:
+    """Write an array, whole or not at all."""
+    partial = path.with_suffix(f".partial-{os.getpid()}.npy")
+    np.save(partial, array)
+    partial.rename(path)
 
 
 @lru_cache(maxsize=4096)

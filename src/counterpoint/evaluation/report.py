@@ -7,9 +7,8 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from counterpoint.evaluation.statistics import resample
+from counterpoint.evaluation.statistics import Resampled
 from counterpoint.evaluation.suite import Row
-from counterpoint.metrics.metric import Metric
 
 FEWEST = 20
 """Pairs below which a resampled interval is too narrow to draw conclusions from."""
@@ -24,15 +23,15 @@ def records(rows: Sequence[Row], model: str) -> list[Record]:
             "model": model,
             "name": row.name,
             "case": row.case,
-            "metrics": {metric.name: _value(metric) for metric in row.metrics},
+            "metrics": {one.metric.name: _value(one) for one in row.resampled},
         }
         for row in rows
     ]
 
 
-def _value(metric: Metric) -> dict[str, Any]:
-    note = {"note": metric.note} if metric.note else {}
-    return {**asdict(resample(metric).interval()), "higher": metric.higher, **note}
+def _value(one: Resampled) -> dict[str, Any]:
+    note = {"note": one.metric.note} if one.metric.note else {}
+    return {**asdict(one.interval()), "higher": one.metric.higher, **note}
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
@@ -41,12 +40,11 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     Sets of fewer than :data:`FEWEST` pairs get none.
     """
     said = []
-    drawn = [(row, [resample(metric) for metric in row.metrics]) for row in rows
-             if row.rival and len(row.metrics[0].rows) >= FEWEST]  # fmt: skip
-    for (first, ones), (second, twos) in combinations(drawn, 2):
+    rivals = [row for row in rows if row.rival and len(row.metrics[0].rows) >= FEWEST]
+    for first, second in combinations(rivals, 2):
         if first.case != second.case:
             continue
-        for one, two in zip(ones, twos, strict=True):
+        for one, two in zip(first.resampled, second.resampled, strict=True):
             gap = one.minus(two)
             if gap.excludes_zero:
                 better, worse = (first, second) if (gap.mean > 0) == one.metric.higher else (second, first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.metrics.coco_mig import Box
+from counterpoint.evaluation.statistics import Resampled, resample
 from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.niqe import Pristine
-from counterpoint.types import Image
+from counterpoint.types import Box, Image
 
 Pictures = Float[Tensor, "b 3 h w"]
 """Values in 0..1."""
@@ -76,6 +77,11 @@ class Row:
     case: str
     metrics: tuple[Metric, ...]
     rival: bool = False
+
+    @cached_property
+    def resampled(self) -> tuple[Resampled, ...]:
+        """Every metric with its samples drawn again, once for all readers of the table."""
+        return tuple(resample(metric) for metric in self.metrics)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.types import Image
+from counterpoint.types import Box, Image
 
-Box = tuple[float, float, float, float]
 Range = tuple[tuple[int, int, int], tuple[int, int, int]]
 COLOURS: dict[str, tuple[Range, ...]] = {
     "red": (((0, 50, 70), (9, 255, 255)), ((159, 50, 70), (180, 255, 255))),

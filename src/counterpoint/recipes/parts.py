@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -40,15 +41,22 @@ def latents(config: FamilyConfig, *fields: str) -> SceneShards:
     folder = config.pretrained_model_name_or_path / "vae"
     vae = fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
 
-    @torch.no_grad()
-    def encode(images: np.ndarray) -> np.ndarray:
-        parts = [
-            vae.encode(pictures(torch.from_numpy(part))).latents for part in np.array_split(np.asarray(images), 64)
-        ]
-        return (torch.cat(parts) * vae.config.scaling_factor).half().numpy()
+    def make(images: np.ndarray) -> np.ndarray:
+        return encode(vae, (torch.from_numpy(part) for part in np.array_split(np.asarray(images), 64)))
 
     name = f"latents-{mark(folder)}"
-    return scenes(config, name, "caption", *fields).derive(name, encode).rename(name, "latents")
+    return scenes(config, name, "caption", *fields).derive(name, make).rename(name, "latents")
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderTiny | AutoencoderKL, images: Iterable[torch.Tensor]) -> np.ndarray:
+    """Latents in half precision, scaled as the UNet sees them, of batches of images ``(b, h, w, 3)`` uint8."""
+    home, device = vae.device, torch.accelerator.current_accelerator() or torch.device("cpu")
+    vae.to(device)
+    found = [vae.encode(pictures(batch).to(device)) for batch in images]
+    vae.to(home)
+    latents = [one.latents if isinstance(vae, AutoencoderTiny) else one.latent_dist.mode() for one in found]
+    return (torch.cat(latents) * vae.config.scaling_factor).half().cpu().numpy()
 
 
 def mark(folder: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ from tqdm import tqdm
 from counterpoint.conditions.plain import PLAIN
 from counterpoint.data.balance import Balanced
 from counterpoint.data.samples import PhotoSamples, open_photos
+from counterpoint.data.shards import save_whole
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.recipes import parts
 from counterpoint.recipes.recipe import Recipe
 from counterpoint.training.stage import Job
-from counterpoint.training.stages.codec import CodecStage, pictures
+from counterpoint.training.stages.codec import CodecStage
 from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage
 from counterpoint.training.stages.judge import JudgeStage
-from counterpoint.types import CONTROL_KINDS, UserError
+from counterpoint.types import CONTROL_KINDS, UserError, known_kind
 
 SHARD = 2048
 """Photos whose latents share a file."""
@@ -72,9 +72,7 @@ class EncodedPhotos:
         starts = [start for start in range(0, len(samples), SHARD) if not self._path(start).exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for start in tqdm(starts, desc="computing latents", unit="shard", disable=not starts):
-            partial = self._path(start).with_suffix(f".partial-{os.getpid()}.npy")
-            np.save(partial, self._encode(range(start, min(start + SHARD, len(samples)))))
-            partial.rename(self._path(start))
+            save_whole(self._path(start), self._encode(range(start, min(start + SHARD, len(samples)))))
         self.latents = [np.load(self._path(start), mmap_mode="r") for start in range(0, len(samples), SHARD)]
 
     def __len__(self) -> int:
@@ -85,18 +83,10 @@ class EncodedPhotos:
         rows = np.stack([self.latents[index // SHARD][index % SHARD] for index in indices])
         return {**self.samples.batch(indices), "latents": torch.from_numpy(rows)}
 
-    @torch.no_grad()
     def _encode(self, numbers: range) -> np.ndarray:
         images = PhotoSamples(self.samples.photos, ("image",), most=len(self.samples))
-        home, device = self.vae.device, torch.accelerator.current_accelerator() or torch.device("cpu")
-        vae, made = self.vae.to(device), []
-        for start in range(0, len(numbers), _ENCODED):
-            picture = pictures(images.batch(numbers[start : start + _ENCODED])["image"]).to(device)
-            found = vae.encode(picture)
-            latents = found.latents if isinstance(vae, AutoencoderTiny) else found.latent_dist.mode()
-            made.append((latents * vae.config.scaling_factor).half().cpu())
-        vae.to(home)
-        return torch.cat(made).numpy()
+        batches = (numbers[start : start + _ENCODED] for start in range(0, len(numbers), _ENCODED))
+        return parts.encode(self.vae, (images.batch(batch)["image"] for batch in batches))
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:08d}.npy"
@@ -120,9 +110,7 @@ def controlnet(config: PhotoControlConfig) -> Job:
     Raises:
         UserError: there is no such kind of control.
     """
-    kind = config.control_type
-    if kind not in CONTROL_KINDS:
-        raise UserError(f"unknown control {kind!r}; there are {', '.join(CONTROL_KINDS)}")
+    kind = known_kind(config.control_type)
     torch.manual_seed(config.seed)
     unet = parts.unet(config)
     network: ControlNetModel = parts.new_controlnet(unet)

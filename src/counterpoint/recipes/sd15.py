@@ -27,9 +27,9 @@ from counterpoint.recipes import aligned, minimal_impact, parts, photos
 from counterpoint.recipes.methods import recipes
 from counterpoint.recipes.recipe import Recipe
 from counterpoint.recipes.worlds import grey, tuned
-from counterpoint.training.stage import Batch, Job, Samples
+from counterpoint.training.stage import Job
 from counterpoint.training.stages.diffusion import ControlNetStage
-from counterpoint.types import CONTROL_KINDS, UserError
+from counterpoint.types import Batch, Samples, UserError, known_kind
 
 _STRICT = ConfigDict(extra="forbid")
 _DPT, _NORMAL = 384, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -148,13 +148,12 @@ class StableDiffusion15:
 
 def controlnet(config: ControlConfig) -> Job:
     """A new ControlNet (Zhang et al. 2023, arXiv:2302.05543)."""
-    if config.control_type not in CONTROL_KINDS:
-        raise UserError(f"unknown control {config.control_type!r}; there are {', '.join(CONTROL_KINDS)}")
+    kind = known_kind(config.control_type)
     torch.manual_seed(config.seed)
     unet = SD15_WORLD.unet(config)
     network = ControlNetModel.from_unet(unet)
-    stage = ControlNetStage(network, config.control_type, unet, **SD15_WORLD.denoising(config))
-    return Job(stage, SD15_WORLD.samples(config, config.control_type))
+    stage = ControlNetStage(network, kind, unet, **SD15_WORLD.denoising(config))
+    return Job(stage, SD15_WORLD.samples(config, kind))
 
 
 class _Depth(nn.Module):

@@ -17,9 +17,8 @@ from counterpoint.data.scenes.vocabulary import SEG_CLASSES
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.probe import Probe
 from counterpoint.recipes import parts
-from counterpoint.training.stage import Batch, Samples
 from counterpoint.training.stages.diffusion import add_lora
-from counterpoint.types import UserError
+from counterpoint.types import Batch, Samples, UserError
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from counterpoint.training.order import Draws
-
-Batch = Mapping[str, Any]
-"""Stacked fields of a data set's samples."""
-
-
-@runtime_checkable
-class Samples(Protocol):
-    """A data set with random access by lists of positions."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """The samples at ``indices``, stacked."""
-        ...
+from counterpoint.types import Batch, Samples
 
 
 class Stage(nn.Module):

@@ -31,8 +31,8 @@ from counterpoint.training.convergence import sudden_rise
 from counterpoint.training.optimizer import make_optimizer
 from counterpoint.training.order import Draws, Order
 from counterpoint.training.sharding import like, load_whole, shard, split_optimizer, whole
-from counterpoint.training.stage import Batch, Job, Samples
-from counterpoint.types import UserError
+from counterpoint.training.stage import Job
+from counterpoint.types import Batch, Samples, UserError
 
 _ADHERENCE = "validation/adherence"
 

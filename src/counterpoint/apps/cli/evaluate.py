@@ -209,7 +209,8 @@ def _run(
 
     from counterpoint.apps.cli import output
     from counterpoint.apps.evaluation_page import strips
-    from counterpoint.apps.suites import SUITES, executor, make_bench, make_suite, pin, rehearse, settle
+    from counterpoint.apps.record import settle
+    from counterpoint.apps.suites import SUITES, executor, make_bench, make_suite, pin, rehearse
     from counterpoint.evaluation.make import costs, make, reader
     from counterpoint.evaluation.report import records, sentences
     from counterpoint.types import UserError
@@ -227,7 +228,7 @@ def _run(
     if manifest is not None:
         pin(manifest, suite, chosen, n)
     settings = {"suite": suite, **bench.identity}
-    settle(folder, settings)
+    settle(folder, settings, "choose another --out")
     with output.progress("making pictures", unit="picture") as listen:
         make(tasks, executor(source, bench.maker, ray), folder / "pictures", batch_size, listen)
     output.say("scoring")

@@ -11,7 +11,8 @@ from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 
 from counterpoint.training.order import Draws
-from counterpoint.training.stage import Batch, Stage
+from counterpoint.training.stage import Stage
+from counterpoint.types import Batch
 
 
 class CodecStage(Stage):

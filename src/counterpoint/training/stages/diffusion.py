@@ -15,7 +15,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
 from counterpoint.training.losses.reward import masked_mean
 from counterpoint.training.order import Draws
-from counterpoint.training.stage import Batch, Stage
+from counterpoint.training.stage import Stage
+from counterpoint.types import Batch
 
 
 class Noisy(NamedTuple):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.training.order import Draws
-from counterpoint.training.stage import Batch, Stage
+from counterpoint.training.stage import Stage
 from counterpoint.training.stages.codec import pictures
-from counterpoint.types import UserError
+from counterpoint.types import Batch, UserError
 
 
 class JudgeStage(Stage):

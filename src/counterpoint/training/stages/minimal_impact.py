@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from counterpoint.control.attach import injecting
 from counterpoint.control.influence import influence
 from counterpoint.training.losses.conservativity import Estimator, conservativity_loss
-from counterpoint.training.losses.reward import masked_mean
 from counterpoint.training.order import Draws
-from counterpoint.training.stage import Batch
 from counterpoint.training.stages.diffusion import ControlNetStage, Noisy
-from counterpoint.types import Inject, Residuals, UserError
+from counterpoint.types import Batch, Inject, UserError
 
 
 class MinimalImpactStage(ControlNetStage):
@@ -48,16 +45,10 @@ class MinimalImpactStage(ControlNetStage):
         if self.weight == 0:
             return total, {}
         asymmetry = self._asymmetry(noisy, batch, draws).mean()
-        extra = {"diffusion": masked_mean(losses.detach(), torch.ones_like(losses, dtype=torch.bool))}
-        return total + self.weight * asymmetry, {**extra, "asymmetry": asymmetry.detach()}
+        return total + self.weight * asymmetry, {"diffusion": losses.detach().mean(), "asymmetry": asymmetry.detach()}
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
-        if self.inject is torch.add:
-            return super()._predict(x, t, text, batch)
-        down, mid = self.controlnet(x, t, text, self._hint(batch), return_dict=False)
-        with injecting(self.unet, Residuals(tuple(down), mid), self.inject):
-            made: Tensor = self.unet(x, t, text).sample
-        return made
+        return influence(self.unet, self.controlnet, self._hint(batch), text, t, x, self.inject)(x)
 
     def _asymmetry(self, noisy: Noisy, batch: Batch, draws: Draws) -> Tensor:
         """One estimate for each of the first samples."""

@@ -16,9 +16,9 @@ from counterpoint.models.probe import Probe
 from counterpoint.training.losses import alignment
 from counterpoint.training.losses.reward import Window, masked_mean, within
 from counterpoint.training.order import Draws
-from counterpoint.training.stage import Batch
 from counterpoint.training.stages.diffusion import DiffusionStage, Noisy
 from counterpoint.training.stages.reward import RewardStage
+from counterpoint.types import Batch
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
@@ -14,7 +13,6 @@ from counterpoint.training.losses.reward import (
     class_error,
     estimate_x0,
     map_error,
-    masked_mean,
     valid_mean,
     within,
 )
@@ -25,8 +23,8 @@ from counterpoint.training.losses.uncertainty import (
     uncertain_error,
 )
 from counterpoint.training.order import Draws
-from counterpoint.training.stage import Batch
 from counterpoint.training.stages.diffusion import ControlNetStage, Noisy
+from counterpoint.types import Batch
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class RewardStage(ControlNetStage):
         price = losses.new_zeros(())
         if inside.any():
             price = self._price(noisy, prediction, later, batch, inside)
-        extra = {"diffusion": masked_mean(losses.detach(), torch.ones_like(inside)), "reward": price.detach()}
+        extra = {"diffusion": losses.detach().mean(), "reward": price.detach()}
         return total + self.weight * price, extra
 
     def _price(

@@ -10,8 +10,9 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from counterpoint.training.losses.contrastive import contrastive_loss
 from counterpoint.training.order import Draws
-from counterpoint.training.stage import Batch, Stage
+from counterpoint.training.stage import Stage
 from counterpoint.training.stages.codec import pictures
+from counterpoint.types import Batch
 
 
 class TowersStage(Stage):
