@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from counterpoint.fusion import get_fusion
-from counterpoint.models.adapter import load_adapter
-from counterpoint.models.load import Components, load_components, load_controls, load_image_encoder, load_lora
+from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.sampling.aggregated import check_together
 from counterpoint.sampling.amdm import Aggregation
-from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.sampling.stock import attached
@@ -34,7 +31,6 @@ def load(
     scheduler: str = "unipc",
     lora: Sequence[str] = (),
     config: str | None = None,
-    adapter: str | None = None,
     device: str = "cpu",
     dtype: str | torch.dtype = "fp32",
 ) -> Pipeline:
@@ -47,8 +43,6 @@ def load(
         scheduler: a short name such as ``"unipc"`` or ``"ddim"``, or a diffusers class name.
         lora: LoRA files, ``"PATH"`` or ``"PATH:SCALE"``.
         config: for a single file, the diffusers folder or hub id with its configurations and tokenizer.
-        adapter: lets the model read a layout: the name of one of its own (tiny has ``"interact"``, ``"migc"`` and
-            ``"style"``), or a safetensors file or folder of InteractDiffusion, GLIGEN, MIGC or IP-Adapter.
         device: where the models go.
         dtype: ``"fp32"``, ``"bf16"``, ``"fp16"`` or a torch dtype.
 
@@ -66,21 +60,18 @@ def load(
     parts = load_components(model, kind, config)
     for source in lora:
         load_lora(parts, source)
-    unet, reads = parts.unet, None
-    if adapter is not None:
-        unet, reads = _adapted(parts, adapter, kind)
     pipe = Pipeline(
         vae=parts.vae,
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
-        unet=unet,
+        unet=parts.unet,
         scheduler=make_scheduler(scheduler, parts.scheduler),
         controls=load_controls(model, controls, parts, kind),
         tokenizer_2=parts.tokenizer_2,
         text_encoder_2=parts.text_encoder_2,
         zero_empty_prompt=parts.zero_empty_prompt,
         guidance_scale=parts.guidance_scale,
-        adapter=reads,
+        origin=parts.origin,
     )
     return pipe.to(where)
 
@@ -114,31 +105,14 @@ def aggregate(
         UserError: the models cannot be aggregated, or the settings make no sense.
 
     Example:
-        >>> models = [load("tiny", adapter=name, scheduler="ddim") for name in ("interact", "migc")]
-        >>> out = aggregate(models, weights=0.5, steps=3)("a red ball and a blue box", layout=layout)
+        >>> pipe = load("tiny", scheduler="ddim")
+        >>> both = aggregate([pipe.adapted("interact"), pipe.adapted("migc")], weights=0.5, steps=3)
+        >>> out = both("a person kicking a red ball", layout=read_layout("layout.json"))
     """
     aggregation = Aggregation(_listed(weights), steps, mix, _listed(pull), absolute, authors)
     aggregation.for_models(len(pipelines))
     check_together(pipelines)
     return replace(pipelines[0], helpers=tuple(pipelines[1:]), aggregation=aggregation)
-
-
-def _adapted(parts: Components, source: str, dtype: torch.dtype) -> tuple[UNet2DConditionModel, Adapter]:
-    """A UNet with an adapter, and what reads a layout for it."""
-    if parts.text_encoder_2 is not None:
-        raise UserError("adapters are for models of the SD1.5 layout")
-    own = parts.origin / "adapters" / source
-    path = own if own.is_dir() else Path(source)
-    if not path.exists():
-        known = sorted(one.name for one in own.parent.iterdir()) if own.parent.is_dir() else []
-        raise UserError(
-            f"there is no adapter {source!r}: give a safetensors file or folder"
-            + (f", or one of the model's own: {', '.join(known)}" if known else "")
-        )
-    name, unet = load_adapter(parts.unet, path)
-    if name != "ip-adapter":
-        return unet, Adapter(name)
-    return unet, Adapter(name, *load_image_encoder(path, parts.origin, dtype))
 
 
 def _listed(value: float | Sequence[float]) -> tuple[float, ...]:

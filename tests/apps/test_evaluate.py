@@ -33,7 +33,7 @@ def test_leaderboard_of_what_is_no_result(cli, tmp_path: Path, content: str | No
     [
         ("conflicting", ["--fusion", "sum", "--fusion", "mean"], [("sum", "pose+seg"), ("mean", "pose+depth")]),
         ("silent", ["--fusion", "sum", "--gate-silence"], [("sum gated", "crops, brief prompt")]),
-        ("layout", [], [("prompt", "L2"), ("prompt", "all levels")]),
+        ("layout", [], [("base", "L2"), ("base", "all levels")]),
         ("conservativity", [], [("canny", "noisy pictures"), ("seg", "noisy pictures")]),
         ("tiny-quality", [], [("codec", "test scenes"), ("hed", "test scenes")]),
     ],

@@ -16,8 +16,8 @@ from counterpoint.apps.record import settle
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data import pairs
-from counterpoint.data.layouts import scene_levels
-from counterpoint.data.scenes.render import SPLITS, scene
+from counterpoint.data.layouts import MOST, scene_levels
+from counterpoint.data.scenes.render import SPLITS, Scene, scene
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SEG_INDEX
 from counterpoint.evaluation.make import costs, in_turn, make, reader
 from counterpoint.evaluation.suite import Method, Readers, Suite, Task, stack, unstack
@@ -80,7 +80,7 @@ def test_every_suite_makes_and_scores(name: str, tmp_path: Path) -> None:
     rows = suite.score(reader(tmp_path), 3, METHODS, blind_readers())
     assert len({(row.name, row.case) for row in rows}) == len(rows)
     for row in rows:
-        wanted = 9 if row.case == "all levels" else 3
+        wanted = 15 if row.case == "all levels" else 3
         assert all(len(metric.rows) == wanted for metric in row.metrics), row
 
 
@@ -166,10 +166,14 @@ def test_costs_are_medians_and_maxima_by_method(tmp_path: Path) -> None:
     assert all(seconds > 0 for seconds in found["seconds_a_picture"].values())
 
 
+def drawn(number: int, level: int) -> Scene:
+    return scene(number, content="things", style="photo", things=level if level > MOST else None)
+
+
 def truthful_readers() -> Readers:
     """Readers that know the layout suite's scenes by their picture."""
-    known = {one.image.tobytes(): one.seg for level in scene_levels().values() for case in level(3)
-             if (one := scene(case.number, content="things", style="photo"))}  # fmt: skip
+    known = {one.image.tobytes(): one.seg for level, first in scene_levels().items() for case in first(3)
+             if (one := drawn(case.number, level))}  # fmt: skip
     detect, segment = by_classes(
         lambda pictures: torch.from_numpy(np.stack([known[image.tobytes()] for image in unstack(pictures)])).long(),
         SEG_INDEX,
@@ -179,17 +183,20 @@ def truthful_readers() -> Readers:
 
 def test_layouts_of_real_scenes_succeed_and_noise_fails(tmp_path: Path) -> None:
     suite = LayoutSuite(scene_levels())
-    tasks = suite.tasks(3)
-    real = in_turn(lambda chunk: [scene(task.seed, content="things", style="photo").image for task in chunk])
+    methods = [Method(models=("base",)), Method(models=("interact", "migc"), aggregation="steps=3,pull=0.5:0.4")]
+    tasks = suite.tasks(3, methods)
+    assert all(len(task.layout.instances) == int(task.key[1]) for task in tasks if task.layout)
+    real = in_turn(lambda chunk: [drawn(task.seed, int(task.key[1])).image for task in chunk])
     make(tasks, real, tmp_path / "real")
-    rows = suite.score(reader(tmp_path / "real"), 3, (), truthful_readers())
-    assert [row.case for row in rows] == ["L2", "L3", "L4", "all levels"]
+    rows = suite.score(reader(tmp_path / "real"), 3, methods, truthful_readers())
+    assert [row.case for row in rows[::2]] == ["L2", "L3", "L4", "L5", "L6", "all levels"]
+    assert {row.name for row in rows} == {"base", "interact+migc steps=3,pull=0.5:0.4"}
     success, overlap, _ = rows[-1].metrics
     assert success.compute() > 0.85  # a thing behind another of its kind is one patch with it
     assert overlap.compute() > 0.85
-    assert success.rows[:, 2].tolist() == [2] * 3 + [3] * 3 + [4] * 3
+    assert success.rows[:, 2].tolist() == [level for level in range(2, 7) for _ in range(3)]
     make(tasks, in_turn(lambda chunk: [noise(task) for task in chunk]), tmp_path / "noise")
-    rows = suite.score(reader(tmp_path / "noise"), 3, (), blind_readers())
+    rows = suite.score(reader(tmp_path / "noise"), 3, methods, blind_readers())
     assert rows[-1].metrics[0].compute() == 0
 
 

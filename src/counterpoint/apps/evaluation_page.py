@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from counterpoint.conditions.layout import draw_layout
 from counterpoint.evaluation.report import Record, tables
 from counterpoint.evaluation.suite import Finished, Task
 from counterpoint.pages import render
@@ -58,8 +59,14 @@ def strips(tasks: Sequence[Task], finished: Finished) -> Strips:
 
 def _strip(same: Sequence[Task], finished: Finished) -> dict[str, Any]:
     controls = [{"label": kind, "data": _data(image)} for kind, image in same[0].images.items()]
-    results = [{"label": task.method.name, "data": _data(finished(task.key))} for task in same]
+    results = [{"label": task.method.name, "data": _data(_shown(task, finished))} for task in same]
     return {"prompt": same[0].prompt, "pictures": controls + results}
+
+
+def _shown(task: Task, finished: Finished) -> Image:
+    """A result, with its layout drawn over it."""
+    picture = finished(task.key)
+    return picture if task.layout is None else draw_layout(picture, task.layout)
 
 
 def _data(image: Image) -> str:

@@ -69,6 +69,9 @@ class GenerateRequest(Strict):
     foreground: tuple[str, ...] = ()
     subject: tuple[str, ...] = ()
     subject_mask: tuple[Path, ...] = ()
+    layout: Path | None = None
+    aggregate: tuple[str, ...] = ()
+    aggregation: str = ""
     scheduler: str = "unipc"
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[float | None, Field(ge=0, le=100)] = None
@@ -90,6 +93,14 @@ class GenerateRequest(Strict):
 
         return get_fusion(name).name
 
+    @field_validator("aggregation")
+    @classmethod
+    def _aggregation(cls, text: str) -> str:
+        from counterpoint.sampling.amdm import Aggregation
+
+        Aggregation.parse(text)
+        return text
+
     @field_validator("guidance_scale", "strength")
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
@@ -107,6 +118,8 @@ class GenerateRequest(Strict):
             )
         if self.subject and self.subject_mask:
             raise ValueError("--subject and --subject-mask both say where the foreground is; give one of them")
+        if self.aggregation and len(self.aggregate) < 2:
+            raise ValueError("--aggregation says how several models work together: name them with --aggregate")
         if self.inpaint_mask is not None and self.init_image is None:
             raise ValueError("--inpaint-mask needs --init-image, the picture to repaint")
         return self

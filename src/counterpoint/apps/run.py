@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 
-from counterpoint.api import load
+from counterpoint.api import aggregate, load
 from counterpoint.apps.extractors import extractor
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.conditions.image import Fit, read_image, resize
+from counterpoint.conditions.layout import Layout, read_layout
 from counterpoint.conditions.plain import Extract
 from counterpoint.conditions.recognise import check_picture
+from counterpoint.sampling.amdm import Aggregation
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.report import Report
 from counterpoint.types import Image, UserError
 
+BASE = "base"
+"""Among aggregated models, the one without an adapter."""
 Listener = Callable[[int, int], None]
 """``(steps done, steps in all)``."""
 
@@ -29,7 +33,8 @@ Listener = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Result:
     """Pictures with their seeds, the control images as the networks saw them, the seconds that sampling took, the
-    pipeline that did it, the request with its model's defaults filled in, and who won where if that was asked."""
+    pipeline that did it, the request with its model's defaults filled in, its layout, and who won where if that was
+    asked."""
 
     images: list[PIL.Image.Image]
     seeds: list[int]
@@ -37,6 +42,7 @@ class Result:
     seconds: float
     pipe: Pipeline
     request: GenerateRequest
+    layout: Layout | None = None
     report: Report | None = None
 
 
@@ -46,7 +52,7 @@ def load_for(request: GenerateRequest) -> Pipeline:
     labels = [control.label for control in request.controls]
     if named and len(named) < len(labels):
         raise UserError(f"--controlnet is given for {', '.join(named)} only; name one for each control or for none")
-    return load(
+    pipe = load(
         request.model,
         named or labels,
         scheduler=request.scheduler,
@@ -55,6 +61,25 @@ def load_for(request: GenerateRequest) -> Pipeline:
         device=request.device,
         dtype=request.dtype,
     )
+    return several(pipe, request.aggregate, request.aggregation)
+
+
+def several(pipe: Pipeline, names: Sequence[str], aggregation: str = "") -> Pipeline:
+    """A model as it is, with an adapter, or with several that are aggregated; controls are the first one's.
+
+    Args:
+        pipe: the model.
+        names: adapters as :meth:`~counterpoint.sampling.pipeline.Pipeline.adapted` takes them, or :data:`BASE`.
+        aggregation: as :meth:`~counterpoint.sampling.amdm.Aggregation.parse` reads it.
+
+    Raises:
+        UserError: there is no such adapter, or the settings make no sense.
+    """
+    models = [pipe if name == BASE else pipe.adapted(name) for name in names]
+    if len(models) < 2:
+        return models[0] if models else pipe
+    helpers = [replace(model, controls={}) for model in models[1:]]
+    return aggregate([models[0], *helpers], **asdict(Aggregation.parse(aggregation)))
 
 
 def run(
@@ -81,6 +106,7 @@ def run(
     start = None if request.init_image is None else read_image(request.init_image)
     mask = None if request.inpaint_mask is None else read_image(request.inpaint_mask)
     subjects = [read_image(path) for path in request.subject_mask]
+    layout = None if request.layout is None else read_layout(request.layout)
     regions = [None if control.mask is None else read_image(control.mask) for control in request.controls]
     pipe = pipe or load_for(request)
     if request.guidance_scale is None:
@@ -125,10 +151,11 @@ def run(
         control_mask=[None if region is None else sized(region) for region in regions],
         control_mode=[control.mode for control in request.controls],
         gate_silence=request.gate_silence,
+        layout=layout,
         report=report,
         callback_on_step_end=heard,
     )
-    return Result(output.images, seeds, controls, time.perf_counter() - began, pipe, request, output.report)
+    return Result(output.images, seeds, controls, time.perf_counter() - began, pipe, request, layout, output.report)
 
 
 def image_hashes(controls: dict[str, Image]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from counterpoint.api import find_device, load
 from counterpoint.apps.cluster import on_ray
 from counterpoint.apps.readers import FIND, READ, check_named, family_readers, of_one, user_readers
 from counterpoint.apps.record import SCHEMA, write_json
+from counterpoint.apps.run import several
 from counterpoint.data import pairs
 from counterpoint.data.layouts import Levels, read_mig_bench, scene_levels
 from counterpoint.data.published import SETS, PublishedCases
@@ -47,6 +48,7 @@ class Source:
         inception: file with the Inception weights.
         steps: of sampling.
         guidance_scale: likewise; default the model's own.
+        scheduler: likewise.
         device: where models run.
         dtype: of the model.
     """
@@ -60,6 +62,7 @@ class Source:
     inception: Path | None = None
     steps: int = 20
     guidance_scale: float | None = None
+    scheduler: str = "unipc"
     device: str = "cpu"
     dtype: str = "fp32"
 
@@ -71,7 +74,7 @@ class Source:
     def pipeline(self) -> Pipeline:
         """The model with its controls."""
         controls = self.controls if self.published else CONTROLS
-        return load(self.model, controls, device=self.device, dtype=self.dtype)
+        return load(self.model, controls, scheduler=self.scheduler, device=self.device, dtype=self.dtype)
 
     def maker(self) -> PipelineMaker:
         """What makes pictures."""
@@ -120,6 +123,7 @@ class PipelineMaker:
     def __init__(self, pipe: Pipeline, steps: int, guidance_scale: float | None) -> None:
         self.pipe, self.steps = pipe, steps
         self.guidance_scale = pipe.guidance_scale if guidance_scale is None else guidance_scale
+        self.model = lru_cache(maxsize=None)(self._model)
 
     def __call__(self, tasks: Sequence[Task]) -> list[Image]:
         """One picture a task; all have the same controls, method and subject."""
@@ -127,12 +131,14 @@ class PipelineMaker:
         rule = get_fusion(method.fusion)
         lends = rule.keys is not None and subject != ""
         pipe = replace(self.pipe, controls={label: self.pipe.controls[label] for label in labels})
+        pipe = pipe if not method.models else self.model(method.models, method.aggregation)
         output = pipe(
             [task.prompt for task in tasks],
             [stack([task.images[label] for task in tasks]) for label in labels],
             fusion=rule if lends else replace(rule, keys=None),
             subject=subject if lends else None,
             gate_silence=method.gated,
+            layout=[task.layout for task in tasks] if any(model.adapter for model in pipe.models) else None,
             controlnet_conditioning_scale=[method.weights.get(label, 1.0) for label in labels],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
@@ -140,6 +146,9 @@ class PipelineMaker:
             output_type="np",
         )
         return list(np.rint(output.images * 255).astype(np.uint8))
+
+    def _model(self, names: tuple[str, ...], aggregation: str) -> Pipeline:
+        return several(replace(self.pipe, controls={}), names, aggregation)
 
 
 def make_bench(source: Source) -> Bench:
@@ -189,17 +198,23 @@ def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> 
         **{name: str(place) for name, place in places.items()},
         "steps": maker.steps,
         "guidance_scale": maker.guidance_scale,
+        "scheduler": source.scheduler,
         "dtype": source.dtype,
         "device": torch.device(source.device).type,
     }
 
 
-def make_suite(name: str, bench: Bench) -> Suite:
+def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
     """A suite by name.
 
     Raises:
         UserError: the bench has nothing for it.
     """
+    if any(method.models for method in methods) and name != "layout":
+        raise UserError("--aggregate belongs to evaluate layout")
+    for method in methods:
+        if method.models:
+            bench.maker.model(method.models, method.aggregation)  # a wrong name is said before any picture is made
     if name == "layout" and not bench.levels:
         raise UserError("this suite needs --layouts mig_bench.json, or scenes")
     if name == "conservativity" and (

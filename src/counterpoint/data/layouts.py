@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from counterpoint.conditions.layout import Instance, Layout
 from counterpoint.data.scenes.caption import caption
 from counterpoint.data.scenes.layout import draw_layout
 from counterpoint.data.scenes.render import SPLITS, scene
 from counterpoint.metrics.coco_mig import COLOURS
 from counterpoint.types import Box, UserError
 
+MOST = 4
+"""Things that a training scene has at most."""
 LEAST_SIDE = 1 / 8
 """Of a box, as a share of the picture: COCO-MIG leaves smaller things out."""
 
@@ -31,6 +34,11 @@ class Wanted:
     colour: str
     box: Box
 
+    @property
+    def phrase(self) -> str:
+        """``a red ball``, as COCO-MIG labels it."""
+        return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {self.colour} {self.name}"
+
 
 @dataclass(frozen=True)
 class LayoutCase:
@@ -40,26 +48,32 @@ class LayoutCase:
     prompt: str
     wanted: tuple[Wanted, ...]
 
+    @property
+    def layout(self) -> Layout:
+        """The same for a model that reads layouts."""
+        return Layout(tuple(Instance(one.phrase, one.box) for one in self.wanted))
+
 
 Levels = Mapping[int, Callable[[int], Sequence[LayoutCase]]]
 """Number of instances -> the first ``n`` cases with as many."""
 
 
 def scene_levels(split: str = "test") -> Levels:
-    """Two to four things of a scene."""
+    """Two to six things of a scene; five and six are more than any training scene has."""
 
     def first(level: int, n: int) -> list[LayoutCase]:
         found = (_of_scene(SPLITS[split].start + number, level) for number in count())
         return list(islice((case for case in found if case), n))
 
-    return {level: lambda n, level=level: first(level, n) for level in (2, 3, 4)}
+    return {level: lambda n, level=level: first(level, n) for level in range(2, 7)}
 
 
 def _of_scene(number: int, level: int) -> LayoutCase | None:
-    drawn = draw_layout(np.random.Generator(np.random.PCG64(number)), "things", "photo")
+    things = level if level > MOST else None
+    drawn = draw_layout(np.random.Generator(np.random.PCG64(number)), "things", "photo", things)
     if len(drawn.members) != level:
         return None
-    one = scene(number, content="things", style="photo")
+    one = scene(number, content="things", style="photo", things=things)
     if any(min(x1 - x0, y1 - y0) < LEAST_SIDE for x0, y0, x1, y1 in (thing.box for thing in one.instances)):
         return None
     wanted = tuple(Wanted(thing.name, thing.colour, thing.box) for thing in one.instances)

@@ -17,8 +17,10 @@ import torch
 from tqdm import tqdm
 
 from counterpoint.conditions.canny import canny
+from counterpoint.conditions.layout import Instance, Interaction, Layout
 from counterpoint.conditions.openpose import draw_pose
 from counterpoint.conditions.soft_edge import soft_edge
+from counterpoint.data.scenes.caption import phrase
 from counterpoint.data.scenes.maps import seg_map
 from counterpoint.data.scenes.render import scene
 from counterpoint.data.scenes.vocabulary import SIZE
@@ -33,7 +35,8 @@ class SceneShards:
     """Scenes ``first .. first + count`` as arrays on disk, rendered by :meth:`prepare`.
 
     Stored fields: ``image (128, 128, 3)`` uint8, ``seg`` and ``depth (128, 128)`` uint8 (disparity times 255),
-    ``keypoints (2, 18, 2)`` float32 (``nan`` where there is none), ``caption`` str, and whatever :meth:`derive` added.
+    ``keypoints (2, 18, 2)`` float32 (``nan`` where there is none), ``caption`` str, ``layout`` after
+    :meth:`laid_out`, and whatever :meth:`derive` added.
     Condition images (``control:pose`` and so on, ``(128, 128, 3)`` uint8) are made from them when they are asked for.
 
     Args:
@@ -78,6 +81,17 @@ class SceneShards:
                     pass
         return self
 
+    def laid_out(self) -> SceneShards:
+        """Derive the field ``layout``: who and what stands where and does what, without the colours and textures that
+        ``layout:detailed`` has."""
+        missing = [start for start in self._starts() if not (self._folder(start) / "layouts.json").exists()]
+        if missing:
+            with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+                done = pool.map(_lay_out_shard, [self._folder(start) for start in missing], missing)
+                for _ in tqdm(done, total=len(missing), desc="computing layouts", unit="shard"):
+                    pass
+        return self
+
     def derive(self, field: str, make: Callable[[np.ndarray], np.ndarray]) -> SceneShards:
         """Add a stored field: ``make(images (n, 128, 128, 3)) -> (n, ...)``, shard by shard."""
         missing = [start for start in self._starts() if not (self._folder(start) / f"{field}.npy").exists()]
@@ -95,6 +109,10 @@ class SceneShards:
     def _read(self, field: str, indices: Sequence[int]) -> Any:
         if field == "caption":
             return [_captions(self._folder(self.first + i // SHARD * SHARD))[i % SHARD] for i in indices]
+        if field.startswith("layout"):
+            name = "phrase" if field == "layout:detailed" else "name"
+            rows = [_layouts(self._folder(self.first + i // SHARD * SHARD))[i % SHARD] for i in indices]
+            return [_layout(row, name) for row in rows]
         if field.startswith("control:"):
             return torch.from_numpy(np.stack([self._control(field.removeprefix("control:"), i) for i in indices]))
         return torch.from_numpy(np.stack([self._row(field, i) for i in indices]))
@@ -129,6 +147,37 @@ def _open(folder: Path, field: str) -> np.ndarray:
 @lru_cache(maxsize=1024)
 def _captions(folder: Path) -> list[str]:
     return json.loads((folder / "captions.json").read_text())
+
+
+@lru_cache(maxsize=1024)
+def _layouts(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "layouts.json").read_text())
+
+
+def _layout(row: dict[str, Any], name: str) -> Layout:
+    """Things that others hide are left out, and what they do."""
+    there = [place for place, one in enumerate(row["instances"]) if one["box"][0] < one["box"][2]]
+    instances = tuple(Instance(row["instances"][place][name], tuple(row["instances"][place]["box"])) for place in there)
+    interactions = tuple(
+        Interaction(there.index(subject), action, there.index(other))
+        for subject, action, other in row["triplets"]
+        if subject in there and other in there
+    )
+    return Layout(instances, interactions)
+
+
+def _lay_out_shard(folder: Path, start: int) -> None:
+    rows = []
+    for number in range(start, start + SHARD):
+        one = scene(number)
+        instances = [
+            {"phrase": thing.phrase, "name": phrase(member, colour=False, texture=False), "box": thing.box}
+            for thing, member in zip(one.instances, one.layout.members, strict=True)
+        ]
+        rows.append({"instances": instances, "triplets": one.triplets})
+    partial = folder / f"layouts.partial-{os.getpid()}.json"
+    partial.write_text(json.dumps(rows, default=float))
+    partial.rename(folder / "layouts.json")
 
 
 def _render_shard(folder: Path, start: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.conditions.layout import Layout
 from counterpoint.evaluation.statistics import Resampled, resample
 from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.niqe import Pristine
@@ -32,15 +33,20 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class Method:
-    """A way to join controls: a rule by name, weights by label where they are not 1, and whether silence is gated."""
+    """A way to join controls: a rule by name, weights by label where they are not 1, and whether silence is gated; or
+    models by name that read a layout, and how they are aggregated."""
 
     fusion: str = "sum"
     weights: Mapping[str, float] = field(default_factory=dict)
     gated: bool = False
+    models: tuple[str, ...] = ()
+    aggregation: str = ""
 
     @property
     def name(self) -> str:
-        """The rule, then the rest: ``sum``, ``sum gated`` or ``sum pose=0.5``."""
+        """The rule, then the rest: ``sum``, ``sum gated`` or ``sum pose=0.5``; or ``interact+migc steps=3``."""
+        if self.models:
+            return " ".join(["+".join(self.models), *[self.aggregation] * bool(self.aggregation)])
         weights = (f"{label}={weight:g}" for label, weight in self.weights.items())
         return " ".join([self.fusion, *["gated"] * self.gated, *weights])
 
@@ -56,6 +62,7 @@ class Task:
         images: label -> condition image.
         method: how the controls are joined.
         subject: the word of the prompt for what the first control shows, if there is one.
+        layout: what stands where, for models that read it.
     """
 
     key: str
@@ -64,6 +71,7 @@ class Task:
     images: Mapping[str, Image] = field(default_factory=dict)
     method: Method = Method()
     subject: str = ""
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ from counterpoint.types import UserError
 
 FREQUENCIES = 8
 _PLACE = 2 * 4 * FREQUENCIES
-_WIDTH = 512
 SUBJECT, OBJECT, ACTION = range(3)
 Boxes = Float[Tensor, "b n 4"]
 """``x0, y0, x1, y1`` in 0..1."""
@@ -29,12 +28,13 @@ class InteractionEmbedding(nn.Module):
         text_width: of the phrases' embeddings (CLIP's pooled output).
         width: of the tokens, the UNet's cross-attention width.
         interactions: how many there can be.
+        hidden: width of the two perceptrons.
     """
 
-    def __init__(self, text_width: int = 768, width: int = 768, interactions: int = 30) -> None:
+    def __init__(self, text_width: int = 768, width: int = 768, interactions: int = 30, hidden: int = 512) -> None:
         super().__init__()
-        self.linears = _perceptron(text_width + _PLACE, width)
-        self.linear_action = _perceptron(text_width + _PLACE, width)
+        self.linears = _perceptron(text_width + _PLACE, hidden, width)
+        self.linear_action = _perceptron(text_width + _PLACE, hidden, width)
         self.null_positive_feature = nn.Parameter(torch.zeros(text_width))
         self.null_action_feature = nn.Parameter(torch.zeros(text_width))
         self.null_position_feature = nn.Parameter(torch.zeros(_PLACE))
@@ -99,9 +99,10 @@ def load_interaction(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionM
     found = fuser_shapes(file)
     rows = found.get("position_net.interaction_embedding.emb.weight")
     text = found.get("position_net.null_positive_feature")
-    if rows is None or text is None:
+    hidden = found.get("position_net.linears.2.weight")
+    if rows is None or text is None or hidden is None:
         raise UserError(f"{file} holds no interaction layers (position_net.interaction_embedding)")
-    return load_fusers(with_fusers(unet, InteractionEmbedding(text[0], rows[1], rows[0])), file)
+    return load_fusers(with_fusers(unet, InteractionEmbedding(text[0], rows[1], rows[0], hidden[0])), file)
 
 
 class _Numbered(nn.Module):
@@ -112,7 +113,7 @@ class _Numbered(nn.Module):
         self.emb = nn.Embedding(count, width)
 
 
-def _perceptron(inside: int, outside: int) -> nn.Sequential:
+def _perceptron(inside: int, hidden: int, outside: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(inside, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, outside)
+        nn.Linear(inside, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outside)
     )

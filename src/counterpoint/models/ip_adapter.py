@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.models.sharing import sharing_copy
 from counterpoint.models.weights import check_fit, shapes
 from counterpoint.types import UserError
+
+TOKENS = 4
+"""Tokens that a picture becomes."""
 
 
 def load_ip_adapter(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionModel:
@@ -32,16 +36,28 @@ def load_ip_adapter(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionMo
         raise UserError(f"{file} is no IP-Adapter (image_proj and ip_adapter)")
     wanted = attention_names(unet)
     check_fit(wanted, found, file, "this UNet")
-    tensors = load_file(file)
+    try:
+        return _grown(unet, load_file(file))
+    except (KeyError, RuntimeError, ValueError, IndexError) as error:
+        raise UserError(f"{file}: its image_proj is of no kind that diffusers knows ({error})") from None
+
+
+def with_ip_adapter(unet: UNet2DConditionModel, embedding: int) -> UNet2DConditionModel:
+    """An untrained one for pictures' embeddings ``(b, 1, embedding)``: it begins with the layers that read the text."""
+    text = unet.config.cross_attention_dim
+    projection = {"proj": nn.Linear(embedding, TOKENS * text), "norm": nn.LayerNorm(text)}
+    new = {f"image_proj.{part}.{name}": value for part, layer in projection.items()
+           for name, value in layer.state_dict().items()}  # fmt: skip
+    return _grown(unet, {**new, **{name: value.detach().clone() for name, value in attention_names(unet).items()}})
+
+
+def _grown(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> UNet2DConditionModel:
     parts = {
         part: {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
         for part in ("image_proj", "ip_adapter")
     }
     grown = sharing_copy(unet)
-    try:
-        grown._load_ip_adapter_weights([parts])
-    except (KeyError, RuntimeError, ValueError, IndexError) as error:
-        raise UserError(f"{file}: its image_proj is of no kind that diffusers knows ({error})") from None
+    grown._load_ip_adapter_weights([parts])
     return grown
 
 

@@ -32,7 +32,7 @@ SITES = ("mid_block.attentions.0", "up_blocks.1.attentions.0", "up_blocks.1.atte
 """Transformers of Stable Diffusion 1.5 that have the network."""
 NAIVE = 10.0
 """How much more an instance counts than the whole prompt inside its box, where there is no network."""
-_HEADS, _FREQUENCIES, _WIDTH = 8, 8, 512
+_HEADS, _FREQUENCIES = 8, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +63,10 @@ class InstanceShading(nn.Module):
         width: of the layer.
         text_width: of the phrases' embeddings.
         refined: as in MIGC++, where it corrects what :data:`NAIVE` weights give.
+        hidden: width of the perceptron that reads boxes.
     """
 
-    def __init__(self, width: int, text_width: int = 768, *, refined: bool = False) -> None:
+    def __init__(self, width: int, text_width: int = 768, *, refined: bool = False, hidden: int = 512) -> None:
         super().__init__()
         self.ea = _Attention(width, text_width)
         self.la = _Attention(width, width)
@@ -73,11 +74,11 @@ class InstanceShading(nn.Module):
         self.sac = _Aggregation(width, refined=refined)
         self.pos_net = nn.Module()
         self.pos_net.linears_position = nn.Sequential(
-            nn.Linear(2 * 4 * _FREQUENCIES, _WIDTH),
+            nn.Linear(2 * 4 * _FREQUENCIES, hidden),
             nn.SiLU(),
-            nn.Linear(_WIDTH, _WIDTH),
+            nn.Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Linear(_WIDTH, text_width),
+            nn.Linear(hidden, text_width),
         )
         if refined:
             self.gamma = nn.Parameter(torch.zeros(1))
@@ -280,7 +281,7 @@ def box_masks(told: Told, tokens: int) -> tuple[Float[Tensor, "b n h w"], Float[
 
 
 def with_instances(
-    unet: UNet2DConditionModel, sites: Sequence[str] = SITES, *, refined: bool = False
+    unet: UNet2DConditionModel, sites: Sequence[str] = SITES, *, refined: bool = False, hidden: int = 512
 ) -> UNet2DConditionModel:
     """A UNet that shares all weights with another and can be told a layout.
 
@@ -288,6 +289,7 @@ def with_instances(
         unet: stays as it is.
         sites: its transformers that have the network, new and untrained.
         refined: MIGC++'s.
+        hidden: width of the perceptrons that read boxes.
 
     Raises:
         UserError: it has no such transformer.
@@ -298,8 +300,9 @@ def with_instances(
         raise UserError(f"this UNet has no transformer {unknown[0]}; it has {', '.join(layers)}")
     text = int(grown.config.cross_attention_dim)
     for site, attention in layers.items():
-        network = InstanceShading(attention.query_dim, text, refined=refined) if site in sites else None
-        if network is not None:
+        network = None
+        if site in sites:
+            network = InstanceShading(attention.query_dim, text, refined=refined, hidden=hidden)
             network.to(attention.to_q.weight)
         attention.set_processor(InstanceProcessor(attention.processor, network))
     return grown
@@ -334,9 +337,12 @@ def load_instances(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionMod
     if not names:
         raise UserError(f"{file} holds no instance layers (migc.ea, migc.sac)")
     sites = dict.fromkeys(new.partition(_PROCESSOR)[0] for new in names.values())
-    grown = with_instances(unet, list(sites), refined=any(name.endswith(".migc.gamma") for name in names))
     held = shapes(file)
-    check_fit(instance_state(grown), {new: held[old] for old, new in names.items()}, file, "this UNet")
+    found = {new: held[old] for old, new in names.items()}
+    refined = any(name.endswith(".migc.gamma") for name in names)
+    hidden = next((shape[0] for name, shape in found.items() if name.endswith("linears_position.0.weight")), 512)
+    grown = with_instances(unet, list(sites), refined=refined, hidden=hidden)
+    check_fit(instance_state(grown), found, file, "this UNet")
     with safe_open(file, "pt") as content:
         tensors = {new: content.get_tensor(old).to(unet.device, unet.dtype) for old, new in names.items()}
     grown.load_state_dict(tensors, strict=False)

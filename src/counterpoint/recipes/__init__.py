@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from counterpoint.recipes import methods, photos, sd15, tiny
+from counterpoint.recipes import members, methods, photos, sd15, tiny
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        *(tiny.CODEC, tiny.TOWERS, tiny.BASE, tiny.CONTROLNET, tiny.JUDGE),
+        *(tiny.CODEC, tiny.TOWERS, tiny.BASE, tiny.CONTROLNET, tiny.JUDGE, members.ADAPTER),
         *methods.TINY,
         *(photos.CODEC, photos.BASE, photos.CONTROLNET, photos.SEGMENTER),
         *sd15.SD15,

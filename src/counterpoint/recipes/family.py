@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from counterpoint.data.scenes.vocabulary import SIZE
@@ -17,6 +18,7 @@ from counterpoint.models.load import DEFAULTS
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.probe import Probe
 from counterpoint.models.weights import list_hashes
+from counterpoint.training.stages.adapter import FILE
 
 MEMBERS: dict[str, tuple[str, Any]] = {
     "vae": ("codec", AutoencoderTiny),
@@ -26,6 +28,8 @@ MEMBERS: dict[str, tuple[str, Any]] = {
     **{f"probes/{kind}": (f"probe-{kind}", Probe) for kind in ("depth", "hed", "seg")},
 }
 """Place in the family -> output folder of its training run, and its class."""
+ADAPTERS = ("interact", "migc", "style")
+"""Adapters, each in ``adapters/NAME``; the outputs of their runs are called ``adapter-NAME``."""
 
 
 def assemble(runs: Path, out: Path) -> Path:
@@ -39,6 +43,11 @@ def assemble(runs: Path, out: Path) -> Path:
     for place, (run, kind) in MEMBERS.items():
         if (runs / run / "config.json").is_file():
             kind.from_pretrained(runs / run, local_files_only=True).half().save_pretrained(out / place)
+    for name in ADAPTERS:
+        if (runs / f"adapter-{name}" / FILE).is_file():
+            (out / "adapters" / name).mkdir(parents=True, exist_ok=True)
+            state = load_file(runs / f"adapter-{name}" / FILE)
+            save_file({key: value.half() for key, value in state.items()}, out / "adapters" / name / FILE)
     if (runs / "towers" / "config.json").is_file():
         _split_towers(runs / "towers", out)
     for path in out.rglob("*"):

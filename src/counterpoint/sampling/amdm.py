@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
@@ -59,6 +60,24 @@ class Aggregation:
         if self.steps < 0:
             raise UserError(f"an aggregation shares at least 0 steps, got {self.steps}")
 
+    @classmethod
+    def parse(cls, text: str) -> Aggregation:
+        """Read ``steps=3,weights=0.47:0.5,mix=paper,pull=45:40:35,absolute=true``; what is left out is the default.
+
+        Raises:
+            UserError: an unknown setting or a value that makes no sense.
+        """
+        given: dict[str, Any] = {}
+        for part in text.split(",") if text else ():
+            name, _, value = part.partition("=")
+            if name not in _READ:
+                raise UserError(f"unknown setting {name!r} of an aggregation; there are {', '.join(_READ)}")
+            try:
+                given[name] = _READ[name](value)
+            except (ValueError, KeyError):
+                raise UserError(f"{part}: an aggregation's {name} cannot be {value!r}") from None
+        return cls(**given)
+
     def for_models(self, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Weights and pulls for a number of models.
 
@@ -74,6 +93,14 @@ class Aggregation:
         return index < self.steps if not self.authors else 1 <= index <= self.steps
 
 
+_READ: dict[str, Callable[[str], Any]] = {
+    "weights": lambda text: tuple(float(one) for one in text.split(":")),
+    "steps": int,
+    "mix": str,
+    "pull": lambda text: tuple(float(one) for one in text.split(":")),
+    "absolute": {"true": True, "false": False}.__getitem__,
+    "authors": {"true": True, "false": False}.__getitem__,
+}
 PAPER = {
     "interact+migc": Aggregation((0.5,), 3, "paper", (45.0, 55.0), absolute=True),
     "interact+ip": Aggregation((0.45,), 3, "paper", (45.0, 55.0), absolute=True),

@@ -55,13 +55,11 @@ def make_guide(
         size: height and width of the pictures.
 
     Raises:
-        UserError: a layout lacks what the adapter reads, or has more than it takes.
+        UserError: a layout has more than the adapter takes.
     """
     if adapter.kind == "ip-adapter":
         told = _pictured(adapter, layouts, guided, size, unet)
         return lambda _: _constant(told)
-    if any(not layout.instances for layout in layouts):
-        raise UserError(f"{adapter.kind} reads a layout's instances, and there are none")
     if adapter.kind == "interact":
         return _interacting(unet, encode, layouts, guided)
     if adapter.kind == "gligen":
@@ -140,16 +138,16 @@ def _instances(
 def _pictured(
     adapter: Adapter, layouts: Sequence[Layout], guided: bool, size: tuple[int, int], unet: UNet2DConditionModel
 ) -> dict[str, Any]:
-    """Embeddings of the reference pictures, and masks that hold their weights."""
-    references = [layout.reference for layout in layouts]
+    """Embeddings of the reference pictures, zeros where there is none, and masks that hold their weights."""
     if adapter.image_encoder is None or adapter.image_processor is None:
         raise UserError("an IP-Adapter wants an image encoder to read its reference with")
-    found: list[Reference] = [one for one in references if one is not None]
-    if len(found) < len(references):
-        raise UserError("ip-adapter reads a layout's reference picture, and there is none")
-    pixels = adapter.image_processor([one.image for one in found], return_tensors="pt").pixel_values
     encoder = adapter.image_encoder
+    blank = Reference(np.zeros((*size, 3), np.uint8))
+    found = [layout.reference or blank for layout in layouts]
+    pixels = adapter.image_processor([one.image for one in found], return_tensors="pt").pixel_values
     embeds = encoder(pixels.to(encoder.device, encoder.dtype)).image_embeds[:, None]
+    there = torch.tensor([layout.reference is not None for layout in layouts], device=embeds.device)
+    embeds = torch.where(there[:, None, None], embeds, 0)
     masks = torch.stack([_weights(one, size) for one in found])
     if guided:
         embeds, masks = torch.cat([torch.zeros_like(embeds), embeds]), torch.cat([masks] * 2)
@@ -170,7 +168,7 @@ def _weights(reference: Reference, size: tuple[int, int]) -> Tensor:
 def _things(encode: PromptEncoder, layouts: Sequence[Layout], count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Boxes ``(b, n, 4)``, whether they are there ``(b, n)``, and their phrases' pooled ``(b, n, d)`` and whole
     embeddings ``(b, n, t, d)``; zeros for padding."""
-    texts = list(dict.fromkeys(one.phrase for layout in layouts for one in layout.instances))
+    texts = list(dict.fromkeys(["", *(one.phrase for layout in layouts for one in layout.instances)]))
     whole, pooled = encode.phrases(texts)
     boxes, there = torch.zeros(len(layouts), count, 4), torch.zeros(len(layouts), count, dtype=torch.bool)
     short, long = (

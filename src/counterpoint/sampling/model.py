@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class Model:
         zero_empty_prompt: whether an empty negative prompt is zeros (``force_zeros_for_empty_prompt``), as SDXL wants.
         guidance_scale: what suits the model where a call names none.
         adapter: what reads a call's layout, if the UNet has one.
+        origin: the folder it came from, where its own adapters are.
     """
 
     vae: AutoencoderKL | AutoencoderTiny
@@ -49,6 +51,7 @@ class Model:
     zero_empty_prompt: bool = False
     guidance_scale: float = 7.5
     adapter: Adapter | None = None
+    origin: Path = Path()
 
     def __post_init__(self) -> None:
         self.pixels = Pixels(self.factor)

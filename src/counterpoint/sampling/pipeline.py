@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +17,13 @@ from counterpoint.conditions.layout import Layout
 from counterpoint.control.attach import hints_encoded_once
 from counterpoint.control.stack import Weight
 from counterpoint.fusion import get_fusion
+from counterpoint.models.adapter import load_adapter
+from counterpoint.models.load import load_image_encoder
 from counterpoint.sampling.aggregated import come_back, leave
 from counterpoint.sampling.amdm import Aggregation, sample_aggregated
 from counterpoint.sampling.controls import each, find_lending, listed, make_branches, where_heard
 from counterpoint.sampling.denoise import ControlledDenoiser
+from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.loop import Settle, Step, sample
 from counterpoint.sampling.model import Generators, Model
 from counterpoint.sampling.pixels import copies
@@ -64,6 +68,30 @@ class Pipeline(Model):
             helper.to(device)
         super().to(device)
         return self
+
+    def adapted(self, source: str) -> Pipeline:
+        """The same model with an adapter; all weights that both have are shared.
+
+        Args:
+            source: the name of one of its own (tiny has ``"interact"``, ``"migc"`` and ``"style"``), or a safetensors
+                file or folder of InteractDiffusion, GLIGEN, MIGC or IP-Adapter.
+
+        Raises:
+            UserError: there is no such adapter, or it does not fit.
+        """
+        if self.text_encoder_2 is not None:
+            raise UserError("adapters are for models of the SD1.5 layout")
+        own = self.origin / "adapters"
+        path = own / source if (own / source).is_dir() else Path(source)
+        if not path.exists():
+            known = ", ".join(sorted(one.name for one in own.iterdir())) if own.is_dir() else ""
+            more = f", or one of the model's own: {known}" if known else ""
+            raise UserError(f"there is no adapter {source!r}: give a safetensors file or folder{more}")
+        kind, unet = load_adapter(self.unet, path)
+        if kind != "ip-adapter":
+            return replace(self, unet=unet, adapter=Adapter(kind))
+        encoder, processor = load_image_encoder(path, self.origin, self.unet.dtype)
+        return replace(self, unet=unet, adapter=Adapter(kind, encoder.to(self.device), processor))
 
     @torch.no_grad()
     def __call__(
@@ -248,6 +276,11 @@ class Pipeline(Model):
             raise UserError(f"{len(layouts)} layouts for {count} pictures; give one, or one each")
         if readers and any(layout is None for layout in layouts):
             raise UserError(f"{readers[0]} reads a layout, and there is none")
+        for layout in layouts:
+            if "ip-adapter" in readers and layout and layout.reference is None:
+                raise UserError("ip-adapter reads a layout's reference picture, and there is none")
+            if set(readers) - {"ip-adapter"} and layout and not layout.instances:
+                raise UserError(f"{readers[0]} reads a layout's instances, and there are none")
         if not readers and any(layout is not None for layout in layouts):
             raise UserError("nothing here reads a layout: load an adapter (interact, gligen, migc, ip-adapter)")
 

@@ -34,6 +34,14 @@ def evaluate(
     gate_silence: Annotated[
         bool, typer.Option("--gate-silence", help="Try each rule a second time, gated as in generate --gate-silence.")
     ] = False,
+    aggregate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B", help="For layout: models that work together, as in generate. Repeatable."),
+    ] = None,
+    aggregation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SETTINGS", help="For --aggregate: how, as in generate. Repeatable.", show_default=False),
+    ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=3, max=100_000)] = 64,
     model: Annotated[
         str, typer.Option(help="tiny, or another folder of the same layout with judges; with --data any model.")
@@ -134,10 +142,16 @@ def evaluate(
             inception=inception,
             steps=steps,
             guidance_scale=guidance_scale,
+            scheduler="ddim" if aggregate else "unipc",
             device=device,
             dtype=dtype,
         )
-        methods = _methods(fusion, sweep, gate_silence)
+        if aggregate and (fusion or sweep or gate_silence):
+            raise UserError("--aggregate compares models; --fusion, --sweep and --gate-silence compare rules")
+        if aggregate or suite == "layout":
+            methods = _models(aggregate or ["base"], aggregation or [""])
+        else:
+            methods = _methods(fusion, sweep, gate_silence)
         results, strips = _run(suite, source, methods, n, batch_size, ray, manifest, folder)
     results = {
         "schema": record.SCHEMA,
@@ -218,7 +232,7 @@ def _run(
     if suite not in SUITES:
         raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}, folder and leaderboard")
     bench = make_bench(source)
-    chosen = make_suite(suite, bench)
+    chosen = make_suite(suite, bench, methods)
     tasks = chosen.tasks(n, methods)
     known = sorted({label for task in tasks for label in task.images})
     if unknown := sorted({label for method in methods for label in method.weights} - set(known)):
@@ -255,6 +269,18 @@ def _methods(fusion: list[str] | None, sweep: str | None, gate_silence: bool) ->
         for weights in (_weights(sweep) if sweep else [{}])
         for gated in gates
     ]
+
+
+def _models(names: list[str], settings: list[str]) -> list[Any]:
+    """Every list of models with every setting that it can have."""
+    from counterpoint.evaluation.suite import Method
+    from counterpoint.sampling.amdm import Aggregation
+
+    for one in settings:
+        Aggregation.parse(one)
+    lists = [tuple(one.split(",")) for one in names]
+    return [Method(models=models, aggregation=how) for models in lists
+            for how in (settings if len(models) > 1 else [""])]  # fmt: skip
 
 
 def _weights(sweep: str) -> list[dict[str, float]]:

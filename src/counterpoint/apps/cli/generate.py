@@ -77,6 +77,23 @@ def generate(
         list[Path] | None,
         typer.Option(metavar="IMAGE", help="For cross: white where the subject is.", show_default=False),
     ] = None,
+    layout: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="JSON: what stands where, who does what to whom, whose style; for --aggregate."
+        ),
+    ] = None,
+    aggregate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Models that work together; the picture is the first one's. Names of the model's own adapters (tiny: "
+            "interact, migc, style), paths to adapters, or base. One alone is fine.",
+        ),
+    ] = None,
+    aggregation: Annotated[
+        str, typer.Option(metavar="SETTINGS", help="How they do: steps=3,weights=0.5,pull=0.5,mix=slerp.")
+    ] = "",
     model: Annotated[str, typer.Option(help="tiny, a diffusers folder, a .safetensors file or a hub id.")] = "tiny",
     config: Annotated[
         str | None,
@@ -85,8 +102,12 @@ def generate(
     lora: Annotated[list[str] | None, typer.Option(metavar="PATH[:SCALE]", help="A LoRA. Repeatable.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to guide away from.")] = "",
     scheduler: Annotated[
-        str, typer.Option(help="unipc, ddim, euler, euler-a, dpm++, ... or a diffusers class name.")
-    ] = "unipc",
+        str | None,
+        typer.Option(
+            help="unipc, ddim, euler, euler-a, dpm++, ... or a diffusers class name; default unipc, or ddim with "
+            "--aggregate."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
     guidance_scale: Annotated[
         float | None,
@@ -108,7 +129,11 @@ def generate(
         "counterpoint-out"
     ),
     report: Annotated[
-        bool, typer.Option("--report", help="Beside each image, a page that shows which control was heard where.")
+        bool,
+        typer.Option(
+            "--report",
+            help="Beside each image, a page that shows which control was heard where, and the layout drawn over it.",
+        ),
     ] = False,
     tune: Annotated[
         int,
@@ -183,8 +208,11 @@ def generate(
         model=model,
         config=config,
         lora=tuple(lora or ()),
+        layout=layout,
+        aggregate=tuple(aggregate.split(",")) if aggregate else (),
+        aggregation=aggregation,
         fusion=fusion,
-        scheduler=scheduler,
+        scheduler=scheduler or ("ddim" if aggregate else "unipc"),
         steps=steps,
         guidance_scale=guidance_scale,
         seed=seed,
@@ -261,6 +289,9 @@ def _looked(
     request: Any, result: Any, paths: list[Path], tune: int, maps: dict[str, Any]
 ) -> tuple[list[Path], list[Any]]:
     """Pages that show who was heard, and trials of what might help."""
+    import numpy as np
+    import PIL.Image
+
     from counterpoint.apps import record
     from counterpoint.apps import tune as tuning
     from counterpoint.apps.cli import output
@@ -270,6 +301,13 @@ def _looked(
         readings = {label: (one.image, one.agreement) for label, one in tuning.read_back(result, maps, number).items()}
         html = result.report.html(number, readings)
         record.write_text(page, html)
+    if result.layout is not None:
+        from counterpoint.conditions.layout import draw_layout
+
+        for path, image in zip(paths, result.images, strict=True):
+            pages.append(path.with_suffix(".layout.png"))
+            drawn = PIL.Image.fromarray(draw_layout(np.asarray(image), result.layout))
+            record.save_png(drawn, pages[-1], {"layout_of": path.name})
     if not tune:
         return pages, []
     with output.progress("tuning", unit="trial") as listen:

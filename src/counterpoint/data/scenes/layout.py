@@ -43,8 +43,9 @@ class Layout:
         return (y - self.horizon) / self.camera
 
 
-def draw_layout(rng: Rng, content: str | None = None, style: str | None = None) -> Layout:
-    """Draw a layout. ``content`` (a key of :data:`CONTENTS`) and ``style`` fix what is otherwise random."""
+def draw_layout(rng: Rng, content: str | None = None, style: str | None = None, things: int | None = None) -> Layout:
+    """Draw a layout. ``content`` (a key of :data:`CONTENTS`), ``style`` and of several ``things`` their number fix what
+    is otherwise random."""
     content = content or str(rng.choice(list(CONTENTS), p=list(CONTENTS.values())))
     style = style or str(rng.choice(list(STYLES), p=(0.80, 0.10, 0.10)))
     frame = Layout(
@@ -57,7 +58,7 @@ def draw_layout(rng: Rng, content: str | None = None, style: str | None = None) 
         members=(),
         triplets=(),
     )
-    return _DRAW[content](frame, rng)
+    return _draw_things(frame, rng, things) if content == "things" else _DRAW[content](frame, rng)
 
 
 def _row(frame: Layout, rng: Rng, low: float = 104, high: float = 124) -> float:
@@ -195,8 +196,8 @@ def _fit(frame: Layout, figure: Figure, thing: Thing, action: str, thing_first: 
     return replace(frame, members=(figure, thing), triplets=((0, action, 1),))
 
 
-def _draw_things(frame: Layout, rng: Rng) -> Layout:
-    count = int(rng.integers(2, 5))
+def _draw_things(frame: Layout, rng: Rng, things: int | None) -> Layout:
+    count = things or int(rng.integers(2, 5))
     places = (np.arange(count) + 0.5 + rng.uniform(-0.18, 0.18, count)) * SIZE / count
     kinds = rng.choice(list(KINDS), count)
     things = []
@@ -224,6 +225,5 @@ _DRAW = {
     "thing": _draw_thing,
     "person": _draw_person,
     "interaction": _draw_interaction,
-    "things": _draw_things,
     "mixed": _draw_mixed,
 }

@@ -60,16 +60,17 @@ class Scene:
         return self.seg == SEG_INDEX["person"]
 
 
-def scene(number: int, *, content: str | None = None, style: str | None = None) -> Scene:
+def scene(number: int, *, content: str | None = None, style: str | None = None, things: int | None = None) -> Scene:
     """The scene of a number: the same on every call, independent of every other.
 
     Args:
         number: 0..11,999,999; :data:`SPLITS` says which are for what.
         content: fixes what the scene is about: a key of :data:`~counterpoint.data.scenes.layout.CONTENTS`.
         style: fixes the style.
+        things: of ``content="things"``, fixes how many.
     """
     rng = np.random.Generator(np.random.PCG64(number))
-    layout = draw_layout(rng, content, style)
+    layout = draw_layout(rng, content, style, things)
     canvas = Canvas()
     paint_backdrop(canvas, layout.background, layout.horizon, rng)
     np.clip(canvas.rgb, 0, 250, out=canvas.rgb)

@@ -17,44 +17,45 @@ from counterpoint.metrics.coco_mig import RANGES, has_colour, instance_score, me
 from counterpoint.metrics.metric import Metric, mean
 from counterpoint.metrics.text import clip_score
 
-_NAME = "prompt"
-
 
 @dataclass(frozen=True)
 class LayoutSuite:
-    """Levels of layouts. The model is told of them by its prompt alone."""
+    """Levels of layouts. A model that reads none is told of them by its prompt alone."""
 
     levels: Levels
 
-    def tasks(self, n: int, _: Sequence[Method] = ()) -> list[Task]:
+    def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
         """Seeds are the numbers of the cases."""
         return [
-            Task(_key(level, case), case.prompt, case.number) for level in self.levels for case in self.levels[level](n)
+            Task(_key(method, level, case), case.prompt, case.number, method=method, layout=case.layout)
+            for level, first in self.levels.items()
+            for case in first(n)
+            for method in methods
         ]
 
-    def score(self, finished: Finished, n: int, _: Sequence[Method], readers: Readers) -> list[Row]:
-        """A row a level, and one over all instances, as the benchmark averages."""
-        overall = _metrics()
+    def score(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
+        """A row a method and level, and one a method over all instances, as the benchmark averages."""
+        overall = {method.name: _metrics() for method in methods}
         rows = []
         for level, first in self.levels.items():
-            metrics, cases = _metrics(), first(n)
+            cases, tables = first(n), {method.name: _metrics() for method in methods}
             for start in range(0, len(cases), CHUNK):
                 chunk = cases[start : start + CHUNK]
-                pictures = stack([finished(_key(level, case)) for case in chunk])
-                scores = _scores(pictures, chunk, readers)
-                likeness = clip_score(
-                    readers.embed_pictures(pictures), readers.embed_texts([case.prompt for case in chunk])
-                )
-                for success, overlap, clip in (metrics, overall):
-                    success.update(scores)
-                    overlap.update(scores)
-                    clip.update(likeness)
-            rows.append(Row(_NAME, f"L{level}", tuple(metrics)))
-        return [*rows, Row(_NAME, "all levels", tuple(overall))]
+                words = readers.embed_texts([case.prompt for case in chunk])
+                for method in methods:
+                    pictures = stack([finished(_key(method, level, case)) for case in chunk])
+                    scores = _scores(pictures, chunk, readers)
+                    likeness = clip_score(readers.embed_pictures(pictures), words)
+                    for success, overlap, clip in (tables[method.name], overall[method.name]):
+                        success.update(scores)
+                        overlap.update(scores)
+                        clip.update(likeness)
+            rows += [Row(name, f"L{level}", tuple(metrics), rival=True) for name, metrics in tables.items()]
+        return [*rows, *(Row(name, "all levels", tuple(metrics), rival=True) for name, metrics in overall.items())]
 
 
-def _key(level: int, case: LayoutCase) -> str:
-    return f"L{level}/{case.number:08d}"
+def _key(method: Method, level: int, case: LayoutCase) -> str:
+    return f"L{level}/{method.name.replace(' ', ',').replace(':', '_').replace('/', '_')}/{case.number:08d}"
 
 
 def _metrics() -> list[Metric]:

@@ -1,0 +1,72 @@
+"""Recipes of the family's adapters: who does what where, what stands where in which colour, and in whose style."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from counterpoint.data.scenes.vocabulary import SIZE
+from counterpoint.models.gligen import with_fusers
+from counterpoint.models.interact import InteractionEmbedding
+from counterpoint.models.ip_adapter import with_ip_adapter
+from counterpoint.models.load import load_image_encoder
+from counterpoint.models.migc import with_instances
+from counterpoint.recipes import parts
+from counterpoint.recipes.recipe import Recipe
+from counterpoint.training.stage import Job
+from counterpoint.training.stages.adapter import AdapterStage
+
+INTERACTIONS = 8
+"""How many the family's own takes; scenes have four things at most."""
+HIDDEN = 128
+SITES = ("mid_block.attentions.0", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1")
+"""Where the family's own shades instances: at 4 x 4 and 8 x 8, a quarter and half of the latents' side."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class AdapterConfig(parts.FamilyConfig):
+    """``interact`` is trained without colours and textures, ``migc`` with them and without actions, ``style`` on the
+    pictures alone."""
+
+    adapter: Literal["interact", "migc", "style"] = "interact"
+
+
+def adapter(config: AdapterConfig) -> Job:
+    """One of the three, on the frozen UNet, which it shares with the family."""
+    torch.manual_seed(config.seed)
+    unet, size, reads = parts.unet(config), (SIZE, SIZE), {}
+    if config.adapter == "interact":
+        kind, text = "interact", unet.config.cross_attention_dim
+        unet = with_fusers(unet, InteractionEmbedding(text, text, INTERACTIONS, HIDDEN))
+        samples: Any = parts.latents(config, "layout").laid_out()
+    elif config.adapter == "migc":
+        kind, unet = "migc", with_instances(unet, SITES, refined=True, hidden=HIDDEN)
+        samples = parts.latents(config, "layout:detailed").laid_out().rename("layout:detailed", "layout")
+    else:
+        family = config.pretrained_model_name_or_path
+        encoder, processor = load_image_encoder(family, family)
+        kind, reads = "ip-adapter", {"image_encoder": encoder, "image_processor": processor}
+        unet = with_ip_adapter(unet, encoder.config.projection_dim)
+        samples = parts.latents(config, "image")
+    return Job(AdapterStage(kind, size, unet, **reads, **parts.denoising(config)), samples)
+
+
+ADAPTER = Recipe(
+    "tiny-adapter",
+    "what reads a layout (--set adapter=interact, migc or style)",
+    AdapterConfig(
+        max_train_steps=8000,
+        train_batch_size=16,
+        learning_rate=1e-3,
+        debiased_estimation_loss=True,
+        lr_scheduler="cosine",
+        lr_warmup_steps=200,
+        checkpointing_steps=500,
+        logging_steps=250,
+        max_train_samples=98304,
+    ),
+    adapter,
+)
