@@ -39,7 +39,7 @@ def test_ratios_are_of_the_same_round() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("music",), "there are fusion"),
+        (("music",), "there are fusion, aggregate"),
         (("--size", "huge"), "tiny, sd15"),
         (("--dtype", "fp8"), "fp32, bf16, fp16"),
         (("--device", "gpu"), "there is no device 'gpu'"),

@@ -34,6 +34,7 @@ def test_leaderboard_of_what_is_no_result(cli, tmp_path: Path, content: str | No
         ("conflicting", ["--fusion", "sum", "--fusion", "mean"], [("sum", "pose+seg"), ("mean", "pose+depth")]),
         ("silent", ["--fusion", "sum", "--gate-silence"], [("sum gated", "crops, brief prompt")]),
         ("layout", [], [("base", "L2"), ("base", "all levels")]),
+        ("style", [], [("base", "reference of another scene")]),
         ("conservativity", [], [("canny", "noisy pictures"), ("seg", "noisy pictures")]),
         ("tiny-quality", [], [("codec", "test scenes"), ("hed", "test scenes")]),
     ],

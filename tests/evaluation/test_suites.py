@@ -23,6 +23,7 @@ from counterpoint.evaluation.make import costs, in_turn, make, reader
 from counterpoint.evaluation.suite import Method, Readers, Suite, Task, stack, unstack
 from counterpoint.evaluation.suites import conservativity, fusion
 from counterpoint.evaluation.suites.layout import LayoutSuite
+from counterpoint.evaluation.suites.style import StyleSuite
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
@@ -36,6 +37,7 @@ SUITES: dict[str, Suite] = {
     "single": fusion.single(pairs),
     "tiny-quality": TinyQuality(lambda pictures: pictures),
     "layout": LayoutSuite(scene_levels()),
+    "style": StyleSuite(),
 }
 
 

@@ -10,19 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
 
-from counterpoint.control.keys import Lending
-from counterpoint.control.stack import Branch, fuse
 from counterpoint.evaluation.statistics import bootstrap
-from counterpoint.fusion import FUSIONS
 from counterpoint.metrics.cost import measuring
-from counterpoint.models.load import load_components, load_controls
-from counterpoint.sampling.denoise import ControlledDenoiser
-from counterpoint.types import Fusion, Moment
 
-SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-"""What Stable Diffusion 1.5 sets beyond the defaults of diffusers' UNet."""
 Case = Callable[[], object]
 
 
@@ -76,83 +67,6 @@ def compare(timings: Mapping[str, Timing], baseline: str) -> list[dict[str, Any]
             }
         )
     return rows
-
-
-def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Case], str]:
-    """Every rule's operator at every site of a guided step with two controls, beside whole steps.
-
-    Args:
-        size: one of :data:`SIZES`.
-        device: where.
-        dtype: of the models.
-
-    Returns:
-        The cases, and the name of the baseline: a step under ``sum``.
-    """
-    models = SIZES[size]()
-    unet, *networks = (model.eval().to(device, dtype) for model in (models.unet, *models.controls))
-    text, side = models.text, models.side
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
-
-    half = torch.zeros(1, 1, side, side, device=device)
-    half[..., side // 2 :] = 1
-    factor = 8
-    branches = [
-        Branch(name, network, noise(2, 3, side * factor, side * factor))
-        for name, network in zip("ab", networks, strict=True)
-    ]
-    latents, moment = noise(1, unet.config["in_channels"], side, side), Moment(10, 20, torch.tensor(500, device=device))
-    texts = noise(1, text, unet.config["cross_attention_dim"]), noise(1, text, unet.config["cross_attention_dim"])
-
-    def step(rule: Fusion) -> Case:
-        lending = Lending({}, {"a": half}) if rule.keys else None
-        denoise = ControlledDenoiser(unet, branches, rule, *texts, 7.5, lending)
-        return torch.no_grad()(lambda: denoise(latents, moment))
-
-    with torch.no_grad():
-        down, mid = networks[0](
-            noise(2, *latents.shape[1:]), 500, torch.cat(texts), branches[0].hint, return_dict=False
-        )
-    said = [[noise(*site.shape) for site in (*down, mid)] for _ in branches]
-
-    def operator(rule: Fusion) -> Case:
-        return torch.no_grad()(lambda: fuse(rule, said))
-
-    steps = ("sum", "pix+channel", "cross", "minimal-impact", "maxfusion", "cross-authors")
-    return {
-        **{f"step {name}": step(FUSIONS[name]) for name in steps},
-        **{f"operator {name}": operator(rule) for name, rule in FUSIONS.items()},
-    }, "step sum"
-
-
-@dataclass(frozen=True, eq=False)
-class _Models:
-    """A UNet, two ControlNets, the length of a prompt and the side of the latents."""
-
-    unet: UNet2DConditionModel
-    controls: list[ControlNetModel]
-    text: int
-    side: int
-
-
-def _shipped() -> _Models:
-    parts = load_components("tiny")
-    controls = list(load_controls("tiny", ["pose", "seg"], parts).values())
-    return _Models(parts.unet, controls, int(parts.tokenizer.model_max_length), int(parts.unet.config.sample_size))
-
-
-def _random() -> _Models:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(**SD15)
-    controls = [ControlNetModel.from_unet(unet, load_weights_from_unet=False) for _ in range(2)]
-    return _Models(unet, controls, 77, int(SD15["sample_size"]))
-
-
-SIZES: dict[str, Callable[[], _Models]] = {"tiny": _shipped, "sd15": _random}
-"""``tiny``, the shipped family at 128 x 128; ``sd15``, Stable Diffusion 1.5's shapes at 512 x 512, random weights."""
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from counterpoint.evaluation.suite import Method, Readers, Suite, Task, stack
 from counterpoint.evaluation.suites import fusion
 from counterpoint.evaluation.suites.conservativity import KINDS, Conservativity
 from counterpoint.evaluation.suites.layout import LayoutSuite
+from counterpoint.evaluation.suites.style import StyleSuite
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
 from counterpoint.fusion import get_fusion
 from counterpoint.models.load import locate
@@ -111,6 +112,7 @@ SUITES: dict[str, Callable[[Bench], Suite]] = {
     "silent": lambda bench: fusion.silent(bench.cases).only(bench.pipe.controls),
     "single": lambda bench: fusion.single(bench.cases).only(bench.pipe.controls),
     "layout": lambda bench: LayoutSuite(bench.levels),
+    "style": lambda bench: _style(bench),
     "conservativity": lambda bench: Conservativity(bench.pipe, bench.cases),
     "tiny-quality": lambda bench: _tiny_quality(bench),
 }
@@ -210,8 +212,8 @@ def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
     Raises:
         UserError: the bench has nothing for it.
     """
-    if any(method.models for method in methods) and name != "layout":
-        raise UserError("--aggregate belongs to evaluate layout")
+    if any(method.models for method in methods) and name not in {"layout", "style"}:
+        raise UserError("--aggregate belongs to evaluate layout and style")
     for method in methods:
         if method.models:
             bench.maker.model(method.models, method.aggregation)  # a wrong name is said before any picture is made
@@ -274,6 +276,12 @@ def _tiny_quality(bench: Bench) -> Suite:
     if bench.cases is not pairs:
         raise UserError("tiny-quality measures the tiny family on its own scenes; it takes no --data")
     return TinyQuality(round_trip(bench.pipe))
+
+
+def _style(bench: Bench) -> Suite:
+    if bench.cases is not pairs:
+        raise UserError("style is measured on scenes; it takes no --data")
+    return StyleSuite()
 
 
 def round_trip(pipe: Pipeline) -> Callable[[Tensor], Tensor]:

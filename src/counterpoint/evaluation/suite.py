@@ -50,6 +50,11 @@ class Method:
         weights = (f"{label}={weight:g}" for label, weight in self.weights.items())
         return " ".join([self.fusion, *["gated"] * self.gated, *weights])
 
+    @property
+    def slug(self) -> str:
+        """The name, for a folder."""
+        return self.name.replace(" ", ",").replace(":", "_").replace("/", "_")
+
 
 @dataclass(frozen=True, eq=False)
 class Task:

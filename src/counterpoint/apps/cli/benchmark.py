@@ -8,7 +8,12 @@ import typer
 
 
 def benchmark(
-    what: Annotated[str, typer.Argument(help="fusion: every rule's operator, and whole steps.")] = "fusion",
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="fusion: every rule's operator, and whole steps; aggregate: pictures by models that work together."
+        ),
+    ] = "fusion",
     size: Annotated[
         str, typer.Option(help="tiny, or sd15: Stable Diffusion 1.5's shapes at 512 x 512, random weights.")
     ] = "tiny",
@@ -21,12 +26,13 @@ def benchmark(
     from counterpoint.api import DTYPES, find_device
     from counterpoint.apps import benchmark as bench
     from counterpoint.apps import record
+    from counterpoint.apps.benchmark_cases import CASES, SIZES
     from counterpoint.apps.cli import output
     from counterpoint.types import UserError
 
     for name, value, known in (
-        ("benchmark", what, ["fusion"]),
-        ("--size", size, bench.SIZES),
+        ("benchmark", what, CASES),
+        ("--size", size, SIZES),
         ("--dtype", dtype, DTYPES),
     ):
         if value not in known:
@@ -34,7 +40,7 @@ def benchmark(
     output.quiet_libraries()
     output.say("preparing")
     where = find_device(device)
-    cases, baseline = bench.fusion_cases(size, where, DTYPES[dtype])
+    cases, baseline = CASES[what](size, where, DTYPES[dtype])
     with output.progress("measuring", unit="case") as listen:
         rows = bench.compare(bench.alternate(cases, rounds, where, listen), baseline)
     if json:

@@ -12,7 +12,7 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Argument(
-            help="conflicting, complementary, silent, single, layout, conservativity or tiny-quality; folder, to score "
+            help="conflicting, complementary, silent, single, layout, style, conservativity or tiny-quality; folder, to score "
             "files; or leaderboard, to gather stored results."
         ),
     ],
@@ -36,7 +36,9 @@ def evaluate(
     ] = False,
     aggregate: Annotated[
         list[str] | None,
-        typer.Option(metavar="A,B", help="For layout: models that work together, as in generate. Repeatable."),
+        typer.Option(
+            metavar="A,B", help="For layout and style: models that work together, as in generate. Repeatable."
+        ),
     ] = None,
     aggregation: Annotated[
         list[str] | None,
@@ -148,7 +150,7 @@ def evaluate(
         )
         if aggregate and (fusion or sweep or gate_silence):
             raise UserError("--aggregate compares models; --fusion, --sweep and --gate-silence compare rules")
-        if aggregate or suite == "layout":
+        if aggregate or suite in {"layout", "style"}:
             methods = _models(aggregate or ["base"], aggregation or [""])
         else:
             methods = _methods(fusion, sweep, gate_silence)

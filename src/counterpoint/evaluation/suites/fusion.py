@@ -116,7 +116,7 @@ def _named(case: Case) -> dict[str, dict[str, str]]:
 
 
 def _key(method: Method, name: str, number: int) -> str:
-    return f"{name}/{method.name.replace(' ', ',')}/{number:05d}"
+    return f"{name}/{method.slug}/{number:05d}"
 
 
 def _conflicting(other: str, *_: object) -> list[Metric]:

@@ -55,7 +55,7 @@ class LayoutSuite:
 
 
 def _key(method: Method, level: int, case: LayoutCase) -> str:
-    return f"L{level}/{method.name.replace(' ', ',').replace(':', '_').replace('/', '_')}/{case.number:08d}"
+    return f"L{level}/{method.slug}/{case.number:08d}"
 
 
 def _metrics() -> list[Metric]:

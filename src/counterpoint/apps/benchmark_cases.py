@@ -1,0 +1,161 @@
+"""What is timed: rules at the sites of a step, and pictures by models that work together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from counterpoint.api import aggregate, load
+from counterpoint.apps.benchmark import Case
+from counterpoint.conditions.layout import Instance, Layout, Reference
+from counterpoint.control.keys import Lending
+from counterpoint.control.stack import Branch, fuse
+from counterpoint.fusion import FUSIONS
+from counterpoint.models.gligen import with_fusers
+from counterpoint.models.interact import InteractionEmbedding
+from counterpoint.models.ip_adapter import with_ip_adapter
+from counterpoint.models.load import load_components, load_controls, load_image_encoder
+from counterpoint.models.migc import with_instances
+from counterpoint.sampling.denoise import ControlledDenoiser
+from counterpoint.sampling.guides import Adapter
+from counterpoint.types import Fusion, Moment, UserError
+
+SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
+"""What Stable Diffusion 1.5 sets beyond the defaults of diffusers' UNet."""
+
+
+def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Case], str]:
+    """Every rule's operator at every site of a guided step with two controls, beside whole steps.
+
+    Args:
+        size: one of :data:`SIZES`.
+        device: where.
+        dtype: of the models.
+
+    Returns:
+        The cases, and the name of the baseline: a step under ``sum``.
+    """
+    models = SIZES[size]()
+    unet, *networks = (model.eval().to(device, dtype) for model in (models.unet, *models.controls))
+    text, side = models.text, models.side
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    half = torch.zeros(1, 1, side, side, device=device)
+    half[..., side // 2 :] = 1
+    factor = 8
+    branches = [
+        Branch(name, network, noise(2, 3, side * factor, side * factor))
+        for name, network in zip("ab", networks, strict=True)
+    ]
+    latents, moment = noise(1, unet.config["in_channels"], side, side), Moment(10, 20, torch.tensor(500, device=device))
+    texts = noise(1, text, unet.config["cross_attention_dim"]), noise(1, text, unet.config["cross_attention_dim"])
+
+    def step(rule: Fusion) -> Case:
+        lending = Lending({}, {"a": half}) if rule.keys else None
+        denoise = ControlledDenoiser(unet, branches, rule, *texts, 7.5, lending)
+        return torch.no_grad()(lambda: denoise(latents, moment))
+
+    with torch.no_grad():
+        down, mid = networks[0](
+            noise(2, *latents.shape[1:]), 500, torch.cat(texts), branches[0].hint, return_dict=False
+        )
+    said = [[noise(*site.shape) for site in (*down, mid)] for _ in branches]
+
+    def operator(rule: Fusion) -> Case:
+        return torch.no_grad()(lambda: fuse(rule, said))
+
+    steps = ("sum", "pix+channel", "cross", "minimal-impact", "maxfusion", "cross-authors")
+    return {
+        **{f"step {name}": step(FUSIONS[name]) for name in steps},
+        **{f"operator {name}": operator(rule) for name, rule in FUSIONS.items()},
+    }, "step sum"
+
+
+@dataclass(frozen=True, eq=False)
+class _Models:
+    """A UNet, two ControlNets, the length of a prompt and the side of the latents."""
+
+    unet: UNet2DConditionModel
+    controls: list[ControlNetModel]
+    text: int
+    side: int
+
+
+def _shipped() -> _Models:
+    parts = load_components("tiny")
+    controls = list(load_controls("tiny", ["pose", "seg"], parts).values())
+    return _Models(parts.unet, controls, int(parts.tokenizer.model_max_length), int(parts.unet.config.sample_size))
+
+
+def _random() -> _Models:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**SD15)
+    controls = [ControlNetModel.from_unet(unet, load_weights_from_unet=False) for _ in range(2)]
+    return _Models(unet, controls, 77, int(SD15["sample_size"]))
+
+
+SIZES: dict[str, Callable[[], _Models]] = {"tiny": _shipped, "sd15": _random}
+"""``tiny``, the shipped family at 128 x 128; ``sd15``, Stable Diffusion 1.5's shapes at 512 x 512, random weights."""
+
+
+def aggregate_cases(size: str, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Case], str]:
+    """A picture in 50 steps by a model alone, and with each helper in the first three of them. The adapters are
+    untrained, which costs the same.
+
+    Raises:
+        UserError: another size than tiny, whose pictures take seconds.
+    """
+    if SIZES[size] is not _shipped:
+        raise UserError("benchmark aggregate makes whole pictures: --size tiny")
+    pipe = load("tiny", scheduler="ddim", device=str(device), dtype=dtype)
+    text = pipe.unet.config.cross_attention_dim
+    encoder, processor = load_image_encoder(pipe.origin, pipe.origin, dtype)
+    models = {
+        "interact": replace(
+            pipe,
+            unet=with_fusers(pipe.unet, InteractionEmbedding(text, text, 8, 128)),
+            adapter=Adapter("interact"),
+        ),
+        "migc": replace(
+            pipe,
+            unet=with_instances(pipe.unet, ("mid_block.attentions.0", "up_blocks.1.attentions.0"), refined=True),
+            adapter=Adapter("migc"),
+        ),
+        "ip-adapter": replace(
+            pipe,
+            unet=with_ip_adapter(pipe.unet, encoder.config.projection_dim).to(device),
+            adapter=Adapter("ip-adapter", encoder.to(device), processor),
+        ),
+    }
+    things = tuple(
+        Instance(phrase, (x, 0.4, x + 0.2, 0.9))
+        for phrase, x in (("a person", 0.0), ("a red ball", 0.25), ("a blue box", 0.5), ("a green cone", 0.75))
+    )
+    layout = Layout(things, reference=Reference(np.zeros((128, 128, 3), np.uint8)))
+
+    def picture(*names: str) -> Case:
+        chosen = [models[name] for name in names]
+        made = chosen[0] if len(chosen) == 1 else aggregate(chosen, steps=3)
+        return lambda: made(
+            "a person and a red ball, a blue box and a green cone",
+            layout=layout,
+            num_inference_steps=50,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    several = (("interact",), ("interact", "migc"), ("interact", "ip-adapter"), tuple(models))
+    return {" + ".join(names): picture(*names) for names in several}, "interact"
+
+
+CASES: dict[str, Callable[[str, torch.device, torch.dtype], tuple[dict[str, Case], str]]] = {
+    "fusion": fusion_cases,
+    "aggregate": aggregate_cases,
+}
+"""What can be measured -> its cases at a size on a device, and the one that the others are compared with."""

@@ -1,0 +1,60 @@
+"""Style: does a picture of one prompt look like a reference of another scene?
+
+Each case has the prompt of one test scene and the picture of the next; likeness is the cosine of their embeddings in
+CLIP's image tower, as IP-Adapter measures it (arXiv:2308.06721, section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from counterpoint.conditions.layout import Instance, Layout, Reference
+from counterpoint.data.scenes.caption import caption
+from counterpoint.data.scenes.render import SPLITS, scene
+from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack
+from counterpoint.metrics.metric import Metric
+from counterpoint.metrics.text import clip_score
+from counterpoint.types import Image
+
+_CASE = "reference of another scene"
+
+
+@dataclass(frozen=True)
+class StyleSuite:
+    """The first scenes of a split. A model that reads no reference knows nothing of it."""
+
+    split: str = "test"
+
+    def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
+        """Seeds are the numbers of the scenes."""
+        made = []
+        for number in range(n):
+            one = scene(SPLITS[self.split].start + number)
+            things = tuple(Instance(thing.phrase, thing.box) for thing in one.instances if thing.box[0] < thing.box[2])
+            layout = Layout(things, reference=Reference(self._reference(number)))
+            prompt = caption(one.layout, "brief")
+            made += [Task(_key(method, number), prompt, number, method=method, layout=layout) for method in methods]
+        return made
+
+    def score(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
+        """A row a method: ``likeness`` to the reference, ``clip`` to the prompt."""
+        tables = {method.name: (Metric("likeness", clip_score), Metric("clip", clip_score)) for method in methods}
+        for start in range(0, n, CHUNK):
+            numbers = range(start, min(start + CHUNK, n))
+            references = readers.embed_pictures(stack([self._reference(number) for number in numbers]))
+            scenes = [scene(SPLITS[self.split].start + number) for number in numbers]
+            words = readers.embed_texts([caption(one.layout, "brief") for one in scenes])
+            for method in methods:
+                seen = readers.embed_pictures(stack([finished(_key(method, number)) for number in numbers]))
+                likeness, clip = tables[method.name]
+                likeness.update(seen, references)
+                clip.update(seen, words)
+        return [Row(name, _CASE, metrics, rival=True) for name, metrics in tables.items()]
+
+    def _reference(self, number: int) -> Image:
+        return scene(SPLITS[self.split].start + number + 1).image
+
+
+def _key(method: Method, number: int) -> str:
+    return f"style/{method.slug}/{number:05d}"
