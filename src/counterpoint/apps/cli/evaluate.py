@@ -12,8 +12,8 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Argument(
-            help="conflicting, complementary, silent, single, layout, style, conservativity or tiny-quality; folder, to score "
-            "files; or leaderboard, to gather stored results."
+            help="conflicting, complementary, silent, single, layout, style, conservativity or tiny-quality; folder, "
+            "to score files; or leaderboard, to gather stored results."
         ),
     ],
     folders: Annotated[
@@ -36,9 +36,7 @@ def evaluate(
     ] = False,
     aggregate: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="A,B", help="For layout and style: models that work together, as in generate. Repeatable."
-        ),
+        typer.Option(metavar="A,B", help="For layout and style: models that work together. Repeatable."),
     ] = None,
     aggregation: Annotated[
         list[str] | None,
