@@ -43,12 +43,14 @@ def test_wrong_weights_are_refused(text: str) -> None:
 @pytest.mark.parametrize("window", [(0.5, 0.2), (-0.1, 1), (0, 1.1), (0.5, 0.5), (float("nan"), 1)])
 def test_wrong_windows_are_refused(parts: dict, window: tuple[float, float]) -> None:
     with pytest.raises(UserError, match="window"):
-        Branch("pose", parts["networks"][0], torch.zeros(1, 3, 64, 64), window=window)
+        Branch("pose", parts["networks"][0], torch.zeros(1, 3, 64, 64), windows=(window,))
 
 
 def test_silent_branches_are_not_run(parts: dict) -> None:
     networks = [parts["networks"][0], parts["networks"][1], parts["networks"][0]]
-    settings = [{"weight": Weight.parse(1)}, {"window": (0.0, 0.3)}, {"weight": Weight.parse("0:0,0.5:0,0.6:1")}]
+    settings = [
+        {"weights": (Weight.parse(1),)}, {"windows": ((0.0, 0.3),)}, {"weights": (Weight.parse("0:0,0.5:0,0.6:1"),)}
+    ]  # fmt: skip
     branches = [
         Branch(name, network, torch.rand(2, 3, 64, 64), **setting)
         for name, network, setting in zip("abc", networks, settings, strict=True)

@@ -319,3 +319,35 @@ def test_arguments_that_do_not_fit(pipe: Pipeline, change: dict, message: str) -
 def test_unknown_scheduler(name: str) -> None:
     with pytest.raises(UserError, match="unknown scheduler"):
         make_scheduler(name, {})
+
+
+WEIGHTS = [[1.0, 0.4, "0:1,0.5:0.2", 0.0], [0.7, 0.7, 1.3, 0.7]]
+ENDS = [[1.0, 0.5, 1.0, 1.0], 1.0]
+
+
+@pytest.mark.parametrize("fusion", ["sum", "mean", "pix", "maxfusion", "minimal-impact"])
+def test_pictures_of_a_batch_have_weights_and_windows_of_their_own(pipe: Pipeline, fusion: str) -> None:
+    call = partial(pipe, "a person", HINTS, fusion=fusion, output_type="latent", **FAST)
+    batch = call(
+        num_images_per_prompt=4,
+        generator=seeded(*range(4)),
+        controlnet_conditioning_scale=WEIGHTS,
+        control_guidance_end=ENDS,
+    ).images
+    for place in range(4):
+        alone = call(
+            generator=seeded(place),
+            controlnet_conditioning_scale=[weights[place] for weights in WEIGHTS],
+            control_guidance_end=[ENDS[0][place], 1.0],
+        ).images
+        torch.testing.assert_close(alone[0], batch[place], atol=1e-4, rtol=1e-4)
+
+
+def test_settings_of_the_wrong_number_are_said(pipe: Pipeline) -> None:
+    with pytest.raises(UserError, match="2 settings of pose for 1 pictures"):
+        pipe("a person", HINTS, controlnet_conditioning_scale=[[1.0, 0.5], 1.0], **FAST)
+    with pytest.raises(UserError, match="hear the same controls at a step"):
+        pipe(
+            "a person", HINTS, num_images_per_prompt=2, controlnet_conditioning_scale=[[1.0, 0.0], 1.0], report=True,
+            **FAST,
+        )  # fmt: skip

@@ -30,7 +30,7 @@ def walk(
     timestep: Tensor,
     text: Float[Tensor, "b t d"],
     hint: Float[Tensor, "b 3 _ _"],
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     added: Mapping[str, Tensor] | None = None,
 ) -> Walk:
     """A ControlNet's forward pass that stops after ``conv_in``, every ``down.i`` and ``mid``.

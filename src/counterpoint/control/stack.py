@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -80,8 +80,8 @@ class Branch:
         name: how messages and reports call it.
         network: a diffusers ControlNet.
         hint: condition images in 0..1, one a row of the latents that the host sees, in the network's dtype.
-        weight: conditioning scale over the schedule.
-        window: part of the schedule, as ``(start, end)`` in 0..1, outside which the branch is not run.
+        weights: conditioning scale over the schedule, one for all pictures of a batch, or one each.
+        windows: part of the schedule, as ``(start, end)`` in 0..1, outside which the branch is not run; likewise.
         region: how strongly it speaks where, in 0..1, one a row of the latents and at any resolution; ``None`` is
             everywhere.
         decay: what a site's residual loses for every site that is deeper.
@@ -90,21 +90,40 @@ class Branch:
     name: str
     network: ControlNetModel
     hint: Float[Tensor, "b 3 _ _"]
-    weight: Weight = Weight(((0.0, 1.0),))
-    window: tuple[float, float] = (0.0, 1.0)
+    weights: tuple[Weight, ...] = (Weight(((0.0, 1.0),)),)
+    windows: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
     region: Float[Tensor, "b 1 _ _"] | None = None
     decay: float = 1.0
+    _cut: dict[tuple[int, ...], Branch] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        start, end = self.window
-        if not 0 <= start < end <= 1:
-            raise UserError(
-                f"the window of {self.name} must be START:END with 0 <= START < END <= 1, got {start:g}:{end:g}"
-            )
+        for start, end in self.windows:
+            if not 0 <= start < end <= 1:
+                raise UserError(
+                    f"the window of {self.name} must be START:END with 0 <= START < END <= 1, got {start:g}:{end:g}"
+                )
 
-    def scale(self, moment: Moment) -> float:
-        """The conditioning scale at a step; 0 means the branch is not run."""
-        return self.weight.at(moment.progress) if moment.inside(self.window) else 0.0
+    def scales(self, moment: Moment) -> tuple[float, ...]:
+        """The conditioning scale at a step, one for all pictures or one each; 0 means the branch is not run."""
+        count = max(len(self.weights), len(self.windows))
+        weights = (one.at(moment.progress) for one in self.weights * (count // len(self.weights)))
+        inside = (moment.inside(one) for one in self.windows * (count // len(self.windows)))
+        found = tuple(weight if speaks else 0.0 for weight, speaks in zip(weights, inside, strict=True))
+        return found[:1] if len(set(found)) == 1 else found
+
+    def rows(self, pictures: Sequence[int], count: int) -> Branch:
+        """The branch for some of ``count`` pictures; the same one again at every step, so that what is remembered of
+        its hint is found."""
+        if tuple(pictures) not in self._cut:
+            rows = _both_halves(pictures, count, len(self.hint))
+            self._cut[tuple(pictures)] = replace(
+                self,
+                hint=self.hint[rows],
+                region=None if self.region is None else self.region[rows],
+                weights=self.weights if len(self.weights) == 1 else tuple(self.weights[one] for one in pictures),
+                windows=self.windows if len(self.windows) == 1 else tuple(self.windows[one] for one in pictures),
+            )
+        return self._cut[tuple(pictures)]
 
 
 Watch = Callable[[Moment, Sequence[str], Mapping[str, tuple[Tensor, Tensor]]], None]
@@ -137,9 +156,17 @@ def run_stack(
     Returns:
         One residual a site, or ``None`` if no branch is active.
     """
-    active = [branch for branch in branches if branch.scale(moment) != 0]
+    scales = {branch.name: branch.scales(moment) for branch in branches}
+    if any(0 in found and len(found) > 1 for found in scales.values()):
+        if lending is not None or watch is not None:
+            raise UserError(
+                "pictures of a batch hear the same controls at a step where keys are lent or a report is made"
+            )
+        return _by_active(branches, scales, fusion, latents, moment, text, added)
+    active = [branch for branch in branches if scales[branch.name][0] != 0]
     if not active:
         return None
+    strengths = {branch.name: _spread(scales[branch.name], branch.hint) for branch in active}
     by_name = {branch.name: branch for branch in active}
     order = surround({name: one.network for name, one in by_name.items()}, fusion, lending, moment, latents.shape)
 
@@ -150,7 +177,7 @@ def run_stack(
             moment.timestep,
             text,
             branch.hint,
-            conditioning_scale=branch.scale(moment),
+            conditioning_scale=strengths[name],
             added_cond_kwargs=added,
             return_dict=False,
         )
@@ -158,7 +185,7 @@ def run_stack(
 
     def walked(name: str) -> Walk:
         one = by_name[name]
-        return walk(one.network, latents, moment.timestep, text, one.hint, one.scale(moment), added)
+        return walk(one.network, latents, moment.timestep, text, one.hint, strengths[name], added)
 
     said = speak(order, fusion, alone, walked)
     spoken = [shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()]
@@ -167,6 +194,51 @@ def run_stack(
         names = [*(f"down.{number}" for number in range(len(sites) - 1)), "mid"]
         watch(moment, list(by_name), dict(zip(names, zip(_stacked(spoken), sites, strict=True), strict=True)))
     return Residuals(tuple(sites[:-1]), sites[-1])
+
+
+def _by_active(
+    branches: Sequence[Branch],
+    scales: Mapping[str, tuple[float, ...]],
+    fusion: Fusion,
+    latents: Latents,
+    moment: Moment,
+    text: Float[Tensor, "b t d"],
+    added: Mapping[str, Tensor] | None,
+) -> Residuals | None:
+    """Pictures that hear the same controls at this step are run together, so that each is fused as it would be alone:
+    a control that is silent for a picture is none of its branches."""
+    count = max(len(found) for found in scales.values())
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for picture in range(count):
+        heard = tuple(found[picture if len(found) > 1 else 0] != 0 for found in scales.values())
+        groups.setdefault(heard, []).append(picture)
+    whole: list[Tensor] | None = None
+    for heard, pictures in groups.items():
+        rows = _both_halves(pictures, count, len(latents))
+        mine = [branch.rows(pictures, count) for branch, speaks in zip(branches, heard, strict=True) if speaks]
+        extra = None if added is None else {name: value[rows] for name, value in added.items()}
+        found = run_stack(mine, fusion, latents[rows], moment, text[rows], added=extra)
+        if found is None:
+            continue
+        sites = [*found.down, found.mid]
+        whole = whole or [site.new_zeros(len(latents), *site.shape[1:]) for site in sites]
+        for place, site in zip(whole, sites, strict=True):
+            place[rows] = site
+    return None if whole is None else Residuals(tuple(whole[:-1]), whole[-1])
+
+
+def _both_halves(pictures: Sequence[int], count: int, rows: int) -> list[int]:
+    """Rows of a batch, guided or not, that belong to some of its ``count`` pictures."""
+    return [picture + start for start in range(0, rows, count) for picture in pictures]
+
+
+def _spread(scales: tuple[float, ...], hint: Tensor) -> float | Tensor:
+    """One scale for all rows of a batch, or a column of them."""
+    if len(scales) == 1:
+        return scales[0]
+    return torch.tensor(scales, dtype=hint.dtype, device=hint.device).repeat(len(hint) // len(scales))[
+        :, None, None, None
+    ]
 
 
 def speak(

@@ -80,7 +80,8 @@ def make_branches(
         hints: of the call, which may have controls that this model lacks.
         regions: likewise.
         guided: whether the batch has an unconditional half.
-        modes: one for all controls of the call, or one each; so are ``weights``, ``starts`` and ``ends``.
+        modes: one for all controls of the call, or one each.
+        weights: likewise; and each is one for all pictures, or one each. So are ``starts`` and ``ends``.
 
     Raises:
         UserError: there are more or fewer of a setting, or one makes no sense.
@@ -97,14 +98,36 @@ def make_branches(
             name=name,
             network=networks[name],
             hint=torch.cat([hints[name]] * (2 if guided else 1)),
-            weight=weight if isinstance(weight, Weight) else Weight.parse(weight),
-            window=(start, end),
+            weights=tuple(one if isinstance(one, Weight) else Weight.parse(one) for one in weight),
+            windows=tuple(zip(*_alike(start, end), strict=True)),
             region=_for_both_halves(regions[name], mode, hints[name]) if guided else regions[name],
             decay=_DECAY[mode],
         )
-        for name, mode, weight, start, end in zip(names, modes, weights, starts, ends, strict=True)
+        for name, mode, weight, start, end in zip(
+            names,
+            modes,
+            *(
+                [_pictures(one, len(hints[name]), name) for name, one in zip(names, several, strict=True)]
+                for several in (weights, starts, ends)
+            ),
+            strict=True,
+        )
         if name in networks
     ]
+
+
+def _pictures(value: Any, count: int, name: str) -> list[Any]:
+    """A setting of a control: one for all pictures, or one each."""
+    if isinstance(value, (int, float, str, Weight)):
+        return [value]
+    if len(value) != count:
+        raise UserError(f"{len(value)} settings of {name} for {count} pictures; give one for all, or one each")
+    return list(value)
+
+
+def _alike(one: list[Any], other: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Two lists, of which one may stand for all, equally long."""
+    return one * (len(other) if len(one) == 1 else 1), other * (len(one) if len(other) == 1 else 1)
 
 
 def _for_both_halves(region: Tensor | None, mode: str, hint: Tensor) -> Tensor | None:

@@ -30,6 +30,9 @@ from counterpoint.sampling.pixels import copies
 from counterpoint.sampling.report import Report
 from counterpoint.types import Fusion, Latents, Moment, UserError
 
+Scale = float | str | Weight
+"""A control's weight, or a schedule of it."""
+
 
 @dataclass(frozen=True)
 class Output:
@@ -111,9 +114,9 @@ class Pipeline(Model):
         generator: Generators = None,
         latents: Latents | None = None,
         fusion: str | Fusion = "sum",
-        controlnet_conditioning_scale: float | str | Weight | Sequence[float | str | Weight] = 1.0,
-        control_guidance_start: float | Sequence[float] = 0.0,
-        control_guidance_end: float | Sequence[float] = 1.0,
+        controlnet_conditioning_scale: Scale | Sequence[Scale | Sequence[Scale]] = 1.0,
+        control_guidance_start: float | Sequence[float | Sequence[float]] = 0.0,
+        control_guidance_end: float | Sequence[float | Sequence[float]] = 1.0,
         control_mask: Sequence[PipelineImageInput | None] | None = None,
         control_mode: str | Sequence[str] = "balanced",
         gate_silence: bool = False,
@@ -145,9 +148,9 @@ class Pipeline(Model):
             latents: starting noise, ``(b, c, h, w)`` at unit scale.
             fusion: how the controls become one, by name or as a rule of your own.
             controlnet_conditioning_scale: one weight for all controls or one each; a string such as
-                ``"0:1,0.5:0.4"`` is a schedule.
-            control_guidance_start: share of the steps before which a control is silent, for all or each.
-            control_guidance_end: share of the steps after which it is silent.
+                ``"0:1,0.5:0.4"`` is a schedule. A control's may be a list with one for each picture.
+            control_guidance_start: share of the steps before which a control is silent, likewise.
+            control_guidance_end: share of the steps after which it is silent, likewise.
             control_mask: for each control, grey images that say how strongly it speaks where: white is fully, black not
                 at all; ``None`` is everywhere.
             control_mode: one of :data:`counterpoint.sampling.controls.MODES`, for all controls or one each.
