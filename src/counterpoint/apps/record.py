@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ SCHEMA = 1
 def versions() -> dict[str, str]:
     """What the result depends on."""
     return {name: importlib.metadata.version(name) for name in ("counterpoint", "diffusers", "torch", "transformers")}
+
+
+def platform_facts(device: str) -> dict[str, object]:
+    """What decides in which order numbers are added, beyond the versions."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    return {"system": platform.system(), "device": name, "threads": torch.get_num_threads()}
 
 
 def save_png(picture: PIL.Image.Image, path: Path, recipe: dict[str, Any]) -> None:
@@ -125,8 +134,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         with PIL.Image.open(path) as picture:
-            return json.loads(picture.text[KEY])
+            recipe = json.loads(picture.text[KEY])
     except (OSError, SyntaxError, AttributeError):
         raise UserError(f"{path} is not a PNG that can be read") from None
     except (KeyError, ValueError):
         raise UserError(f"{path} carries no counterpoint recipe") from None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("schema"), int):
+        raise UserError(f"{path} carries no counterpoint recipe")
+    if recipe["schema"] > SCHEMA:
+        raise UserError(
+            f"{path} was made by a newer counterpoint (recipe {recipe['schema']}, here {SCHEMA}): update it"
+        )
+    return recipe

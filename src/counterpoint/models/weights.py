@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,24 @@ def _flat(content: dict[str, Any]) -> dict[str, torch.Tensor]:
         elif isinstance(value, dict):
             found |= {f"{name}.{inner}": one for inner, one in _flat(value).items()}
     return found
+
+
+_PROBES, _PROBE = 64, 4096
+
+
+def fingerprint(places: Sequence[Path]) -> str:
+    """Tells weights from others without reading all of them: of every safetensors file in folders or named itself its
+    size, its header and 64 pieces of 4 KB that are spread evenly."""
+    total = hashlib.sha256()
+    for place in places:
+        for path in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
+            size = path.stat().st_size
+            total.update(f"{path.name}-{size}".encode())
+            with path.open("rb") as file:
+                for number in range(_PROBES + 1):
+                    file.seek(number * max(size - _PROBE, 0) // _PROBES)
+                    total.update(file.read(_PROBE))
+    return total.hexdigest()[:16]
 
 
 def digest(path: Path) -> str:

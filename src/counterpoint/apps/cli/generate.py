@@ -233,7 +233,8 @@ def generate(
     if out.suffix and n > 1:
         raise UserError(f"--out {out} is one file for {n} images; give a folder")
 
-    from counterpoint.apps.run import image_hashes, run
+    from counterpoint.apps.replay import recipe_of
+    from counterpoint.apps.run import run
     from counterpoint.conditions.recognise import WrongPicture
     from counterpoint.sampling.prompt import PromptCut
 
@@ -244,11 +245,7 @@ def generate(
     with output.spoken_warnings(PromptCut, WrongPicture), output.progress("sampling") as listen:
         result = run(request, listen=listen, report=report)
     paths = [out] if out.suffix else [_free(out, image_seed) for image_seed in result.seeds]
-    recipe = {
-        "request": result.request.model_dump(mode="json"),
-        "controls": image_hashes(result.controls),
-        "versions": record.versions(),
-    }
+    recipe = recipe_of(result)
     for path, image_seed, image in zip(paths, result.seeds, result.images, strict=True):
         record.save_png(image, path, {**recipe, "seed": image_seed})
     pages, trials = [], []

@@ -17,6 +17,7 @@ from counterpoint.apps.cli.evaluate import evaluate
 from counterpoint.apps.cli.extract import extract
 from counterpoint.apps.cli.generate import generate
 from counterpoint.apps.cli.models import models
+from counterpoint.apps.cli.replay import replay
 from counterpoint.apps.cli.train import LATEST, train
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(generate)
+app.command()(replay)
 app.command()(extract)
 app.command()(train)
 app.command()(evaluate)

@@ -1,0 +1,229 @@
+"""Pictures made again: the same pixels, or what differs in so many words; and their recipes for other tools."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from diffusers import StableDiffusionControlNetPipeline
+from PIL.PngImagePlugin import PngInfo
+
+from counterpoint.apps.export import to_comfyui, to_diffusers
+from counterpoint.apps.request import ControlRequest, GenerateRequest
+from counterpoint.models.weights import fingerprint
+
+
+@pytest.fixture
+def made(cli, tmp_path: Path) -> Path:
+    for name, sigma in (("pose", 40), ("seg", 80)):
+        PIL.Image.effect_noise((128, 128), sigma).convert("RGB").save(tmp_path / f"{name}.png")
+    status, out, error = cli(
+        "generate", "a person", "--control", "pose=pose.png", "--control", "seg=seg.png", "--fusion", "pix",
+        "--weight", "pose=0:1,0.5:0.4", "--steps", 2, "--n", 2, "--out", "out", "--json",
+    )  # fmt: skip
+    assert status == 0, error
+    return tmp_path / json.loads(out)["images"][1]
+
+
+def edited(path: Path, **changes: object) -> Path:
+    """A picture with another recipe inside."""
+    with PIL.Image.open(path) as picture:
+        recipe = json.loads(picture.text["counterpoint"])
+        recipe.update(changes)
+        info = PngInfo()
+        info.add_itxt("counterpoint", json.dumps(recipe))
+        picture.save(path, pnginfo=info)
+    return path
+
+
+def test_the_same_pixels(cli, made: Path) -> None:
+    status, out, error = cli("replay", made, "--verify")
+    assert (status, out.strip()) == (0, "identical: all 128 x 128 pixels"), error
+    assert not made.with_name("seed-1.replay.png").exists(), "who verifies wants no file"
+    status, out, error = cli("replay", made, "--json")
+    record = json.loads(out)
+    assert status == 0, error
+    assert (record["identical"], record["distance"], record["differences"]) == (True, 0, [])
+    again = PIL.Image.open(record["image"])
+    assert np.array_equal(np.asarray(again), np.asarray(PIL.Image.open(made)))
+    assert cli("replay", record["image"], "--verify")[0] == 0, "a replay can be replayed"
+
+
+def test_what_differs_is_listed(cli, made: Path, tmp_path: Path) -> None:
+    with PIL.Image.open(made) as picture:
+        recipe = json.loads(picture.text["counterpoint"])
+    PIL.Image.effect_noise((128, 128), 10).convert("RGB").save(tmp_path / "pose.png")
+    edited(
+        made,
+        weights={**recipe["weights"], "model": "0" * 16},
+        versions={**recipe["versions"], "torch": "0.1"},
+        platform={**recipe["platform"], "threads": 99},
+    )
+    status, out, error = cli("replay", made, "--verify")
+    assert status == 1
+    assert "not identical: pixels differ by up to" in out
+    for said in (
+        "version of torch: 0.1 -> ",
+        f"weights of model: {'0' * 16} -> ",
+        "image of pose: ",
+        "threads: 99 -> ",
+    ):
+        assert f"differs: {said}" in error
+    assert "image of seg" not in error
+
+
+def test_a_changed_pixel_is_seen(cli, made: Path) -> None:
+    with PIL.Image.open(made) as picture:
+        info = PngInfo()
+        info.add_itxt("counterpoint", picture.text["counterpoint"])
+        pixels = np.array(picture)
+    pixels[3, 5, 0] ^= 1
+    PIL.Image.fromarray(pixels).save(made, pnginfo=info)
+    status, out, _ = cli("replay", made, "--verify")
+    assert status == 1
+    assert "pixels differ by up to 1 of 255, and nothing that is recorded says why" in out
+
+
+def test_images_that_moved(cli, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "pose.png").rename(tmp_path / "elsewhere.png")
+    status, _, error = cli("replay", made, "--verify")
+    assert status == 2
+    assert "the control image pose.png" in error
+    assert "give --control pose=IMAGE" in error
+    assert cli("replay", made, "--verify", "--control", "pose=elsewhere.png")[0] == 0
+    status, _, error = cli("replay", made, "--control", "depth=elsewhere.png")
+    assert status == 2
+    assert "has no control 'depth'; it has pose, seg" in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema": 99}, "was made by a newer counterpoint (recipe 99, here 1)"),
+        ({"schema": "1"}, "carries no counterpoint recipe"),
+        ({"request": {"controls": []}}, "prompt"),
+        ({"request": None}, "carries no recipe of generate"),
+        ({"request": {"prompt": "a", "controls": [], "launch": "missiles"}}, "launch"),
+        ({"seed": 12345}, "does not say which of its pictures it is"),
+    ],
+)
+def test_recipes_that_are_none(cli, made: Path, changes: dict, said: str) -> None:
+    status, _, error = cli("replay", edited(made, **changes), "--verify")
+    assert status == 2, error
+    assert said in error
+
+
+def test_pictures_without_a_recipe(cli, tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("no picture")
+    for name, said in (
+        ("plain.png", "carries no counterpoint recipe"),
+        ("text.png", "is not a PNG"),
+        ("none.png", "is n"),
+    ):
+        status, _, error = cli("replay", name)
+        assert status == 2
+        assert said in error
+
+
+def test_fingerprints_tell_weights_apart(tmp_path: Path) -> None:
+    content = bytearray(np.random.default_rng(0).integers(0, 256, 500_000, np.uint8).tobytes())
+    (tmp_path / "a.safetensors").write_bytes(content)
+    before = fingerprint([tmp_path])
+    assert before == fingerprint([tmp_path / "a.safetensors"])
+    content[-1] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(content)
+    assert fingerprint([tmp_path]) != before
+    (tmp_path / "a.safetensors").write_bytes(content[:-1])
+    assert fingerprint([tmp_path]) != before
+
+
+def request(saved: Path, tmp_path: Path, **more: object) -> GenerateRequest:
+    controls = tuple(
+        ControlRequest(
+            label=kind, image=tmp_path / f"{kind}.png", controlnet=str(saved / folder), weight=weight, window=window
+        )
+        for kind, folder, weight, window in (
+            ("pose", "controlnet", "0.7", (0.0, 1.0)),
+            ("seg", "controlnet_1", "1.2", (0.0, 0.5)),
+        )
+    )
+    given = {"prompt": "a person", "model": str(saved), "controls": controls, "steps": 3, "width": 64, "height": 64}
+    return GenerateRequest(**{**given, "guidance_scale": 4.0, "scheduler": "ddim", **more})
+
+
+def test_the_diffusers_script_runs_and_gives_the_same_picture(
+    cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("pose", "seg"):
+        PIL.Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / f"{kind}.png")
+    asked = request(saved, tmp_path)
+    exported = to_diffusers(asked, 5)
+    assert exported.left_out == ()
+    pictures = []
+    call = StableDiffusionControlNetPipeline.__call__
+
+    def kept(self: object, *args: object, **more: object) -> object:
+        output = call(self, *args, **more)
+        pictures.append(np.asarray(output.images[0]))
+        return output
+
+    monkeypatch.setattr(StableDiffusionControlNetPipeline, "__call__", kept)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(ast.parse(exported.text), "exported.py", "exec"), {})
+    from counterpoint.apps.run import run
+
+    ours = run(asked.model_copy(update={"seed": 5})).images[0]
+    assert np.abs(np.asarray(ours, int) - pictures[0].astype(int)).max() <= 1
+    assert (tmp_path / "seed-5.png").exists()
+
+
+def test_what_other_tools_cannot_say_is_listed(saved: Path, tmp_path: Path) -> None:
+    control = ControlRequest(
+        label="pose",
+        image=tmp_path / "pose.png",
+        weight="0:1,0.5:0.4",
+        mask=tmp_path / "mask.png",
+        mode="control",
+        photo=True,
+    )
+    asked = request(saved, tmp_path, fusion="cross", gate_silence=True, subject=("person",), resize="fit",
+                    aggregate=("interact", "migc"))  # fmt: skip
+    asked = asked.model_copy(update={"controls": (control, asked.controls[1])})
+    for write in (to_diffusers, to_comfyui):
+        said = " | ".join(write(asked, 0).left_out)
+        for word in ("fusion cross", "schedule 0:1,0.5:0.4", "mask", "mode control", "becomes the condition", "gating",
+                     "subject", "aggregation of interact, migc", "resizing by fit"):  # fmt: skip
+            assert word in said
+
+
+def test_the_comfyui_graph_is_one(saved: Path, tmp_path: Path) -> None:
+    graph = json.loads(to_comfyui(request(saved, tmp_path, lora=("style.safetensors:0.6",)), 5).text)
+    kinds = [node["class_type"] for node in graph.values()]
+    assert kinds.count("ControlNetApplyAdvanced") == 2
+    for node in graph.values():
+        for value in node["inputs"].values():
+            if isinstance(value, list):
+                source, slot = value
+                assert int(source) < int(next(name for name, one in graph.items() if one is node))
+                assert source in graph
+                assert isinstance(slot, int)
+    sampler = next(node["inputs"] for node in graph.values() if node["class_type"] == "KSampler")
+    assert (sampler["seed"], sampler["steps"], sampler["cfg"], sampler["sampler_name"]) == (5, 3, 4.0, "ddim")
+    strengths = [node["inputs"]["strength"] for node in graph.values() if "strength" in node["inputs"]]
+    assert strengths == [0.7, 1.2]
+
+
+def test_export_from_the_command_line(cli, made: Path) -> None:
+    status, out, error = cli("replay", made, "--export", "diffusers")
+    assert status == 0, error
+    assert "left out: the fusion pix: the controls are added" in error
+    assert Path(out.strip()).read_text().startswith("# Left out")
+    status, out, _ = cli("replay", made, "--export", "comfyui", "--out", "graph.json", "--json")
+    assert json.loads(out)["file"] == "graph.json"
+    assert cli("replay", made, "--export", "a1111")[0] == 2
+    assert cli("replay", made, "--export", "diffusers", "--verify")[0] == 2
