@@ -51,3 +51,18 @@ def test_condition_images_of_workers_are_those_of_one_process(cli, tmp_path: Pat
     assert len(made) == 5
     for path in made:
         assert path.read_bytes() == (tmp_path / "there" / "canny" / path.name).read_bytes()
+
+
+def test_jobs_of_workers_are_those_of_one_process(cli, tiny: Path, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text("".join(f'{{"prompt": "a red ball", "seed": {seed}, "steps": 2}}\n' for seed in range(4)))
+    for place, more in (("here", []), ("there", ["--ray", "local"])):
+        status, _, error = cli("batch", jobs, "--out", tmp_path / place, "--batch-size", 2, *more)
+        assert status == 0, error
+    made = sorted((tmp_path / "here").glob("*.png"))
+    assert len(made) == 4
+    for path in made:
+        one, other = (
+            np.asarray(PIL.Image.open(folder / path.name), int) for folder in (tmp_path / "here", tmp_path / "there")
+        )
+        assert np.abs(one - other).max() <= 2

@@ -56,24 +56,29 @@ def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Ex
 
 
 def map_on_ray(
-    address: str, build: Callable[[], Callable[[str], str | None]], items: Sequence[str]
+    address: str, build: Callable[[], Callable[[str], str | None]], items: Sequence[str], device: str = "cpu"
 ) -> Iterator[tuple[str, str | None]]:
-    """``(item, result)`` in any order, by Ray Data on every core of a cluster.
+    """``(item, result)`` in any order, by Ray Data on every core, or every GPU, of a cluster.
 
     Args:
         address: as :func:`on_ray` has it.
-        build: makes what an item is given to, once a core.
+        build: makes what an item is given to, once a core or GPU.
         items: all of them.
+        device: where the work is done there.
 
     Raises:
         UserError: Ray is not installed, or no cluster answers.
     """
     with _cluster(address) as ray:
-        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        unit = "GPU" if device.startswith("cuda") else "CPU"
+        cores = int(ray.cluster_resources().get(unit, 0))
+        if not cores:
+            raise UserError(f"--ray {address}: no room for a worker, which takes 1 {unit}")
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=min(len(items), 8 * cores))
         actors = ray.data.ActorPoolStrategy(size=min(cores, len(items)))
-        for row in rows.map(_Mapped, fn_constructor_args=(build,), compute=actors, num_cpus=1).iter_rows():
+        needs = {"num_cpus": 1} | ({"num_gpus": 1} if unit == "GPU" else {})
+        for row in rows.map(_Mapped, fn_constructor_args=(build,), compute=actors, **needs).iter_rows():
             yield row["item"], row["result"] or None
 
 

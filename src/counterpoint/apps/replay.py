@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +34,34 @@ class Replayed:
 def recipe_of(result: Result) -> dict[str, Any]:
     """Everything that decides a result's pictures, but the seed of each: data only."""
     return {
-        "request": result.request.model_dump(mode="json"),
+        "request": result.request.model_dump(mode="json", include=set(GenerateRequest.model_fields)),
         "controls": image_hashes(result.controls),
         "weights": weights_of(result.request),
         "versions": record.versions(),
-        "platform": record.platform_facts(result.request.device),
+        "platform": {**record.platform_facts(result.request.device), "pictures at once": result.batch},
     }
 
 
 def weights_of(request: GenerateRequest) -> dict[str, str]:
     """Model, ControlNets, LoRAs and adapters -> fingerprints of their files."""
-    model = locate(request.model)
+    controls = tuple((control.label, control.kind, control.controlnet) for control in request.controls)
+    return dict(_weights(request.model, controls, request.lora, request.aggregate))
+
+
+@lru_cache(maxsize=16)
+def _weights(
+    source: str, controls: tuple[tuple[str, str, str | None], ...], loras: tuple[str, ...], adapters: tuple[str, ...]
+) -> dict[str, str]:
+    model = locate(source)
     places = {"model": [model] if model.is_file() else [model / part for part in _PARTS if (model / part).is_dir()]}
-    for control in request.controls:
-        own = model / "controls" / control.kind
-        if control.controlnet or own.is_dir():
-            places[f"control {control.label}"] = [locate(control.controlnet) if control.controlnet else own]
-    for source in request.lora:
-        path = Path(source) if Path(source).exists() else Path(source.rpartition(":")[0])
-        places[f"LoRA {source}"] = [path]
-    for name in request.aggregate:
+    for label, kind, network in controls:
+        own = model / "controls" / kind
+        if network or own.is_dir():
+            places[f"control {label}"] = [locate(network) if network else own]
+    for lora in loras:
+        path = Path(lora) if Path(lora).exists() else Path(lora.rpartition(":")[0])
+        places[f"LoRA {lora}"] = [path]
+    for name in adapters:
         own = model / "adapters" / name
         path = own if own.is_dir() else Path(name)
         if path.exists():

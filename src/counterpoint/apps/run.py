@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,10 +16,11 @@ import torch
 from counterpoint.api import aggregate, load
 from counterpoint.apps.extractors import extractor
 from counterpoint.apps.request import ControlRequest, GenerateRequest
-from counterpoint.conditions.image import Fit, read_image, resize
+from counterpoint.conditions.image import read_image, resize
 from counterpoint.conditions.layout import Layout, read_layout
 from counterpoint.conditions.plain import Extract
 from counterpoint.conditions.recognise import check_picture
+from counterpoint.fusion import get_fusion
 from counterpoint.sampling.amdm import Aggregation
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.report import Report
@@ -33,8 +35,8 @@ Listener = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Result:
     """Pictures with their seeds, the control images as the networks saw them, the seconds that sampling took, the
-    pipeline that did it, the request with its model's defaults filled in, its layout, and who won where if that was
-    asked."""
+    pipeline that did it, the request with its model's defaults filled in, its layout, who won where if that was asked,
+    and how many pictures were made at once."""
 
     images: list[PIL.Image.Image]
     seeds: list[int]
@@ -44,6 +46,7 @@ class Result:
     request: GenerateRequest
     layout: Layout | None = None
     report: Report | None = None
+    batch: int = 1
 
 
 def load_for(request: GenerateRequest) -> Pipeline:
@@ -82,6 +85,56 @@ def several(pipe: Pipeline, names: Sequence[str], aggregation: str = "") -> Pipe
     return aggregate([models[0], *helpers], **asdict(Aggregation.parse(aggregation)))
 
 
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A request with everything read that it names: nothing is missing, and no model is loaded yet."""
+
+    request: GenerateRequest
+    pictures: list[Image]
+    extract: dict[str, Extract]
+    start: Image | None
+    mask: Image | None
+    subjects: list[Image]
+    regions: list[Image | None]
+    layout: Layout | None
+
+
+def open_request(request: GenerateRequest) -> Opened:
+    """Read a request's images before its models: a wrong path should not cost a minute.
+
+    Raises:
+        UserError: one is missing or damaged, or nothing extracts what a photo is to become.
+    """
+    return Opened(
+        request,
+        [read_image(control.image) for control in request.controls],
+        {
+            control.label: extractor(control.kind, control.extractor, request.model)
+            for control in request.controls
+            if control.photo
+        },
+        None if request.init_image is None else read_image(request.init_image),
+        None if request.inpaint_mask is None else read_image(request.inpaint_mask),
+        [read_image(path) for path in request.subject_mask],
+        [None if control.mask is None else read_image(control.mask) for control in request.controls],
+        None if request.layout is None else read_layout(request.layout),
+    )
+
+
+def alike(request: GenerateRequest) -> str:
+    """What requests of one batch share: everything but prompts, seeds, images, masks, weights, windows and layouts; and
+    of a rule that lends keys the weights and windows too, since it knows one schedule."""
+    own = {"prompt", "negative_prompt", "seed", "n", "controls", "init_image", "inpaint_mask", "layout"}
+    shared = request.model_dump(mode="json", include=set(GenerateRequest.model_fields) - own)
+    keyed = get_fusion(request.fusion).keys is not None
+    controls = [
+        (one.label, one.controlnet, one.mode, one.mask is None, (one.weight, one.window) if keyed else None)
+        for one in request.controls
+    ]
+    pictures = (request.init_image is None, request.inpaint_mask is None, request.layout is None)
+    return json.dumps([shared, controls, pictures])
+
+
 def run(
     request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Listener | None = None, report: bool = False
 ) -> Result:
@@ -96,66 +149,87 @@ def run(
     Raises:
         UserError: an image, model or setting is wrong.
     """
-    # Images before models: a wrong path should not cost a minute.
-    pictures = [read_image(control.image) for control in request.controls]
-    extract = {
-        control.label: extractor(control.kind, control.extractor, request.model)
-        for control in request.controls
-        if control.photo
-    }
-    start = None if request.init_image is None else read_image(request.init_image)
-    mask = None if request.inpaint_mask is None else read_image(request.inpaint_mask)
-    subjects = [read_image(path) for path in request.subject_mask]
-    layout = None if request.layout is None else read_layout(request.layout)
-    regions = [None if control.mask is None else read_image(control.mask) for control in request.controls]
-    pipe = pipe or load_for(request)
-    if request.guidance_scale is None:
-        request = request.model_copy(update={"guidance_scale": pipe.guidance_scale})
-    width, height = request.width or pipe.native_size, request.height or pipe.native_size
-    controls = {
-        control.label: _prepared(control, picture, width, height, request.resize, extract.get(control.label))
-        for control, picture in zip(request.controls, pictures, strict=True)
-    }
-    for control, picture in zip(request.controls, pictures, strict=True):
-        check_picture(str(control.image), picture, control.kind, photo=control.photo)
-    seeds = [request.seed + i for i in range(request.n)]
+    opened = open_request(request)
+    return run_together([opened], pipe or load_for(request), listen=listen, report=report)[0]
+
+
+def run_together(
+    several: Sequence[Opened], pipe: Pipeline, *, listen: Listener | None = None, report: bool = False
+) -> list[Result]:
+    """Carry out one request, or several that are :func:`alike` and want one picture each, as one batch.
+
+    Args:
+        several: the requests.
+        pipe: their pipeline.
+        listen: hears every step.
+        report: whether to note which control was heard where; of one request only.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
+    first = several[0].request
+    width, height = first.width or pipe.native_size, first.height or pipe.native_size
+    guidance = pipe.guidance_scale if first.guidance_scale is None else first.guidance_scale
+    controls = [_conditions(one, width, height) for one in several]
+    seeds = [[one.request.seed + i for i in range(one.request.n)] for one in several]
 
     def heard(_: Pipeline, index: int, *__: Any) -> None:
         if listen is not None:
             listen(index + 1, pipe.scheduler.num_inference_steps)
 
-    def sized(picture: Image) -> PIL.Image.Image:
-        return PIL.Image.fromarray(resize(picture, width, height, request.resize))
+    def sized(pictures: Sequence[Image | None]) -> Any:
+        made = [PIL.Image.fromarray(resize(one, width, height, first.resize)) for one in pictures if one is not None]
+        return (made[0] if len(several) == 1 else made) if made else None
+
+    def settings(read: Callable[[ControlRequest], Any]) -> list[Any]:
+        rows = [[read(one) for one in each] for each in zip(*(one.request.controls for one in several), strict=True)]
+        return [row[0] if len(set(row)) == 1 else row for row in rows]
 
     began = time.perf_counter()
     output = pipe(
-        request.prompt,
-        [PIL.Image.fromarray(picture) for picture in controls.values()],
-        image=None if start is None else sized(start),
-        mask_image=None if mask is None else sized(mask),
-        strength=request.strength,
+        [one.request.prompt for one in several],
+        [[PIL.Image.fromarray(one[control.label]) for one in controls] for control in first.controls],
+        image=sized([one.start for one in several]),
+        mask_image=sized([one.mask for one in several]),
+        strength=first.strength,
         width=width,
         height=height,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        negative_prompt=request.negative_prompt,
-        num_images_per_prompt=request.n,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        fusion=request.fusion,
-        foreground=request.foreground,
-        subject=request.subject,
-        subject_mask=[sized(one) for one in subjects] or None,
-        controlnet_conditioning_scale=[control.weight for control in request.controls],
-        control_guidance_start=[control.window[0] for control in request.controls],
-        control_guidance_end=[control.window[1] for control in request.controls],
-        control_mask=[None if region is None else sized(region) for region in regions],
-        control_mode=[control.mode for control in request.controls],
-        gate_silence=request.gate_silence,
-        layout=layout,
+        num_inference_steps=first.steps,
+        guidance_scale=guidance,
+        negative_prompt=[one.request.negative_prompt for one in several],
+        num_images_per_prompt=first.n if len(several) == 1 else 1,
+        generator=[torch.Generator().manual_seed(seed) for mine in seeds for seed in mine],
+        fusion=first.fusion,
+        foreground=first.foreground,
+        subject=first.subject,
+        subject_mask=[PIL.Image.fromarray(resize(one, width, height, first.resize)) for one in several[0].subjects]
+        or None,
+        controlnet_conditioning_scale=settings(lambda one: one.weight),
+        control_guidance_start=settings(lambda one: one.window[0]),
+        control_guidance_end=settings(lambda one: one.window[1]),
+        control_mask=[sized(masks) for masks in zip(*(one.regions for one in several), strict=True)],
+        control_mode=[control.mode for control in first.controls],
+        gate_silence=first.gate_silence,
+        layout=several[0].layout if len(several) == 1 else [one.layout for one in several],
         report=report,
         callback_on_step_end=heard,
     )
-    return Result(output.images, seeds, controls, time.perf_counter() - began, pipe, request, layout, output.report)
+    seconds = (time.perf_counter() - began) / len(several)
+    images = iter(output.images)
+    return [
+        Result(
+            [next(images) for _ in mine],
+            mine,
+            shown,
+            seconds,
+            pipe,
+            one.request.model_copy(update={"guidance_scale": guidance}),
+            one.layout,
+            output.report,
+            len(several) * first.n,
+        )
+        for one, mine, shown in zip(several, seeds, controls, strict=True)
+    ]
 
 
 def image_hashes(controls: dict[str, Image]) -> dict[str, str]:
@@ -166,9 +240,14 @@ def image_hashes(controls: dict[str, Image]) -> dict[str, str]:
     }
 
 
-def _prepared(
-    control: ControlRequest, picture: Image, width: int, height: int, rule: Fit, extract: Extract | None
-) -> Image:
-    if extract is None:
-        return resize(picture, width, height, rule, control.kind)
-    return extract(resize(picture, width, height, rule))
+def _conditions(opened: Opened, width: int, height: int) -> dict[str, Image]:
+    """Label -> condition image, as its network sees it; what looks like something else is warned about."""
+    made = {}
+    for control, picture in zip(opened.request.controls, opened.pictures, strict=True):
+        check_picture(str(control.image), picture, control.kind, photo=control.photo)
+        extract, rule = opened.extract.get(control.label), opened.request.resize
+        if extract is None:
+            made[control.label] = resize(picture, width, height, rule, control.kind)
+        else:
+            made[control.label] = extract(resize(picture, width, height, rule))
+    return made

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from counterpoint import __version__
+from counterpoint.apps.cli.batch import batch
 from counterpoint.apps.cli.benchmark import benchmark
 from counterpoint.apps.cli.cite import cite
 from counterpoint.apps.cli.demo import demo
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(generate)
+app.command()(batch)
 app.command()(replay)
 app.command()(extract)
 app.command()(train)

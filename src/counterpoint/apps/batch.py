@@ -1,0 +1,262 @@
+"""Thousands of requests from one file, in real batches, on this machine or a Ray cluster; killed, it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from counterpoint.apps import record
+from counterpoint.apps.cluster import map_on_ray
+from counterpoint.apps.replay import recipe_of
+from counterpoint.apps.request import GenerateRequest, build
+from counterpoint.apps.run import Opened, alike, load_for, open_request, run_together
+from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.types import UserError
+
+RESULTS = "results.jsonl"
+
+
+class JobRequest(GenerateRequest):
+    """A line of a job file: a request with a name, which its picture gets."""
+
+    id: str = Field(pattern=r"^[\w.-]{1,120}$")
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """A job file: what it asks for, and its bad lines by number, with reasons."""
+
+    requests: tuple[JobRequest, ...]
+    bad: Mapping[int, str]
+
+
+def read_jobs(path: Path) -> Jobs:
+    """Read a file with a request in JSON a line, with the keys of ``generate``; ``id`` defaults to the line's number,
+    images count from the file's folder.
+
+    Raises:
+        UserError: the file cannot be read, or has no job at all.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the jobs {path}: {error}") from None
+    requests: list[JobRequest] = []
+    bad: dict[int, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            job = _job(line, number, path.parent)
+            if any(job.id == other.id for other in requests):
+                raise UserError(f"its id {job.id!r} is an earlier one's")
+            requests.append(job)
+        except UserError as error:
+            bad[number] = str(error)
+    if not requests and not bad:
+        raise UserError(f"{path} holds no jobs")
+    return Jobs(tuple(requests), bad)
+
+
+def _job(line: str, number: int, folder: Path) -> JobRequest:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"it is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError("it is no JSON object")
+    job = build(JobRequest, **{"id": f"{number:06d}", **content})
+    controls = tuple(
+        one.model_copy(update={"image": folder / one.image, "mask": None if one.mask is None else folder / one.mask})
+        for one in job.controls
+    )
+    places = {name: folder / place for name in ("init_image", "inpaint_mask", "layout")
+              if (place := getattr(job, name)) is not None}  # fmt: skip
+    masks = tuple(folder / one for one in job.subject_mask)
+    return job.model_copy(update={"controls": controls, "subject_mask": masks, **places})
+
+
+def run_jobs(
+    requests: Sequence[JobRequest],
+    out: Path,
+    *,
+    batch_size: int = 16,
+    ray: str | None = None,
+    listen: Callable[[int, int], None] | None = None,
+) -> dict[str, str]:
+    """Make the pictures of jobs as ``out/ID.png``, or ``out/ID-SEED.png`` of a job that wants several, each whole or
+    not at all and each the same as alone, to rounding. What is there is not made again.
+
+    ``out/results.jsonl`` gets a line for each job when it ends: ``id``, ``images``, ``seconds``, or ``error``.
+
+    Args:
+        requests: the jobs.
+        out: where pictures go.
+        batch_size: pictures at a time.
+        ray: address of a Ray cluster that sees the same folders, or ``"local"``.
+        listen: hears ``(jobs done, jobs in all)``.
+
+    Returns:
+        Job -> why it failed.
+
+    Raises:
+        UserError: ``out`` holds pictures of other jobs with the same names, or no cluster answers.
+    """
+    record.check_writable(out)
+    out.mkdir(parents=True, exist_ok=True)
+    done = _finished(requests, out)
+    todo = [job for job in requests if job.id not in done]
+    chunks = _chunks(todo, batch_size)
+    failed: dict[str, str] = {}
+    count = len(done)
+    for lines in _carried_out(chunks, out, ray):
+        with (out / RESULTS).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        failed |= {line["id"]: line["error"] for line in lines if "error" in line}
+        count += len(lines)
+        if listen is not None:
+            listen(count, len(requests))
+    return failed
+
+
+def _digest(job: JobRequest) -> str:
+    return hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _files(job: JobRequest, out: Path) -> list[Path]:
+    if job.n == 1:
+        return [out / f"{job.id}.png"]
+    return [out / f"{job.id}-{job.seed + i}.png" for i in range(job.n)]
+
+
+def _finished(requests: Sequence[JobRequest], out: Path) -> set[str]:
+    """Jobs whose pictures are there; a line that a kill cut off counts for nothing."""
+    known: dict[str, str] = {}
+    path = out / RESULTS
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if "error" not in line:
+            known[line["id"]] = line["job"]
+    done = set()
+    for job in requests:
+        if job.id not in known or not all(file.exists() for file in _files(job, out)):
+            continue
+        if known[job.id] != _digest(job):
+            raise UserError(f"{out} holds the picture of another job called {job.id}: choose another --out")
+        done.add(job.id)
+    return done
+
+
+def _chunks(jobs: Sequence[JobRequest], size: int) -> list[list[JobRequest]]:
+    """Batches of jobs that are alike, models one after the other; a job that wants several pictures is one."""
+    groups: dict[str, list[JobRequest]] = {}
+    for job in jobs:
+        groups.setdefault(f"{_model(job)} {alike(job)} {job.id if job.n > 1 else ''}", []).append(job)
+    ordered = [groups[key] for key in sorted(groups)]
+    return [group[start : start + size] for group in ordered for start in range(0, len(group), size)]
+
+
+def _model(job: JobRequest) -> str:
+    """What decides which networks are loaded."""
+    controls = [(one.label, one.controlnet) for one in job.controls]
+    return json.dumps(
+        [
+            job.model,
+            job.config,
+            job.lora,
+            controls,
+            job.scheduler,
+            job.aggregate,
+            job.aggregation,
+            job.device,
+            job.dtype,
+        ]
+    )
+
+
+class _Worker:
+    """Carries batches out; holds one model at a time."""
+
+    def __init__(self, out: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.out, self.model, self.pipe = out, "", None
+
+    def __call__(self, chunk: str) -> str:
+        """A batch as JSON -> its lines of results as JSON."""
+        jobs = [build(JobRequest, **content) for content in json.loads(chunk)]
+        return json.dumps(self.carry_out(jobs))
+
+    def carry_out(self, jobs: Sequence[JobRequest]) -> list[dict[str, Any]]:
+        """One line a job."""
+        opened: list[Opened] = []
+        lines: list[dict[str, Any]] = []
+        for job in jobs:
+            try:
+                opened.append(open_request(job))
+            except UserError as error:
+                lines.append(_failed(job, error))
+        if not opened:
+            return lines
+        try:
+            pipe = self._pipe(jobs[0])
+        except UserError as error:
+            return [*lines, *(_failed(one.request, error) for one in opened)]
+        return [*lines, *self._sample(opened, pipe)]
+
+    def _sample(self, opened: Sequence[Opened], pipe: Pipeline) -> list[dict[str, Any]]:
+        """A batch that fails is halved until whoever is to blame is alone."""
+        began = time.perf_counter()
+        try:
+            results = run_together(opened, pipe)
+        except (UserError, MemoryError, torch.OutOfMemoryError) as error:
+            if len(opened) == 1:
+                return [_failed(opened[0].request, error)]
+            half = len(opened) // 2
+            return [*self._sample(opened[:half], pipe), *self._sample(opened[half:], pipe)]
+        seconds = (time.perf_counter() - began) / len(opened)
+        lines = []
+        for one, result in zip(opened, results, strict=True):
+            files, recipe = _files(one.request, self.out), recipe_of(result)
+            for file, image, seed in zip(files, result.images, result.seeds, strict=True):
+                record.save_png(image, file, {**recipe, "seed": seed})
+            names = [file.name for file in files]
+            lines.append(
+                {"id": one.request.id, "job": _digest(one.request), "images": names, "seconds": round(seconds, 4)}
+            )
+        return lines
+
+    def _pipe(self, job: JobRequest) -> Pipeline:
+        if self.pipe is None or self.model != _model(job):
+            self.pipe = None  # one model at a time
+            self.pipe, self.model = load_for(job), _model(job)
+        return self.pipe
+
+
+def _failed(job: GenerateRequest, error: Exception) -> dict[str, Any]:
+    reason = "out of memory" if isinstance(error, (MemoryError, torch.OutOfMemoryError)) else str(error)
+    return {"id": job.id, "error": " ".join(reason.split())}
+
+
+def _carried_out(chunks: Sequence[Sequence[JobRequest]], out: Path, ray: str | None) -> Iterator[list[dict[str, Any]]]:
+    if not chunks:
+        return
+    if ray is None:
+        worker = _Worker(out, torch.get_num_threads())
+        for chunk in chunks:
+            yield worker.carry_out(chunk)
+        return
+    items = [json.dumps([job.model_dump(mode="json") for job in chunk]) for chunk in chunks]
+    for _, lines in map_on_ray(ray, partial(_Worker, out.resolve(), 1), items, device=chunks[0][0].device):
+        yield json.loads(lines or "[]")

@@ -1,0 +1,155 @@
+"""Job files: real batches that equal single runs, one bad line among good ones, and what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from counterpoint.apps import batch
+from counterpoint.apps.batch import JobRequest, read_jobs, run_jobs
+from counterpoint.apps.run import run
+from counterpoint.types import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, sigma in (("a", 40), ("b", 80), ("mask", 60)):
+        PIL.Image.effect_noise((128, 128), sigma).convert("RGB").save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def control(label: str = "pose", image: str = "a.png", **more: Any) -> dict[str, Any]:
+    return {"label": label, "image": image, **more}
+
+
+def written(folder: Path, *lines: object) -> Path:
+    path = folder / "jobs.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+JOBS = (
+    {"id": "plain", "prompt": "a red ball", "seed": 1, "steps": 2},
+    {"id": "other", "prompt": "a blue box on a beach", "negative_prompt": "a person", "seed": 2, "steps": 2},
+    {"id": "pose-1", "prompt": "a person", "controls": [control(weight="0.5"), control("seg", "b.png")], "steps": 2},
+    {"id": "pose-2", "prompt": "a person", "seed": 9, "steps": 2,
+     "controls": [control(window=[0, 0.5]), control("seg", "a.png", weight="0:1,0.5:0")]},
+    {"id": "masked", "prompt": "a person", "controls": [control(mask="mask.png"), control("seg", "b.png")], "steps": 2},
+    {"id": "pix", "prompt": "a person", "controls": [control(), control("seg", "b.png")], "steps": 2, "fusion": "pix"},
+    {"id": "cross-1", "prompt": "a person on a meadow", "controls": [control(), control("seg", "b.png")], "steps": 2,
+     "fusion": "cross", "subject": ["person"]},
+    {"id": "cross-2", "prompt": "a person on a beach", "controls": [control(), control("seg", "b.png", weight="0.3")],
+     "steps": 2, "fusion": "cross", "subject": ["person"]},
+    {"id": "start", "prompt": "a cone", "init_image": "b.png", "steps": 4},
+    {"id": "several", "prompt": "a ball", "n": 2, "seed": 5, "steps": 2},
+)  # fmt: skip
+
+
+def test_every_picture_is_what_it_would_be_alone(folder: Path) -> None:
+    jobs = read_jobs(written(folder, *JOBS))
+    assert jobs.bad == {}
+    assert run_jobs(jobs.requests, folder / "out", batch_size=8) == {}
+    lines = [json.loads(line) for line in (folder / "out" / "results.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in lines} == {job["id"] for job in JOBS}
+    for job in jobs.requests:
+        alone = run(job)
+        names = [f"{job.id}.png"] if job.n == 1 else [f"{job.id}-{seed}.png" for seed in alone.seeds]
+        for name, image in zip(names, alone.images, strict=True):
+            made = np.asarray(PIL.Image.open(folder / "out" / name), int)
+            assert np.abs(made - np.asarray(image, int)).max() <= 2, name
+
+
+def test_jobs_that_are_alike_share_a_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    whole = batch.run_together
+    monkeypatch.setattr(batch, "run_together", lambda opened, pipe: sizes.append(len(opened)) or whole(opened, pipe))
+    run_jobs(read_jobs(written(folder, *JOBS)).requests, folder / "out", batch_size=8)
+    assert sorted(sizes) == [1, 1, 1, 1, 1, 1, 2, 2]
+
+
+def test_one_bad_line_is_named_and_the_rest_runs(cli, folder: Path) -> None:
+    path = written(
+        folder, JOBS[0], "{", {"prompt": "a", "steps": 0}, {"prompt": "a", "colour": 1}, JOBS[0], [1],
+        {"id": "../x", "prompt": "a"}, "", {"id": "lost", "prompt": "a", "controls": [control(image="none.png")]},
+        {"prompt": "a cone", "steps": 2},
+    )  # fmt: skip
+    status, out, error = cli("batch", path, "--out", folder / "out", "--json")
+    assert status == 2
+    found = json.loads(out)
+    assert found["done"] == 2
+    assert sorted(found["bad_lines"]) == ["2", "3", "4", "5", "6", "7"]
+    assert "none.png" in found["failed"]["lost"]
+    for said in (
+        "line 2 of",
+        "is not JSON",
+        "line 3 of",
+        "steps",
+        "line 4 of",
+        "colour",
+        "line 5 of",
+        "earlier one's",
+        "line 7",
+    ):
+        assert said in error
+    assert sorted(path.name for path in (folder / "out").glob("*.png")) == ["000010.png", "plain.png"]
+
+
+def test_finished_jobs_are_not_made_again(cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(folder, *JOBS[:2])
+    assert cli("batch", path, "--out", folder / "out")[0] == 0
+    with (folder / "out" / "results.jsonl").open("a") as file:
+        file.write('{"id": "other", "jo')  # a kill
+    (folder / "out" / "plain.png").unlink()
+    made = []
+    whole = batch.run_together
+    monkeypatch.setattr(
+        batch, "run_together", lambda opened, pipe: made.extend(one.request.id for one in opened) or whole(opened, pipe)
+    )
+    assert cli("batch", path, "--out", folder / "out")[0] == 0
+    assert made == ["plain"]
+    status, _, error = cli("batch", written(folder, {**JOBS[0], "seed": 77}), "--out", folder / "out")
+    assert status == 2
+    assert "holds the picture of another job called plain" in error
+
+
+def test_pictures_carry_recipes_that_replay(cli, folder: Path) -> None:
+    run_jobs(read_jobs(written(folder, *JOBS[2:4])).requests, folder / "out")
+    status, out, error = cli("replay", folder / "out" / "pose-1.png", "--verify")
+    assert status in {0, 1}
+    if status:
+        assert "pictures at once: 2 -> 1" in error
+        assert int(out.split("up to ")[1].split()[0]) <= 2
+
+
+@pytest.mark.parametrize("kind", [MemoryError, torch.OutOfMemoryError])
+def test_who_is_out_of_memory_alone_fails_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    whole = batch.run_together
+
+    def tight(opened: list, pipe: object) -> list:
+        if any(one.request.id == "b" for one in opened):
+            raise kind
+        return whole(opened, pipe)
+
+    monkeypatch.setattr(batch, "run_together", tight)
+    jobs = [JobRequest(id=name, prompt="a ball", steps=1) for name in "abcd"]
+    assert run_jobs(jobs, folder / "out") == {"b": "out of memory"}
+    assert sorted(path.stem for path in (folder / "out").glob("*.png")) == ["a", "c", "d"]
+
+
+def test_a_file_that_is_no_job_file(cli, folder: Path) -> None:
+    for content, said in (("", "holds no jobs"), (None, "cannot read the jobs")):
+        path = folder / "jobs.jsonl"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        status, _, error = cli("batch", path)
+        assert status == 2
+        assert said in error
+    with pytest.raises(UserError, match="cannot read"):
+        read_jobs(folder)
