@@ -210,7 +210,7 @@ def run_together(
         control_mask=[sized(masks) for masks in zip(*(one.regions for one in several), strict=True)],
         control_mode=[control.mode for control in first.controls],
         gate_silence=first.gate_silence,
-        layout=several[0].layout if len(several) == 1 else [one.layout for one in several],
+        layout=[one.layout for one in several for _ in range(one.request.n)] if several[0].layout else None,
         report=report,
         callback_on_step_end=heard,
     )
