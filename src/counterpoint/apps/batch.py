@@ -163,12 +163,12 @@ def _chunks(jobs: Sequence[JobRequest], size: int) -> list[list[JobRequest]]:
     """Batches of jobs that are alike, models one after the other; a job that wants several pictures is one."""
     groups: dict[str, list[JobRequest]] = {}
     for job in jobs:
-        groups.setdefault(f"{_model(job)} {alike(job)} {job.id if job.n > 1 else ''}", []).append(job)
+        groups.setdefault(f"{model_key(job)} {alike(job)} {job.id if job.n > 1 else ''}", []).append(job)
     ordered = [groups[key] for key in sorted(groups)]
     return [group[start : start + size] for group in ordered for start in range(0, len(group), size)]
 
 
-def _model(job: JobRequest) -> str:
+def model_key(job: GenerateRequest) -> str:
     """What decides which networks are loaded."""
     controls = [(one.label, one.controlnet) for one in job.controls]
     return json.dumps(
@@ -238,9 +238,9 @@ class _Worker:
         return lines
 
     def _pipe(self, job: JobRequest) -> Pipeline:
-        if self.pipe is None or self.model != _model(job):
+        if self.pipe is None or self.model != model_key(job):
             self.pipe = None  # one model at a time
-            self.pipe, self.model = load_for(job), _model(job)
+            self.pipe, self.model = load_for(job), model_key(job)
         return self.pipe
 
 

@@ -19,6 +19,7 @@ from counterpoint.apps.cli.extract import extract
 from counterpoint.apps.cli.generate import generate
 from counterpoint.apps.cli.models import models
 from counterpoint.apps.cli.replay import replay
+from counterpoint.apps.cli.serve import serve
 from counterpoint.apps.cli.train import LATEST, train
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(batch)
+app.command()(serve)
 app.command()(replay)
 app.command()(extract)
 app.command()(train)

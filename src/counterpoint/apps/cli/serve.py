@@ -1,0 +1,118 @@
+"""``counterpoint serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=0, max=65535)] = 8642,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=MODEL", help="A model to offer; default tiny. Repeatable.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where jobs and pictures are kept.")] = Path("counterpoint-service"),
+    database: Annotated[
+        str, typer.Option(metavar="URL", help="Of the jobs, as SQLAlchemy has it; default SQLite in --folder.")
+    ] = "",
+    keys: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="API keys, one a line; needed on any address but this machine's own."),
+    ] = None,
+    max_seconds: Annotated[float, typer.Option(help="That a job may take.", min=1)] = 600.0,
+    max_steps: Annotated[int, typer.Option(help="Of a job.", min=1)] = 150,
+    max_pixels: Annotated[int, typer.Option(help="Of a picture.", min=64)] = 4_194_304,
+    max_controls: Annotated[int, typer.Option(help="Of a job.", min=0)] = 8,
+    max_images: Annotated[int, typer.Option(help="Of a job.", min=1)] = 8,
+    max_bytes: Annotated[int, typer.Option(help="Of a request.", min=1000)] = 32_000_000,
+    max_queue: Annotated[int, typer.Option(help="Jobs that wait or run.", min=1)] = 256,
+    max_queue_each: Annotated[int, typer.Option(help="Of one API key.", min=1)] = 64,
+    safety: Annotated[str, typer.Option(help="What happens to unsafe pictures: off, flag, blur or refuse.")] = "off",
+    safety_checker: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Diffusers' safety checker, for --safety.")
+    ] = None,
+    grace: Annotated[float, typer.Option(help="Seconds for the job at hand when the service ends.", min=0)] = 30,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+) -> None:
+    """Offer pictures over HTTP: jobs, events, results; OpenAPI at /docs."""
+    import ipaddress
+    import socket
+
+    from counterpoint.apps import record
+    from counterpoint.apps.cli import output
+    from counterpoint.apps.cli.generate import pairs
+    from counterpoint.types import UserError
+
+    try:
+        import uvicorn
+
+        from counterpoint.apps.service.app import Config, make_app
+    except ImportError:
+        raise UserError("serve needs packages that are not installed: pip install 'counterpoint[serve]'") from None
+    import torch
+
+    from counterpoint.api import DTYPES, find_device, load
+    from counterpoint.apps.service.safety import load_safety
+    from counterpoint.apps.service.schema import Limits
+
+    record.check_writable(folder)
+    known = _keys(keys)
+    local = host == "localhost" or _loopback(ipaddress, host)
+    if not known and not local:
+        raise UserError(f"--host {host} is open to others: give --keys FILE")
+    find_device(device)
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    load_safety(safety, safety_checker)
+    output.quiet_libraries()
+    models = pairs("--model", model) or {"tiny": "tiny"}
+    sizes = {name: load(source).native_size for name, source in models.items()}
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
+            ) from None
+        limits = Limits(
+            max_bytes, max_pixels, max_controls, max_steps, max_images, max_queue, max_queue_each, max_seconds
+        )
+        config = Config(
+            folder, models, sizes, known, database, limits, device, dtype, safety, safety_checker, grace,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        try:
+            app = make_app(config)
+        except Exception as error:
+            if type(error).__module__.startswith("sqlalchemy"):
+                raise UserError(f"--database {database}: {str(error).splitlines()[0]}") from None
+            raise
+        output.say(f"listening on http://{host}:{probe.getsockname()[1]}, API at /docs")
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(grace) + 5))
+        server.run(sockets=[probe])
+
+
+def _keys(path: Path | None) -> frozenset[str]:
+    from counterpoint.types import UserError
+
+    if path is None:
+        return frozenset()
+    try:
+        keys = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the keys {path}: {error}") from None
+    if not keys or min(map(len, keys)) < 16:
+        raise UserError(f"{path} holds no keys, or one of fewer than 16 characters")
+    return keys
+
+
+def _loopback(ipaddress: object, host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host).is_loopback)  # type: ignore[attr-defined]
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""The REST service: jobs in, pictures out."""

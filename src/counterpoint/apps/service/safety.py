@@ -1,0 +1,64 @@
+"""What happens to pictures that nobody should see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFilter
+
+from counterpoint.types import UserError
+
+Check = Callable[[PIL.Image.Image], bool]
+"""Whether a picture is unsafe."""
+Safety = Callable[[PIL.Image.Image], tuple[PIL.Image.Image, str]]
+"""What is handed out in a picture's place, and what was found: ``unchecked``, ``safe``, ``flagged`` or ``blurred``."""
+ACTIONS = ("off", "flag", "blur", "refuse")
+
+
+def load_safety(action: str, folder: Path | None) -> Safety:
+    """Diffusers' safety checker with an action.
+
+    Raises:
+        UserError: there is no such action, or no checker for it.
+    """
+    if action not in ACTIONS:
+        raise UserError(f"unknown safety {action!r}; there are {', '.join(ACTIONS)}")
+    if action == "off":
+        return lambda picture: (picture, "unchecked")
+    if folder is None or not folder.is_dir():
+        raise UserError(f"--safety {action} wants --safety-checker FOLDER, such as SD1.5's own safety_checker")
+    return safety(action, _checker(folder))
+
+
+def safety(action: str, unsafe: Check) -> Safety:
+    """An action on pictures that a check of your own finds."""
+
+    def apply(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, str]:
+        if not unsafe(picture):
+            return picture, "safe"
+        if action == "refuse":
+            raise UserError("the safety checker refused a picture")
+        if action == "blur":
+            return picture.filter(PIL.ImageFilter.GaussianBlur(max(picture.size) / 16)), "blurred"
+        return picture, "flagged"
+
+    return apply
+
+
+def _checker(folder: Path) -> Check:
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
+
+    checker = StableDiffusionSafetyChecker.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    side = checker.config.vision_config.image_size
+    processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+    def unsafe(picture: PIL.Image.Image) -> bool:
+        pixels = processor(picture, return_tensors="pt").pixel_values
+        _, found = checker(images=[np.asarray(picture)], clip_input=pixels)
+        return bool(found[0])
+
+    return unsafe

@@ -1,0 +1,176 @@
+"""Jobs on disk: what was accepted survives a restart, and every job ends once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sql
+
+QUEUED, RUNNING, DONE, CANCELLED, FAILED = "queued", "running", "done", "cancelled", "failed"
+ENDED = (DONE, CANCELLED, FAILED)
+ATTEMPTS = 2
+"""How often a job is begun before it is held to be what kills its worker."""
+
+_TABLES = sql.MetaData()
+_JOBS = sql.Table(
+    "jobs",
+    _TABLES,
+    sql.Column("id", sql.String(32), primary_key=True),
+    sql.Column("owner", sql.String(64), index=True, nullable=False),
+    sql.Column("state", sql.String(16), index=True, nullable=False),
+    sql.Column("request", sql.JSON, nullable=False),
+    sql.Column("estimate", sql.Float, nullable=False),
+    sql.Column("created", sql.Float, nullable=False),
+    sql.Column("started", sql.Float),
+    sql.Column("ended", sql.Float),
+    sql.Column("attempts", sql.Integer, nullable=False, default=0),
+    sql.Column("cancel", sql.Boolean, nullable=False, default=False),
+    sql.Column("step", sql.Integer, nullable=False, default=0),
+    sql.Column("steps", sql.Integer, nullable=False, default=0),
+    sql.Column("images", sql.JSON),
+    sql.Column("reason", sql.Text, nullable=False, default=""),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is now; times are seconds since the epoch."""
+
+    id: str
+    owner: str
+    state: str
+    request: dict[str, Any]
+    estimate: float
+    created: float
+    started: float | None
+    ended: float | None
+    attempts: int
+    cancel: bool
+    step: int
+    steps: int
+    images: list[dict[str, Any]] | None
+    reason: str
+
+
+class Store:
+    """Jobs in a database; every change is one statement that names the state it starts from.
+
+    Args:
+        url: of SQLAlchemy's kind, such as ``sqlite:///jobs.db`` or ``postgresql+psycopg://...``.
+    """
+
+    def __init__(self, url: str) -> None:
+        patient = {"timeout": 30} if url.startswith("sqlite") else {}
+        self.engine = sql.create_engine(url, connect_args=patient)
+        _TABLES.create_all(self.engine)
+
+    def add(self, job: str, owner: str, request: dict[str, Any], estimate: float) -> None:
+        """Queue a job under an id."""
+        row = {"id": job, "owner": owner, "state": QUEUED, "request": request, "estimate": estimate}
+        with self.engine.begin() as connection:
+            connection.execute(_JOBS.insert().values(**row, created=time.time()))
+
+    def get(self, job: str, owner: str) -> Job | None:
+        """An owner's job."""
+        with self.engine.connect() as connection:
+            row = connection.execute(_JOBS.select().where(_JOBS.c.id == job, _JOBS.c.owner == owner)).first()
+        return None if row is None else Job(**row._mapping)
+
+    def of(self, owner: str, most: int) -> list[Job]:
+        """An owner's latest jobs, the newest first."""
+        wanted = _JOBS.select().where(_JOBS.c.owner == owner).order_by(_JOBS.c.created.desc()).limit(most)
+        with self.engine.connect() as connection:
+            return [Job(**row._mapping) for row in connection.execute(wanted)]
+
+    def claim(self) -> Job | None:
+        """Begin the oldest job of the owner who was served least recently; two workers never get the same."""
+        with self.engine.begin() as connection:
+            served = (
+                sql.select(_JOBS.c.owner, sql.func.max(_JOBS.c.started).label("last"))
+                .group_by(_JOBS.c.owner)
+                .subquery()
+            )
+            next_one = (
+                _JOBS.select()
+                .join(served, served.c.owner == _JOBS.c.owner)
+                .where(_JOBS.c.state == QUEUED)
+                .order_by(sql.func.coalesce(served.c.last, 0.0), _JOBS.c.created)
+                .limit(1)
+            )
+            row = connection.execute(next_one).first()
+            if row is None:
+                return None
+            mine = _JOBS.update().where(_JOBS.c.id == row.id, _JOBS.c.state == QUEUED)
+            begun = {"state": RUNNING, "started": time.time(), "attempts": row.attempts + 1, "step": 0}
+            if connection.execute(mine.values(**begun)).rowcount != 1:
+                return None
+        return Job(**{**row._mapping, **begun})
+
+    def progress(self, job: str, step: int, steps: int) -> bool:
+        """Note how far a running job is; whether it is to be cancelled."""
+        with self.engine.begin() as connection:
+            connection.execute(self._running(job).values(step=step, steps=steps))
+            return bool(connection.execute(sql.select(_JOBS.c.cancel).where(_JOBS.c.id == job)).scalar())
+
+    def to_cancel(self, job: str) -> bool:
+        """Whether somebody asked for it."""
+        with self.engine.connect() as connection:
+            return bool(connection.execute(sql.select(_JOBS.c.cancel).where(_JOBS.c.id == job)).scalar())
+
+    def end(self, job: str, state: str, reason: str = "", images: Sequence[dict[str, Any]] | None = None) -> bool:
+        """End a running job; whether it had not ended before."""
+        values = {"state": state, "reason": reason, "images": None if images is None else list(images)}
+        with self.engine.begin() as connection:
+            return connection.execute(self._running(job).values(**values, ended=time.time())).rowcount == 1
+
+    def give_back(self, job: str, *, blame: bool) -> None:
+        """Queue a running job again; with ``blame`` it fails if it was begun :data:`ATTEMPTS` times."""
+        with self.engine.begin() as connection:
+            row = connection.execute(_JOBS.select().where(_JOBS.c.id == job, _JOBS.c.state == RUNNING)).first()
+            if row is None:
+                return
+            if row.cancel:
+                values = {"state": CANCELLED, "ended": time.time()}
+            elif blame and row.attempts >= ATTEMPTS:
+                values = {"state": FAILED, "ended": time.time(), "reason": f"its worker died {row.attempts} times"}
+            else:
+                values = {"state": QUEUED, "attempts": row.attempts if blame else row.attempts - 1}
+            connection.execute(self._running(job).values(**values))
+
+    def recover(self) -> None:
+        """After a restart nothing runs: what did is queued again."""
+        with self.engine.connect() as connection:
+            found = connection.execute(sql.select(_JOBS.c.id).where(_JOBS.c.state == RUNNING)).scalars().all()
+        for job in found:
+            self.give_back(job, blame=True)
+
+    def cancel(self, job: str, owner: str) -> bool:
+        """Cancel a queued job, or ask a running one to stop; whether there is such a job that has not ended."""
+        mine = (_JOBS.c.id == job, _JOBS.c.owner == owner)
+        with self.engine.begin() as connection:
+            waiting = _JOBS.update().where(*mine, _JOBS.c.state == QUEUED)
+            ended = connection.execute(waiting.values(state=CANCELLED, cancel=True, ended=time.time())).rowcount
+            running = _JOBS.update().where(*mine, _JOBS.c.state == RUNNING)
+            return bool(ended or connection.execute(running.values(cancel=True)).rowcount)
+
+    def counts(self) -> dict[str, int]:
+        """State -> jobs."""
+        counted = sql.select(_JOBS.c.state, sql.func.count()).group_by(_JOBS.c.state)
+        with self.engine.connect() as connection:
+            found = dict(connection.execute(counted).tuples().all())
+        return {state: found.get(state, 0) for state in (QUEUED, RUNNING, *ENDED)}
+
+    def waiting(self, owner: str | None = None) -> tuple[int, float]:
+        """Jobs that are queued or running, and their estimated seconds; of all owners, or of one."""
+        those = [_JOBS.c.state.in_((QUEUED, RUNNING)), *([] if owner is None else [_JOBS.c.owner == owner])]
+        counted = sql.select(sql.func.count(), sql.func.coalesce(sql.func.sum(_JOBS.c.estimate), 0.0)).where(*those)
+        with self.engine.connect() as connection:
+            count, seconds = connection.execute(counted).one()
+        return int(count), float(seconds)
+
+    @staticmethod
+    def _running(job: str) -> sql.Update:
+        return _JOBS.update().where(_JOBS.c.id == job, _JOBS.c.state == RUNNING)

@@ -1,0 +1,197 @@
+"""Who carries jobs out: a process of its own, so that one that dies takes nobody with it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from counterpoint.apps.service.store import CANCELLED, DONE, FAILED, Job, Store
+
+_POLL = 0.1
+Settings = dict[str, Any]
+"""What a worker is told when it starts: ``safety`` (an action), ``checker`` (a folder), ``threads``."""
+
+
+class Worker(threading.Thread):
+    """Takes jobs from a store and has them carried out by a process, which it starts again when it dies.
+
+    Args:
+        store: the jobs.
+        folder: where each job has a folder of its id.
+        limit: seconds a job may run.
+        settings: of the process.
+        finished: hears ``(job, seconds)`` of each that is done.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        limit: float,
+        settings: Settings,
+        finished: Callable[[Job, float], None] = lambda *_: None,
+    ) -> None:
+        super().__init__(daemon=True, name="worker")
+        self.store, self.folder, self.limit, self.settings, self.finished = store, folder, limit, settings, finished
+        self.stopping, self.wake = threading.Event(), threading.Event()
+        self.patience = 0.0
+        self.process: Any = None
+        self.link: Connection | None = None
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        try:
+            while not self.stopping.is_set():
+                job = self.store.claim()
+                if job is None:
+                    self.wake.wait(_POLL * 2)
+                    self.wake.clear()
+                else:
+                    self._carry_out(job)
+        finally:
+            self._kill()
+
+    def stop(self, patience: float) -> None:
+        """Finish the job at hand if it takes no longer than ``patience`` seconds, else queue it again; then end."""
+        self.patience = time.monotonic() + patience
+        self.stopping.set()
+        self.wake.set()
+        self.join()
+
+    def _carry_out(self, job: Job) -> None:
+        began = time.monotonic()
+        try:
+            link = self._started()
+            link.send((job.id, job.request, str(self.folder / job.id)))
+            self._follow(job, link, began)
+        except (EOFError, BrokenPipeError, ConnectionResetError, OSError):
+            self._kill()
+            self.store.give_back(job.id, blame=True)
+
+    def _follow(self, job: Job, link: Connection, began: float) -> None:
+        asked = False
+        while True:
+            if link.poll(_POLL):
+                kind, content = link.recv()
+                if kind == "step":
+                    self.store.progress(job.id, *content)
+                else:
+                    images, reason = content if kind == DONE else None, "" if kind == DONE else content
+                    if self.store.end(job.id, kind, reason, images) and kind == DONE:
+                        self.finished(job, time.monotonic() - began)
+                    return
+            if not asked and self.store.to_cancel(job.id):
+                asked = True
+                link.send("cancel")
+            if time.monotonic() - began > self.limit:
+                self._kill()
+                self.store.end(job.id, FAILED, f"it took longer than {self.limit:g} seconds")
+                return
+            if self.stopping.is_set() and time.monotonic() > self.patience:
+                self._kill()
+                self.store.give_back(job.id, blame=False)
+                return
+
+    def _started(self) -> Connection:
+        if self.process is None or not self.process.is_alive():
+            self._kill()
+            context = get_context("spawn")
+            self.link, theirs = context.Pipe()
+            self.process = context.Process(target=work, args=(theirs, self.settings), daemon=True)
+            self.process.start()
+            theirs.close()
+        assert self.link is not None
+        return self.link
+
+    def _kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+        if self.link is not None:
+            self.link.close()
+        self.process = self.link = None
+
+
+class _CancelledError(Exception):
+    """Somebody asked for it."""
+
+
+def work(link: Connection, settings: Settings) -> None:
+    """The process: job after job from the link, one message a step and one at the end."""
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service decides when it ends
+    torch.set_num_threads(settings["threads"])
+    from counterpoint.apps.cli.output import quiet_libraries
+    from counterpoint.apps.service.safety import load_safety
+
+    quiet_libraries()
+    runner = _Runner(link, load_safety(settings["safety"], settings["checker"]))
+    while True:
+        try:
+            message = link.recv()
+        except EOFError:
+            return
+        if message != "cancel":  # of a job that had just ended
+            link.send(runner.carry_out(*message))
+
+
+class _Runner:
+    """Holds one model at a time."""
+
+    def __init__(self, link: Connection, safety: Any) -> None:
+        self.link, self.safety, self.model, self.pipe = link, safety, "", None
+
+    def carry_out(self, job: str, content: dict[str, Any], folder: str) -> tuple[str, Any]:
+        """What becomes of a job, and its pictures or why not."""
+        import warnings
+
+        import torch
+
+        from counterpoint.types import UserError
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return DONE, self._pictures(job, content, Path(folder))
+        except _CancelledError:
+            return CANCELLED, ""
+        except UserError as error:
+            return FAILED, " ".join(str(error).split())
+        except (MemoryError, torch.OutOfMemoryError):
+            self.pipe = None
+            return FAILED, "out of memory: ask for fewer or smaller pictures"
+        except Exception as error:  # a fault of ours: the job says so and the worker lives
+            return FAILED, f"internal error: {type(error).__name__}"
+
+    def _pictures(self, job: str, content: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+        from counterpoint.apps import record
+        from counterpoint.apps.batch import model_key
+        from counterpoint.apps.replay import recipe_of
+        from counterpoint.apps.request import GenerateRequest, build
+        from counterpoint.apps.run import load_for, run
+
+        request = build(GenerateRequest, **content)
+        if self.pipe is None or self.model != model_key(request):
+            self.pipe = None
+            self.pipe, self.model = load_for(request), model_key(request)
+        result = run(request, self.pipe, listen=self._heard)
+        recipe, made = recipe_of(result), []
+        for number, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+            image, verdict = self.safety(image)
+            record.save_png(image, folder / f"{number}.png", {**recipe, "seed": seed, "safety": verdict})
+            made.append({"seed": seed, "safety": verdict})
+        return made
+
+    def _heard(self, step: int, steps: int) -> None:
+        self.link.send(("step", (step, steps)))
+        while self.link.poll():
+            if self.link.recv() == "cancel":
+                raise _CancelledError

@@ -1,0 +1,299 @@
+"""The service: jobs end once, limits hold before work, strangers see nothing, and nothing malformed is our fault."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from fastapi.testclient import TestClient
+
+from counterpoint.apps.service.app import Config, make_app
+from counterpoint.apps.service.safety import load_safety, safety
+from counterpoint.apps.service.schema import Limits
+from counterpoint.apps.service.store import ATTEMPTS, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Store
+from counterpoint.types import UserError
+
+KEYS = ("k" * 16, "l" * 16)
+LIMITS = Limits(body=400_000, pixels=128 * 160, controls=2, steps=30, images=2, queue=6, queue_each=4, seconds=120)
+
+
+def picture(size: tuple[int, int] = (128, 128), form: str = "PNG") -> str:
+    file = io.BytesIO()
+    PIL.Image.effect_noise(size, 50).convert("RGB").save(file, form)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def headers(number: int = 0) -> dict[str, str]:
+    return {"Authorization": f"Bearer {KEYS[number]}"}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    config = Config(
+        tmp_path_factory.mktemp("service"), {"tiny": "tiny"}, {"tiny": 128}, frozenset(KEYS), limits=LIMITS, threads=1,
+        grace=0,
+    )  # fmt: skip
+    with TestClient(make_app(config), headers=headers()) as made:
+        yield made
+
+
+def submit(client: TestClient, **more: Any) -> Any:
+    return client.post("/v1/jobs", json={"prompt": "a red ball", "steps": 2, **more})
+
+
+def ended(client: TestClient, name: str, patience: float = 90) -> dict[str, Any]:
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        job = client.get(f"/v1/jobs/{name}").json()
+        if job["state"] not in {"queued", "running"}:
+            return job
+        time.sleep(0.1)
+    raise AssertionError(job)
+
+
+@pytest.mark.enable_socket
+def test_a_job_from_start_to_picture(client: TestClient) -> None:
+    controls = [{"label": "pose", "image": picture((64, 100)), "weight": "0:1,0.5:0.4"}]
+    answer = submit(client, controls=controls, n=2, seed=5, width=128, height=64)
+    assert answer.status_code == 202, answer.text
+    accepted = answer.json()
+    assert accepted["estimated_seconds"] > 0
+    events = client.get(f"/v1/jobs/{accepted['id']}/events").text
+    job = ended(client, accepted["id"])
+    assert job["state"] == "done", job
+    assert [one["seed"] for one in job["images"]] == [5, 6]
+    last = json.loads(events.strip().rpartition("data: ")[2])
+    assert last == job
+    image = client.get(f"/v1/jobs/{job['id']}/images/1")
+    with PIL.Image.open(io.BytesIO(image.content)) as made:
+        assert made.size == (128, 64)
+        recipe = json.loads(made.text["counterpoint"])
+    assert recipe["seed"] == 6
+    assert recipe["safety"] == "unchecked"
+    assert client.get(f"/v1/jobs/{job['id']}/images/2").status_code == 404
+    assert client.delete(f"/v1/jobs/{job['id']}").status_code == 409
+    assert job["id"] in [one["id"] for one in client.get("/v1/jobs").json()]
+
+
+@pytest.mark.enable_socket
+def test_strangers_see_nothing(client: TestClient) -> None:
+    name = submit(client).json()["id"]
+    other = headers(1)
+    for path in ("", "/events", "/images/0"):
+        assert client.get(f"/v1/jobs/{name}{path}", headers=other).status_code == 404
+    assert client.delete(f"/v1/jobs/{name}", headers=other).status_code == 404
+    assert name not in [one["id"] for one in client.get("/v1/jobs", headers=other).json()]
+    for wrong in ({"Authorization": ""}, {"Authorization": "Bearer no"}, {"Authorization": "Basic kkk"}):
+        assert client.post("/v1/jobs", json={"prompt": "a"}, headers=wrong).status_code == 401
+        assert client.get("/v1/models", headers=wrong).status_code == 401
+    assert ended(client, name)["state"] == "done"
+
+
+@pytest.mark.enable_socket
+def test_cancelled_within_a_step_and_the_next_job_runs(client: TestClient) -> None:
+    running, waiting = (submit(client, steps=30, n=2).json()["id"] for _ in range(2))
+    while client.get(f"/v1/jobs/{running}").json()["step"] < 1:
+        time.sleep(0.05)
+    assert client.get(f"/v1/jobs/{running}/images/0").status_code == 409
+    for name in (waiting, running):
+        assert client.delete(f"/v1/jobs/{name}").status_code == 200
+    assert ended(client, running)["state"] == "cancelled"
+    assert ended(client, running)["step"] < 30
+    assert ended(client, waiting)["state"] == "cancelled"
+    assert ended(client, submit(client).json()["id"])["state"] == "done"
+
+
+@pytest.mark.enable_socket
+def test_a_worker_that_dies_costs_an_attempt_and_no_job(client: TestClient) -> None:
+    name = submit(client, steps=20).json()["id"]
+    worker = client.app.state.worker
+    for _ in range(ATTEMPTS):
+        attempts = client.app.state.store.get(name, client.app.state.store.of(_owner(0), 1)[0].owner).attempts
+        while client.get(f"/v1/jobs/{name}").json()["step"] < 1:
+            time.sleep(0.05)
+        worker.process.kill()
+        while client.app.state.store.get(name, _owner(0)).attempts == attempts and (
+            client.get(f"/v1/jobs/{name}").json()["state"] == "running"
+        ):
+            time.sleep(0.05)
+    job = ended(client, name)
+    assert job["state"] == "failed"
+    assert "its worker died 2 times" in job["reason"]
+    assert ended(client, submit(client).json()["id"])["state"] == "done"
+
+
+def _owner(number: int) -> str:
+    import hashlib
+
+    return hashlib.sha256(KEYS[number].encode()).hexdigest()[:32]
+
+
+@pytest.mark.enable_socket
+def test_full_queues_say_when(client: TestClient) -> None:
+    made = [submit(client, steps=25) for _ in range(LIMITS.queue_each + 1)]
+    assert [one.status_code for one in made] == [202] * LIMITS.queue_each + [429]
+    assert int(made[-1].headers["Retry-After"]) >= 1
+    assert "your queue is full" in made[-1].json()["detail"]
+    others = [client.post("/v1/jobs", json={"prompt": "a", "steps": 1}, headers=headers(1)) for _ in range(3)]
+    assert [one.status_code for one in others] == [202, 202, 429]
+    assert "the queue is full" in others[-1].json()["detail"]
+    for one in made[:-1]:
+        client.delete(f"/v1/jobs/{one.json()['id']}")
+    for one in others[:-1]:
+        until = time.monotonic() + 60
+        while client.get(f"/v1/jobs/{one.json()['id']}", headers=headers(1)).json()["state"] != "done":
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"steps": 31}, "steps: 31 are more than this service allows, 30"),
+        ({"n": 3}, "n: 3 are more"),
+        ({"width": 1024, "height": 1024}, "width times height: 1,048,576 are more"),
+        ({"width": 100}, "width"),
+        ({"model": "/etc"}, "unknown model '/etc'; there are tiny"),
+        ({"controls": [{"label": "pose", "image": "!"}]}, "control-0 is not base64"),
+        ({"controls": [{"label": "pose", "image": base64.b64encode(b"text").decode()}]}, "control-0"),
+        ({"controls": [{"label": "pose", "image": picture((400, 400))}]}, "has 400 x 400 pixels; the limit is 20,480"),
+        ({"controls": [{"label": "smell", "image": picture()}]}, "unknown control 'smell'"),
+        ({"controls": [{"label": "pose", "image": picture(), "weight": "x"}]}, "a weight is a number"),
+        ({"controls": [{"label": "pose", "image": picture(), "window": [0.9, 0.1]}]}, "START < END"),
+        ({"controls": [{"label": "pose", "image": picture()}] * 2}, "two controls are called 'pose'"),
+        ({"controls": [{"label": f"pose:{i}", "image": picture()} for i in range(3)]}, "controls: 3 are more"),
+        ({"fusion": "confusion"}, "confusion"),
+        ({"aggregate": ["../../x"]}, "is no name of an adapter"),
+        ({"layout": {"instances": [{"phrase": "a", "box": [0, 0, 2, 1]}]}}, "reaches outside the picture"),
+        ({"layout": {"reference": {"image": 5}}}, "the reference of a layout"),
+        ({"layout": {"reference": "../../etc/passwd"}}, "reference is not base64"),
+        ({"lora": ["x.safetensors"]}, "lora"),
+        ({"device": "cuda"}, "device"),
+        ({"guidance_scale": "NaN"}, "guidance_scale"),
+        ({"init_image": picture(), "strength": 0}, "strength"),
+        ({"inpaint_mask": picture()}, "needs --init-image"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_any_work(client: TestClient, body: dict[str, Any], said: str) -> None:
+    before = client.app.state.store.waiting()
+    answer = submit(client, **body)
+    assert answer.status_code == 422, answer.text
+    assert said in answer.text
+    assert client.app.state.store.waiting() == before
+
+
+@pytest.mark.enable_socket
+def test_bodies(client: TestClient) -> None:
+    large = json.dumps({"prompt": "a" * 500_000})
+    assert client.post("/v1/jobs", content=large).status_code == 413
+    assert client.post("/v1/jobs", content=(large[i : i + 9000] for i in range(0, len(large), 9000))).status_code == 413
+    for content, kind in ((b"{", "application/json"), (b"\xff\xfe", "application/json"), (b"prompt=a", "text/plain")):
+        assert client.post("/v1/jobs", content=content, headers={"Content-Type": kind}).status_code == 422
+    assert client.get("/v1/jobs/..%2f..%2fetc%2fpasswd").status_code == 404
+    assert client.put("/v1/jobs").status_code == 405
+
+
+@pytest.mark.enable_socket
+def test_tools_and_operation(client: TestClient) -> None:
+    answer = client.post("/v1/extract", json={"kind": "canny", "image": picture((60, 40), "JPEG")})
+    assert answer.headers["content-type"] == "image/png"
+    assert PIL.Image.open(io.BytesIO(answer.content)).size == (60, 40)
+    for body, said in (
+        ({"kind": "depth", "image": picture()}, "needs a model"),
+        ({"kind": "x", "image": ""}, "nothing"),
+    ):
+        answer = client.post("/v1/extract", json=body)
+        assert (answer.status_code, said in answer.text) == (422, True)
+    known = client.get("/v1/models").json()
+    assert known["models"] == [{"name": "tiny", "size": 128}]
+    assert {"cross", "sum"} <= {one["name"] for one in known["fusions"]}
+    assert client.get("/health", headers={"Authorization": ""}).json()["status"] == "ok"
+    metrics = client.get("/metrics").text
+    assert 'counterpoint_jobs{state="done"}' in metrics
+    assert 'counterpoint_requests_total{route="/v1/models",status="200"}' in metrics
+    schema = client.get("/openapi.json").json()
+    assert schema["components"]["schemas"]["JobIn"]["examples"]
+
+
+def test_jobs_end_once_whoever_says_so_first(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    for name, owner in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        store.add(name, owner, {"prompt": name}, 1.0)
+    first = store.claim()
+    assert first is not None
+    assert (first.id, first.state, first.attempts) == ("a1", RUNNING, 1)
+    second = store.claim()
+    assert second is not None
+    assert second.id == "b1", "who was served last waits"
+    assert store.end("a1", DONE, images=[{"seed": 0}])
+    assert not store.end("a1", FAILED, "too late")
+    assert not store.cancel("a1", "a")
+    assert store.cancel("b1", "b")
+    assert not store.cancel("b1", "a")
+    assert store.to_cancel("b1")
+    store.give_back("b1", blame=True)
+    assert store.get("b1", "b").state == CANCELLED
+    assert store.counts() == {QUEUED: 1, RUNNING: 0, DONE: 1, CANCELLED: 1, FAILED: 0}
+    store.claim()
+    again = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    again.recover()
+    assert again.get("a2", "a").state == QUEUED
+    again.claim()
+    again.recover()
+    assert again.get("a2", "a").state == FAILED
+    assert again.claim() is None
+
+
+def test_safety() -> None:
+    image = PIL.Image.effect_noise((32, 32), 80).convert("RGB")
+    assert load_safety("off", None)(image) == (image, "unchecked")
+    assert safety("flag", lambda _: False)(image) == (image, "safe")
+    assert safety("flag", lambda _: True)(image) == (image, "flagged")
+    blurred, said = safety("blur", lambda _: True)(image)
+    assert said == "blurred"
+    assert np.asarray(blurred).std() < np.asarray(image).std() / 2
+    with pytest.raises(UserError, match="refused"):
+        safety("refuse", lambda _: True)(image)
+    for action, said in (("hide", "unknown safety 'hide'"), ("blur", "wants --safety-checker")):
+        with pytest.raises(UserError, match=said):
+            load_safety(action, None)
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--host", "0.0.0.0"), "is open to others: give --keys FILE"),
+        (("--keys", "none.txt"), "cannot read the keys"),
+        (("--keys", "short.txt"), "fewer than 16 characters"),
+        (("--safety", "blur"), "wants --safety-checker"),
+        (("--model", "x"), "--model wants NAME=VALUE"),
+        (("--model", "x=/nowhere"), "there is no model"),
+        (("--device", "gpu"), "there is no device"),
+        (("--database", "nonsense"), "--database nonsense"),
+    ],
+)
+def test_serve_refuses(cli, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    (tmp_path / "short.txt").write_text("abc\n")
+    status, _, error = cli("serve", "--port", 0, *arguments)
+    assert status == 2
+    assert said in error
+
+
+@pytest.mark.enable_socket
+def test_a_port_in_use_is_said(cli) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        status, _, error = cli("serve", "--port", taken.getsockname()[1])
+    assert status == 2
+    assert "cannot listen on 127.0.0.1" in error
