@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -29,6 +30,9 @@ def picture(size: tuple[int, int] = (128, 128), form: str = "PNG") -> str:
     file = io.BytesIO()
     PIL.Image.effect_noise(size, 50).convert("RGB").save(file, form)
     return base64.b64encode(file.getvalue()).decode()
+
+
+EVEN = base64.b64encode(cv2.imencode(".png", np.zeros((400, 400, 3), np.uint8))[1].tobytes()).decode()
 
 
 def headers(number: int = 0) -> dict[str, str]:
@@ -165,7 +169,7 @@ def test_full_queues_say_when(client: TestClient) -> None:
         ({"model": "/etc"}, "unknown model '/etc'; there are tiny"),
         ({"controls": [{"label": "pose", "image": "!"}]}, "control-0 is not base64"),
         ({"controls": [{"label": "pose", "image": base64.b64encode(b"text").decode()}]}, "control-0"),
-        ({"controls": [{"label": "pose", "image": picture((400, 400))}]}, "has 400 x 400 pixels; the limit is 20,480"),
+        ({"controls": [{"label": "pose", "image": EVEN}]}, "has 400 x 400 pixels; the limit is 20,480"),
         ({"controls": [{"label": "smell", "image": picture()}]}, "unknown control 'smell'"),
         ({"controls": [{"label": "pose", "image": picture(), "weight": "x"}]}, "a weight is a number"),
         ({"controls": [{"label": "pose", "image": picture(), "window": [0.9, 0.1]}]}, "START < END"),
@@ -193,7 +197,7 @@ def test_what_is_wrong_is_refused_before_any_work(client: TestClient, body: dict
 
 @pytest.mark.enable_socket
 def test_bodies(client: TestClient) -> None:
-    large = json.dumps({"prompt": "a" * 500_000})
+    large = json.dumps({"prompt": "a" * 500_000}).encode()
     assert client.post("/v1/jobs", content=large).status_code == 413
     assert client.post("/v1/jobs", content=(large[i : i + 9000] for i in range(0, len(large), 9000))).status_code == 413
     for content, kind in ((b"{", "application/json"), (b"\xff\xfe", "application/json"), (b"prompt=a", "text/plain")):

@@ -19,6 +19,8 @@ from counterpoint.conditions.layout import parse_layout
 from counterpoint.conditions.plain import PLAIN
 from counterpoint.types import Image, UserError
 
+_FACTOR = 8
+"""Pixels a latent, along each side, of every model that is offered."""
 Base64 = Annotated[str, Field(max_length=64_000_000, description="An image file (PNG, JPEG, WebP) in base64.")]
 
 
@@ -200,6 +202,9 @@ def check(
     ):
         if value > most:
             raise UserError(f"{what}: {value:,} are more than this service allows, {most:,}")
+    for what, value in (("width", job.width), ("height", job.height)):
+        if value is not None and value % _FACTOR:
+            raise UserError(f"{what}: {value} is no multiple of {_FACTOR}")
     for name in job.aggregate:
         if "/" in name or "\\" in name or name.startswith("."):
             raise UserError(f"aggregate: {name!r} is no name of an adapter")

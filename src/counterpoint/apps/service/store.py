@@ -160,7 +160,7 @@ class Store:
         """State -> jobs."""
         counted = sql.select(_JOBS.c.state, sql.func.count()).group_by(_JOBS.c.state)
         with self.engine.connect() as connection:
-            found = dict(connection.execute(counted).tuples().all())
+            found = dict(iter(connection.execute(counted)))
         return {state: found.get(state, 0) for state in (QUEUED, RUNNING, *ENDED)}
 
     def waiting(self, owner: str | None = None) -> tuple[int, float]:

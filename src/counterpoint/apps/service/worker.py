@@ -66,7 +66,7 @@ class Worker(threading.Thread):
     def _carry_out(self, job: Job) -> None:
         began = time.monotonic()
         try:
-            link = self._started()
+            link = self._linked()
             link.send((job.id, job.request, str(self.folder / job.id)))
             self._follow(job, link, began)
         except (EOFError, BrokenPipeError, ConnectionResetError, OSError):
@@ -97,7 +97,7 @@ class Worker(threading.Thread):
                 self.store.give_back(job.id, blame=False)
                 return
 
-    def _started(self) -> Connection:
+    def _linked(self) -> Connection:
         if self.process is None or not self.process.is_alive():
             self._kill()
             context = get_context("spawn")
