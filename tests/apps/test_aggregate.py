@@ -62,6 +62,9 @@ def test_one_model_and_several(cli, adapters: dict[str, Path], layout: Path) -> 
     with PIL.Image.open("both.png") as picture:
         request = json.loads(picture.text["counterpoint"])["request"]
     assert request["scheduler"] == "ddim"
+    cited = cli("cite", "both.png")[1]
+    assert all(name in cited for name in ("amdm2024", "interactdiffusion", "migc", "song2021ddim"))
+    assert "amdm2024" not in cli("cite", "one.png")[1]
     assert request["aggregate"] == [str(adapters["who"]), str(adapters["what"])]
 
 

@@ -72,5 +72,38 @@ CITATIONS = {
   pages   = {313--318},
   year    = {2012}
 }""",
+    "amdm": """@misc{amdm2024,
+  title  = {Aggregation of Multi Diffusion Models for Enhancing Learned Representations},
+  year   = {2024},
+  note   = {arXiv:2410.01262}
+}""",
+    "interact": """@inproceedings{hoe2024interactdiffusion,
+  title     = {{InteractDiffusion}: Interaction Control in Text-to-Image Diffusion Models},
+  author    = {Hoe, Jiun Tian and Jiang, Xudong and Chan, Chee Seng and Tan, Yap-Peng and Hu, Weipeng},
+  booktitle = {CVPR},
+  year      = {2024},
+  note      = {arXiv:2312.05849}
+}""",
+    "gligen": """@inproceedings{li2023gligen,
+  title     = {{GLIGEN}: Open-Set Grounded Text-to-Image Generation},
+  author    = {Li, Yuheng and Liu, Haotian and Wu, Qingyang and Mu, Fangzhou and Yang, Jianwei and Gao, Jianfeng and
+               Li, Chunyuan and Lee, Yong Jae},
+  booktitle = {CVPR},
+  year      = {2023},
+  note      = {arXiv:2301.07093}
+}""",
+    "migc": """@inproceedings{zhou2024migc,
+  title     = {{MIGC}: Multi-Instance Generation Controller for Text-to-Image Synthesis},
+  author    = {Zhou, Dewei and Li, You and Ma, Fan and Zhang, Xiaoting and Yang, Yi},
+  booktitle = {CVPR},
+  year      = {2024},
+  note      = {arXiv:2402.05408}
+}""",
+    "ip-adapter": """@misc{ye2023ipadapter,
+  title  = {{IP-Adapter}: Text Compatible Image Prompt Adapter for Text-to-Image Diffusion Models},
+  author = {Ye, Hu and Zhang, Jun and Liu, Sibo and Han, Xiao and Yang, Wei},
+  year   = {2023},
+  note   = {arXiv:2308.06721}
+}""",
 }
-"""Key -> BibTeX. Fusion rules name their keys in the table of rules."""
+"""Key -> BibTeX. Fusion rules name their keys in the table of rules, adapters are called by their kind."""

@@ -37,6 +37,7 @@ def recipe_of(result: Result) -> dict[str, Any]:
         "request": result.request.model_dump(mode="json", include=set(GenerateRequest.model_fields)),
         "controls": image_hashes(result.controls),
         "weights": weights_of(result.request),
+        "adapters": [model.adapter.kind for model in result.pipe.models if model.adapter is not None],
         "versions": record.versions(),
         "platform": {**record.platform_facts(result.request.device), "pictures at once": result.batch},
     }

@@ -26,5 +26,6 @@ def cite(
         used = {"diffusers", "stable-diffusion", "classifier-free-guidance", request.get("scheduler", "unipc")}
         if request.get("controls") and request.get("fusion"):
             used |= {"controlnet", *get_fusion(request["fusion"]).cite}
+        used |= {*recipe.get("adapters", ()), *["amdm"] * (len(request.get("aggregate", ())) > 1)}
         keys = [key for key in CITATIONS if key in used]
     print("\n\n".join(CITATIONS[key] for key in keys))

@@ -75,6 +75,7 @@ def serve(
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+            probe.listen(128)  # who is early waits until the worker is up
         except OSError as error:
             raise UserError(
                 f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"

@@ -1,0 +1,221 @@
+"""The service under load: every accepted job ends exactly once, and nothing malformed is an internal error."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from counterpoint.apps.service.app import Config, make_app
+from counterpoint.apps.service.schema import JobIn, Limits
+
+pytestmark = [pytest.mark.prove, pytest.mark.enable_socket]
+CLIENTS, JOBS = 16, 200
+KEYS = [f"{number:x}" * 16 for number in range(CLIENTS)]
+
+
+class Server:
+    """``counterpoint serve`` as a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "keys.txt").write_text("\n".join(KEYS))
+        self.start()
+
+    def start(self) -> None:
+        """Until it listens."""
+        command = [sys.executable, "-m", "counterpoint", "serve", "--port", "0", "--folder", str(self.folder / "jobs"),
+                   "--keys", str(self.folder / "keys.txt"), "--grace", "1"]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if line.startswith("listening on "):
+                self.url = line.split()[2].rstrip(",")
+                break
+        self.rest = threading.Thread(target=self.process.stderr.read, daemon=True)
+        self.rest.start()
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        """And wait."""
+        self.process.send_signal(how)
+        self.process.wait(60)
+        self.rest.join(10)
+        self.process.stderr.close()
+
+    def workers(self) -> list[int]:
+        """Processes that carry jobs out."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                command = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+            if parent == self.process.pid and "spawn_main" in command:
+                found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    yield made
+    if not made.process.stderr.closed:
+        made.stop(signal.SIGKILL)
+
+
+def client(server: Server, number: int) -> httpx.Client:
+    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEYS[number]}"}, timeout=60)
+
+
+def ask(server: Server, number: int, jobs: int, accepted: dict[str, tuple[int, bool]], lock: threading.Lock) -> None:
+    draw = random.Random(number)
+    with client(server, number) as mine:
+        for job in range(jobs):
+            if draw.random() < 0.05:
+                assert mine.post("/v1/jobs", json={"prompt": "a", "steps": -1}).status_code == 422
+                continue
+            while (
+                answer := mine.post("/v1/jobs", json={"prompt": "a red ball", "steps": 2, "seed": job})
+            ).status_code == 429:
+                time.sleep(min(float(answer.headers["Retry-After"]), 1))
+            assert answer.status_code == 202, answer.text
+            name, cancel = answer.json()["id"], draw.random() < 0.1
+            with lock:
+                accepted[name] = (number, cancel)
+            if cancel:
+                assert mine.delete(f"/v1/jobs/{name}").status_code in {200, 409}
+
+
+def test_two_hundred_jobs_of_sixteen_clients(server: Server) -> None:
+    accepted: dict[str, tuple[int, bool]] = {}
+    lock = threading.Lock()
+    share = [JOBS // CLIENTS + (number < JOBS % CLIENTS) for number in range(CLIENTS)]
+    threads = [
+        threading.Thread(target=ask, args=(server, number, share[number], accepted, lock)) for number in range(CLIENTS)
+    ]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 60
+    while not server.workers() and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(4)
+    os.kill(server.workers()[0], signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    clients = [client(server, number) for number in range(CLIENTS)]
+    ended: dict[str, dict[str, Any]] = {}
+    until = time.monotonic() + 600
+    while len(ended) < len(accepted) and time.monotonic() < until:
+        for name, (number, _) in accepted.items():
+            if name not in ended:
+                job = clients[number].get(f"/v1/jobs/{name}").json()
+                if job["state"] in {"done", "cancelled", "failed"}:
+                    ended[name] = job
+        time.sleep(0.2)
+    assert set(ended) == set(accepted)
+    assert len(accepted) > 0.85 * JOBS
+    for name, job in ended.items():
+        number, cancel = accepted[name]
+        assert job["state"] == "done" or (cancel and job["state"] == "cancelled"), job
+        assert clients[number].get(f"/v1/jobs/{name}").json() == job, "an end is final"
+        if job["state"] == "done":
+            assert clients[number].get(f"/v1/jobs/{name}/images/0").headers["content-type"] == "image/png"
+    for number, mine in enumerate(clients):
+        listed = [one["id"] for one in mine.get("/v1/jobs").json()]
+        assert len(listed) == len(set(listed))
+        assert set(listed) == {name for name, (owner, _) in accepted.items() if owner == number}
+        mine.close()
+
+
+def test_jobs_survive_a_restart(server: Server) -> None:
+    with client(server, 0) as mine:
+        names = [mine.post("/v1/jobs", json={"prompt": "a", "steps": 20, "n": 4}).json()["id"] for _ in range(4)]
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        time.sleep(6)
+        server.stop(how)
+        server.start()
+    with client(server, 0) as mine:
+        until = time.monotonic() + 300
+        states: list[str] = []
+        while time.monotonic() < until:
+            states = [mine.get(f"/v1/jobs/{name}").json()["state"] for name in names]
+            if set(states) == {"done"}:
+                break
+            time.sleep(0.5)
+        assert states == ["done"] * 4
+
+
+def junk(draw: random.Random, depth: int = 0) -> Any:
+    """Any JSON."""
+    plain = [
+        None,
+        True,
+        -1,
+        0,
+        10**400,
+        1e308,
+        "",
+        "a",
+        "\x00\ud83d\ude00",
+        "../../etc/passwd",
+        "A" * 5000,
+        "NaN",
+        "-inf",
+    ]
+    if depth < 3 and draw.random() < 0.4:
+        if draw.random() < 0.5:
+            return [junk(draw, depth + 1) for _ in range(draw.randrange(4))]
+        return {
+            draw.choice(["label", "image", "box", "", "x"]): junk(draw, depth + 1) for _ in range(draw.randrange(4))
+        }
+    return draw.choice(plain)
+
+
+def mutated(draw: random.Random) -> bytes:
+    """A request that was valid before some of its fields were replaced, of the schema or not, or bytes were changed."""
+    body: dict[str, Any] = {
+        "prompt": "a", "steps": 1, "controls": [{"label": "pose", "image": "iVBORw0KGgo="}],
+        "layout": {"instances": [{"phrase": "a", "box": [0, 0, 1, 1]}]},
+    }  # fmt: skip
+    for _ in range(draw.randrange(1, 4)):
+        body[draw.choice([*JobIn.model_fields, "extra"])] = junk(draw)
+    if draw.random() < 0.3:
+        body["controls"] = [{draw.choice(["label", "image", "weight", "window", "mask", "mode"]): junk(draw)}]
+    raw = json.dumps(body).encode("utf-8", "surrogatepass")
+    if draw.random() < 0.2:
+        place = draw.randrange(len(raw))
+        raw = raw[:place] + bytes([draw.randrange(256)]) + raw[place + draw.randrange(3) :]
+    return raw
+
+
+def test_two_thousand_malformed_requests(tmp_path: Path) -> None:
+    config = Config(tmp_path, {"tiny": "tiny"}, {"tiny": 128}, limits=Limits(queue=5, queue_each=5), threads=1, grace=0)
+    draw, seen = random.Random(0), {}
+    with TestClient(make_app(config), raise_server_exceptions=False) as service:
+        for number in range(2000):
+            path = draw.choice(["/v1/jobs", "/v1/jobs", "/v1/jobs", "/v1/extract"])
+            raw = mutated(draw)
+            answer = service.post(path, content=raw, headers={"Content-Type": "application/json"})
+            seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
+            assert answer.status_code < 500, (number, raw[:500], answer.text)
+        for name in ("%00", "..", "a" * 5000, "'; DROP TABLE jobs; --", "\u202e"):
+            for path in (f"/v1/jobs/{name}", f"/v1/jobs/{name}/images/0", f"/v1/jobs/{name}/images/x"):
+                assert service.get(path).status_code in {200, 404, 405, 422}, path
+        assert service.get("/health").status_code == 200
+    assert seen.get(422, 0) > 1000
