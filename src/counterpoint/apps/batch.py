@@ -18,7 +18,7 @@ from counterpoint.apps import record
 from counterpoint.apps.cluster import map_on_ray
 from counterpoint.apps.replay import recipe_of
 from counterpoint.apps.request import GenerateRequest, build
-from counterpoint.apps.run import Opened, alike, load_for, open_request, run_together
+from counterpoint.apps.run import OneModel, Opened, alike, model_key, open_request, run_together
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
 
@@ -74,15 +74,7 @@ def _job(line: str, number: int, folder: Path) -> JobRequest:
         raise UserError(f"it is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError("it is no JSON object")
-    job = build(JobRequest, **{"id": f"{number:06d}", **content})
-    controls = tuple(
-        one.model_copy(update={"image": folder / one.image, "mask": None if one.mask is None else folder / one.mask})
-        for one in job.controls
-    )
-    places = {name: folder / place for name in ("init_image", "inpaint_mask", "layout")
-              if (place := getattr(job, name)) is not None}  # fmt: skip
-    masks = tuple(folder / one for one in job.subject_mask)
-    return job.model_copy(update={"controls": controls, "subject_mask": masks, **places})
+    return build(JobRequest, **{"id": f"{number:06d}", **content}).inside(folder)
 
 
 def run_jobs(
@@ -168,30 +160,12 @@ def _chunks(jobs: Sequence[JobRequest], size: int) -> list[list[JobRequest]]:
     return [group[start : start + size] for group in ordered for start in range(0, len(group), size)]
 
 
-def model_key(job: GenerateRequest) -> str:
-    """What decides which networks are loaded."""
-    controls = [(one.label, one.controlnet) for one in job.controls]
-    return json.dumps(
-        [
-            job.model,
-            job.config,
-            job.lora,
-            controls,
-            job.scheduler,
-            job.aggregate,
-            job.aggregation,
-            job.device,
-            job.dtype,
-        ]
-    )
-
-
 class _Worker:
-    """Carries batches out; holds one model at a time."""
+    """Carries batches out."""
 
     def __init__(self, out: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.out, self.model, self.pipe = out, "", None
+        self.out, self.models = out, OneModel()
 
     def __call__(self, chunk: str) -> str:
         """A batch as JSON -> its lines of results as JSON."""
@@ -210,7 +184,7 @@ class _Worker:
         if not opened:
             return lines
         try:
-            pipe = self._pipe(jobs[0])
+            pipe = self.models.of(jobs[0])
         except UserError as error:
             return [*lines, *(_failed(one.request, error) for one in opened)]
         return [*lines, *self._sample(opened, pipe)]
@@ -236,12 +210,6 @@ class _Worker:
                 {"id": one.request.id, "job": _digest(one.request), "images": names, "seconds": round(seconds, 4)}
             )
         return lines
-
-    def _pipe(self, job: JobRequest) -> Pipeline:
-        if self.pipe is None or self.model != model_key(job):
-            self.pipe = None  # one model at a time
-            self.pipe, self.model = load_for(job), model_key(job)
-        return self.pipe
 
 
 def _failed(job: GenerateRequest, error: Exception) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -85,6 +85,19 @@ class GenerateRequest(Strict):
     inpaint_mask: Path | None = None
     device: str = "cpu"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    def inside(self, folder: Path) -> Self:
+        """The same with all its paths counted from a folder."""
+        controls = tuple(
+            one.model_copy(
+                update={"image": folder / one.image, "mask": None if one.mask is None else folder / one.mask}
+            )
+            for one in self.controls
+        )
+        single = {name: folder / path for name in ("init_image", "inpaint_mask", "layout")
+                  if (path := getattr(self, name)) is not None}  # fmt: skip
+        masks = tuple(folder / one for one in self.subject_mask)
+        return self.model_copy(update={"controls": controls, "subject_mask": masks, **single})
 
     @field_validator("fusion")
     @classmethod

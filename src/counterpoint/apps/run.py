@@ -67,6 +67,46 @@ def load_for(request: GenerateRequest) -> Pipeline:
     return several(pipe, request.aggregate, request.aggregation)
 
 
+def model_key(request: GenerateRequest) -> str:
+    """What decides which networks are loaded."""
+    controls = [(one.label, one.controlnet) for one in request.controls]
+    return json.dumps(
+        [
+            request.model,
+            request.config,
+            request.lora,
+            controls,
+            request.scheduler,
+            request.aggregate,
+            request.aggregation,
+            request.device,
+            request.dtype,
+        ]
+    )
+
+
+class OneModel:
+    """The pipeline of the latest request: another one's is let go before its own is loaded."""
+
+    def __init__(self) -> None:
+        self.key, self.pipe = "", None
+
+    def of(self, request: GenerateRequest) -> Pipeline:
+        """The pipeline that a request asks for.
+
+        Raises:
+            UserError: it does not load.
+        """
+        if self.pipe is None or self.key != model_key(request):
+            self.pipe = None
+            self.pipe, self.key = load_for(request), model_key(request)
+        return self.pipe
+
+    def forget(self) -> None:
+        """Let it go."""
+        self.pipe = None
+
+
 def several(pipe: Pipeline, names: Sequence[str], aggregation: str = "") -> Pipeline:
     """A model as it is, with an adapter, or with several that are aggregated; controls are the first one's.
 

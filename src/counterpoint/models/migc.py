@@ -333,11 +333,11 @@ def load_instances(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionMod
     Raises:
         UserError: the file is missing, a pickle, damaged, of another UNet, or holds no instance layers.
     """
-    names = {old: _renamed(old) for old in shapes(file) if ".migc." in old}
+    held = shapes(file)
+    names = {old: _renamed(old) for old in held if ".migc." in old}
     if not names:
         raise UserError(f"{file} holds no instance layers (migc.ea, migc.sac)")
     sites = dict.fromkeys(new.partition(_PROCESSOR)[0] for new in names.values())
-    held = shapes(file)
     found = {new: held[old] for old, new in names.items()}
     refined = any(name.endswith(".migc.gamma") for name in names)
     hidden = next((shape[0] for name, shape in found.items() if name.endswith("linears_position.0.weight")), 512)

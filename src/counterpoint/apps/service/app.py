@@ -188,9 +188,10 @@ def make_app(config: Config) -> FastAPI:
     )
     states = prometheus_client.Gauge("counterpoint_jobs", "Jobs by state", ["state"], registry=registry)
 
+    sides = {source: config.sizes[name] for name, source in config.models.items()}
+
     def finished(job: Job, took: float) -> None:
-        side = next(iter(config.sizes.values()))
-        pace.learn(Pace.work(job.request, side), took)
+        pace.learn(Pace.work(job.request, sides[job.request["model"]]), took)
         seconds.observe(took)
 
     settings = {"safety": config.safety, "checker": config.checker, "threads": config.threads}

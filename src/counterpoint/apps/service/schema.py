@@ -163,16 +163,7 @@ class Checked:
             PIL.Image.fromarray(picture).save(folder / name)
         if self.layout is not None:
             (folder / "layout.json").write_text(json.dumps(self.layout))
-        moved = {name: folder / path for name in ("init_image", "inpaint_mask", "layout")
-                 if (path := getattr(self.request, name)) is not None}  # fmt: skip
-        controls = tuple(
-            one.model_copy(
-                update={"image": folder / one.image, "mask": None if one.mask is None else folder / one.mask}
-            )
-            for one in self.request.controls
-        )
-        masks = tuple(folder / one for one in self.request.subject_mask)
-        return self.request.model_copy(update={"controls": controls, "subject_mask": masks, **moved})
+        return self.request.inside(folder)
 
 
 def check(

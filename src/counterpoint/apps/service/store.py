@@ -109,11 +109,10 @@ class Store:
                 return None
         return Job(**{**row._mapping, **begun})
 
-    def progress(self, job: str, step: int, steps: int) -> bool:
-        """Note how far a running job is; whether it is to be cancelled."""
+    def progress(self, job: str, step: int, steps: int) -> None:
+        """Note how far a running job is."""
         with self.engine.begin() as connection:
             connection.execute(self._running(job).values(step=step, steps=steps))
-            return bool(connection.execute(sql.select(_JOBS.c.cancel).where(_JOBS.c.id == job)).scalar())
 
     def to_cancel(self, job: str) -> bool:
         """Whether somebody asked for it."""

@@ -67,7 +67,7 @@ class Worker(threading.Thread):
         began = time.monotonic()
         try:
             link = self._linked()
-            link.send((job.id, job.request, str(self.folder / job.id)))
+            link.send((job.request, str(self.folder / job.id)))
             self._follow(job, link, began)
         except (EOFError, BrokenPipeError, ConnectionResetError, OSError):
             self._kill()
@@ -144,12 +144,14 @@ def work(link: Connection, settings: Settings) -> None:
 
 
 class _Runner:
-    """Holds one model at a time."""
+    """Carries jobs out."""
 
     def __init__(self, link: Connection, safety: Any) -> None:
-        self.link, self.safety, self.model, self.pipe = link, safety, "", None
+        from counterpoint.apps.run import OneModel
 
-    def carry_out(self, job: str, content: dict[str, Any], folder: str) -> tuple[str, Any]:
+        self.link, self.safety, self.models = link, safety, OneModel()
+
+    def carry_out(self, content: dict[str, Any], folder: str) -> tuple[str, Any]:
         """What becomes of a job, and its pictures or why not."""
         import warnings
 
@@ -160,29 +162,25 @@ class _Runner:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return DONE, self._pictures(job, content, Path(folder))
+                return DONE, self._pictures(content, Path(folder))
         except _CancelledError:
             return CANCELLED, ""
         except UserError as error:
             return FAILED, " ".join(str(error).split())
         except (MemoryError, torch.OutOfMemoryError):
-            self.pipe = None
+            self.models.forget()
             return FAILED, "out of memory: ask for fewer or smaller pictures"
         except Exception as error:  # a fault of ours: the job says so and the worker lives
             return FAILED, f"internal error: {type(error).__name__}"
 
-    def _pictures(self, job: str, content: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    def _pictures(self, content: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
         from counterpoint.apps import record
-        from counterpoint.apps.batch import model_key
         from counterpoint.apps.replay import recipe_of
         from counterpoint.apps.request import GenerateRequest, build
-        from counterpoint.apps.run import load_for, run
+        from counterpoint.apps.run import run
 
         request = build(GenerateRequest, **content)
-        if self.pipe is None or self.model != model_key(request):
-            self.pipe = None
-            self.pipe, self.model = load_for(request), model_key(request)
-        result = run(request, self.pipe, listen=self._heard)
+        result = run(request, self.models.of(request), listen=self._heard)
         recipe, made = recipe_of(result), []
         for number, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
             image, verdict = self.safety(image)
