@@ -47,7 +47,7 @@ TRAIN = $(BIN)/counterpoint train --set output_dir=$(@D) --set cache_dir=runs/sc
 GATHER = $(BIN)/python -m counterpoint.recipes.family runs
 ON = --set pretrained_model_name_or_path=runs/family
 
-family: $(KINDS:%=runs/control-%/config.json) runs/judge-a/config.json runs/judge-b/config.json
+family: $(KINDS:%=runs/control-%/strength.json) runs/judge-a/config.json runs/judge-b/config.json
 	$(GATHER) runs/family
 	$(GATHER) src/counterpoint/models/tiny
 
@@ -66,6 +66,12 @@ runs/family/unet/config.json: | runs/base/config.json
 
 runs/control-%/config.json: | runs/family/unet/config.json
 	$(TRAIN) tiny-controlnet $(ON) --set control_type=$* $(RESUME)
+
+runs/control-%/strength.json: runs/control-%/config.json | runs/family/judges/b/config.json
+	$(BIN)/python -m counterpoint.apps.validation $(@D) runs/family $*
+
+runs/family/judges/b/config.json: | runs/judge-b/config.json
+	$(GATHER) runs/family
 
 runs/judge-%/config.json: | runs/codec/config.json
 	$(TRAIN) tiny-judge --set judge=$* $(RESUME)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import ControlNetModel
 
 from counterpoint.apps import validation
 from counterpoint.apps.cli.train import _validation
 from counterpoint.recipes import RECIPES, parts
+from counterpoint.recipes.family import STRENGTH, assemble, strengthen
 from counterpoint.recipes.worlds import SCENES
 from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.types import UserError
@@ -30,3 +35,46 @@ def test_adherence_of_the_shipped_controlnet(tiny: Path, monkeypatch: pytest.Mon
     assert validate() != first, "it is the network in training that is measured"
     with pytest.raises(UserError, match="validation_steps measures adherence"):
         _validation(stage, replace(config, pretrained_model_name_or_path=tiny / "unet"))
+
+
+def test_a_strengthened_controlnet_is_one_at_a_larger_scale(tiny: Path) -> None:
+    network = ControlNetModel.from_pretrained(tiny / "controls" / "canny", torch_dtype=torch.float32)
+    draw = torch.Generator().manual_seed(0)
+    given = {
+        "sample": torch.randn(2, network.config["in_channels"], 16, 16, generator=draw),
+        "timestep": 500,
+        "encoder_hidden_states": torch.randn(2, 7, network.config["cross_attention_dim"], generator=draw),
+        "controlnet_cond": torch.rand(2, 3, 128, 128, generator=draw),
+    }
+    with torch.no_grad():
+        wanted = network(**given, conditioning_scale=2.5)
+        strengthen(network, 2.5)
+        found = network(**given)
+    for one, other in zip(
+        (*wanted.down_block_res_samples, wanted.mid_block_res_sample),
+        (*found.down_block_res_samples, found.mid_block_res_sample),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_family_takes_the_strength_that_was_found(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "control-seg"
+    shutil.copytree(tiny / "controls" / "seg", run)
+    monkeypatch.setattr(validation, "STEPS", 4)
+    monkeypatch.setattr(validation, "STRENGTHS", (0.0, 1.0, 1.5))
+    family = shutil.copytree(tiny, tmp_path / "family")
+    shutil.copytree(family / "judges" / "a", family / "judges" / "b", dirs_exist_ok=True)
+    validation.calibrate(run, family, "seg", 4)
+    found = json.loads((run / STRENGTH).read_text())
+    assert found["adherence"].keys() == {"0.0", "1.0", "1.5"}
+    assert found["adherence"]["0.0"] == 0, "a mute control is the floor"
+    assert found["strength"] in {1.0, 1.5}
+    assemble(tmp_path, family)
+    trained, shipped = (
+        ControlNetModel.from_pretrained(folder).controlnet_mid_block.weight
+        for folder in (run, family / "controls" / "seg")
+    )
+    torch.testing.assert_close(shipped, trained * found["strength"], rtol=1e-3, atol=1e-5)

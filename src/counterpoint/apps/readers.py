@@ -79,14 +79,14 @@ def control_readers(folder: Path, named: Mapping[str, Path]) -> Maps:
         UserError: a named folder holds no such model, or there is no reader of such a kind.
     """
     check_named(named)
-    own = _judge(folder, _CPU)[0] if (folder / "judges" / "a").is_dir() else {}
+    own = _judge(folder, "a", _CPU)[0] if (folder / "judges" / "a").is_dir() else {}
     makers = {"depth": _depths, "seg": lambda path, device: _coloured(_segmenter(path, device), ADE20K_PALETTE)}
     return {**_EDGES, **own, **{kind: makers[kind](path, _CPU) for kind, path in named.items()}}
 
 
-def _judge(folder: Path, device: torch.device) -> tuple[Maps, Read]:
+def _judge(folder: Path, name: str, device: torch.device) -> tuple[Maps, Read]:
     """A family's judge as readers of controls, and of classes."""
-    judge = load_diffusers(folder / "judges" / "a").eval().to(device)
+    judge = load_diffusers(folder / "judges" / name).eval().to(device)
 
     def read(pictures: Tensor) -> Reading:
         return judge(pictures.to(device) * 2 - 1)
@@ -101,9 +101,9 @@ def _judge(folder: Path, device: torch.device) -> tuple[Maps, Read]:
     }, classes
 
 
-def family_readers(folder: Path, device: torch.device = _CPU) -> Readers:
-    """The judge and the towers of a family's folder as readers of its pictures."""
-    maps, classes = _judge(folder, device)
+def family_readers(folder: Path, device: torch.device = _CPU, *, judge: str = "a") -> Readers:
+    """A judge and the towers of a family's folder as readers of its pictures."""
+    maps, classes = _judge(folder, judge, device)
     embed_pictures, embed_texts = load_clip(
         *(folder / part for part in ("image_encoder", "text_encoder", "tokenizer")), device
     )

@@ -1,25 +1,67 @@
-"""What a training run is measured by while it goes on."""
+"""How closely a ControlNet follows its control on validation scenes: while it trains, and when it is done."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
+from diffusers import ControlNetModel
 
 from counterpoint.api import load
 from counterpoint.apps.readers import family_readers
+from counterpoint.apps.record import write_json
 from counterpoint.apps.suites import PipelineMaker, round_trip
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
+from counterpoint.recipes.family import STRENGTH, strengthen
 from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.trainer import Validate
 from counterpoint.types import Image
 
 SCENES = 16
+"""That a training run is measured on."""
 STEPS = 20
+STRENGTHS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+"""Factors that :func:`calibrate` tries."""
+ENOUGH = 0.01
+"""Adherence that a stronger control has to bring to be preferred."""
+
+
+class Adherence:
+    """Adherence as ``evaluate tiny-quality`` has it, on the first ``n`` validation scenes.
+
+    Args:
+        family: its folder.
+        kind: of control.
+        n: scenes.
+        judge: of the family, that reads.
+    """
+
+    def __init__(self, family: Path, kind: str, n: int, judge: str) -> None:
+        self.kind, self.n = kind, n
+        self._pipe, self._readers = load(str(family)), family_readers(family, judge=judge)
+        self._suite = TinyQuality(round_trip(self._pipe), "validation")
+        self._tasks = self._suite.controlled(n, kind)
+        self._finished: dict[str, Image] = {}
+
+    @torch.no_grad()
+    def __call__(self, network: ControlNetModel) -> dict[str, float]:
+        """``value``, ``floor``, ``ceiling`` and ``adherence``."""
+        self._pipe.controls[self.kind] = network.eval()
+        if not self._finished:
+            self._make("floor/")
+        self._make(f"{self.kind}/")
+        metrics = self._suite.adherence(self._finished.__getitem__, self.n, self.kind, self._readers)
+        return {metric.name: metric.compute() for metric in metrics}
+
+    def _make(self, prefix: str) -> None:
+        wanted = [task for task in self._tasks if task.key.startswith(prefix)]
+        pictures = PipelineMaker(self._pipe, STEPS, None)(wanted)
+        self._finished.update(zip((task.key for task in wanted), pictures, strict=True))
 
 
 def adherence(stage: ControlNetStage, family: Path) -> Validate | None:
-    """How closely a ControlNet follows its control on validation scenes, as ``evaluate tiny-quality`` has it.
+    """What a training run is measured by while it goes on.
 
     Returns:
         ``None`` if the family has no judge, or none that reads this control.
@@ -27,23 +69,38 @@ def adherence(stage: ControlNetStage, family: Path) -> Validate | None:
     kind = stage.field.removeprefix("control:")
     if kind not in CONTROLS or not (family / "judges" / "a").is_dir():
         return None
-    pipe, readers = load(str(family)), family_readers(family)
-    suite = TinyQuality(round_trip(pipe), "validation")
-    tasks = suite.controlled(SCENES, kind)
-    finished: dict[str, Image] = {}
+    measure = Adherence(family, kind, SCENES, "a")
 
-    def make(name: str) -> None:
-        wanted = [task for task in tasks if task.key.startswith(name)]
-        pictures = PipelineMaker(pipe, STEPS, None)(wanted)
-        finished.update(zip((task.key for task in wanted), pictures, strict=True))
-
-    @torch.no_grad()
     def validate() -> dict[str, float]:
-        pipe.controls[kind] = stage.merged().eval()  # never the compiled one
-        if not finished:
-            make("floor/")
-        make(f"{kind}/")
-        metrics = suite.adherence(finished.__getitem__, SCENES, kind, readers)
-        return {metric.name: metric.compute() for metric in metrics if metric.name in {"value", "adherence"}}
+        found = measure(stage.merged())  # never the compiled one
+        return {name: found[name] for name in ("value", "adherence")}
 
     return validate
+
+
+def calibrate(run: Path, family: Path, kind: str, n: int = 64) -> None:
+    """Find out how strong a ControlNet has to be at a conditioning scale of 1, and write it beside the network.
+
+    A network trained for the expected noise hedges where a control leaves the picture open. As guidance does with a
+    prompt, a stronger control than the trained one makes up for that. The weakest of :data:`STRENGTHS` is taken that
+    the best does not surpass by :data:`ENOUGH`, as read by judge B: judge A only evaluates.
+    """
+    measure = Adherence(family, kind, n, "b")
+    found = {}
+    for strength in STRENGTHS:
+        network = ControlNetModel.from_pretrained(run, local_files_only=True)
+        strengthen(network, strength)
+        found[strength] = measure(network)["adherence"]
+        print(f"{kind}: adherence {found[strength]:.3f} at strength {strength}", flush=True)
+    enough = max(found.values()) - ENOUGH
+    write_json(run / STRENGTH, {"strength": min(one for one in found if found[one] >= enough), "adherence": found})
+
+
+def main() -> None:
+    """``python -m counterpoint.apps.validation RUN FAMILY KIND``: calibrate one ControlNet."""
+    run, family, kind = sys.argv[1:]
+    calibrate(Path(run), Path(family), kind)
+
+
+if __name__ == "__main__":
+    main()

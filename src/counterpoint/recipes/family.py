@@ -30,6 +30,8 @@ MEMBERS: dict[str, tuple[str, Any]] = {
 """Place in the family -> output folder of its training run, and its class."""
 ADAPTERS = ("interact", "migc", "style")
 """Adapters, each in ``adapters/NAME``; the outputs of their runs are called ``adapter-NAME``."""
+STRENGTH = "strength.json"
+"""In a ControlNet's output: what :func:`counterpoint.apps.validation.calibrate` found."""
 
 
 def assemble(runs: Path, out: Path) -> Path:
@@ -42,7 +44,10 @@ def assemble(runs: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for place, (run, kind) in MEMBERS.items():
         if (runs / run / "config.json").is_file():
-            kind.from_pretrained(runs / run, local_files_only=True).half().save_pretrained(out / place)
+            member = kind.from_pretrained(runs / run, local_files_only=True)
+            if (runs / run / STRENGTH).is_file():
+                strengthen(member, json.loads((runs / run / STRENGTH).read_text())["strength"])
+            member.half().save_pretrained(out / place)
     for name in ADAPTERS:
         if (runs / f"adapter-{name}" / FILE).is_file():
             (out / "adapters" / name).mkdir(parents=True, exist_ok=True)
@@ -57,6 +62,14 @@ def assemble(runs: Path, out: Path) -> Path:
     _write(out / DEFAULTS, _DEFAULTS)
     _write(out / "hashes.json", list_hashes(out))
     return out
+
+
+@torch.no_grad()
+def strengthen(network: ControlNetModel, factor: float) -> None:
+    """Make a ControlNet speak at a conditioning scale of 1 as it does at ``factor``; its last layers are linear."""
+    for last in (*network.controlnet_down_blocks, network.controlnet_mid_block):
+        for parameter in last.parameters():
+            parameter.mul_(factor)
 
 
 def _tidy(path: Path) -> None:
