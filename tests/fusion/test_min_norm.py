@@ -11,8 +11,8 @@ from scipy.optimize import minimize
 
 from counterpoint.fusion.minimal_impact import (
     CAP,
+    BalancedInjection,
     balanced_combination,
-    balanced_injection,
     literal_weights,
     min_norm_weights,
 )
@@ -103,7 +103,7 @@ def test_injection_by_its_definition(reading: str) -> None:
     f[1] *= 1e-3  # beyond the cap in one reading
     f[2] = 0
     f[3] = e[3]
-    got = balanced_injection(reading)(e, f)
+    got = BalancedInjection(reading)(e, f)
     for b in range(6):
         x, y = e[b].double(), f[b].double()
         a = max(float((x * x).sum() - (x * y).sum()), 0.0)
@@ -119,7 +119,7 @@ def test_gradients_at_a_silent_control() -> None:
     slopes = {}
     for reading in ("min-norm", "literal"):
         control = torch.zeros(2, 4, 3, 3, requires_grad=True)
-        balanced_injection(reading)(host, control).sum().backward()
+        BalancedInjection(reading)(host, control).sum().backward()
         assert control.grad.isfinite().all()
         slopes[reading] = control.grad.abs().max()
     assert slopes["min-norm"] == CAP

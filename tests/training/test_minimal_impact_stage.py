@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import ControlNetModel, DDPMScheduler
 from torch import Tensor
 
+from counterpoint import attach
 from counterpoint.control.influence import influence
-from counterpoint.fusion.minimal_impact import balanced_injection
+from counterpoint.fusion import get_fusion
+from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.metrics.conservativity import jacobian_products
+from counterpoint.sampling.controls import check_injection
 from counterpoint.training.order import Draws
 from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.stages.minimal_impact import MinimalImpactStage
+from counterpoint.types import UserError
+from tests.parity import families
 from tests.training.test_reward_stage import BATCH, in_double, slope_and_difference
 
 __all__ = ["in_double"]
@@ -22,9 +28,10 @@ __all__ = ["in_double"]
 
 @pytest.fixture
 def make(parts: dict):
-    def build(**settings: object) -> MinimalImpactStage:
-        network = ControlNetModel.from_config(parts["networks"][0].config)
-        network.load_state_dict(parts["networks"][0].state_dict())
+    def build(network: ControlNetModel | None = None, **settings: object) -> MinimalImpactStage:
+        if network is None:
+            network = ControlNetModel.from_config(parts["networks"][0].config)
+            network.load_state_dict(parts["networks"][0].state_dict())
         host = [copy.deepcopy(parts[name]) for name in ("unet", "text_encoder")]
         schedule = DDPMScheduler(num_train_timesteps=1000)
         return MinimalImpactStage(network, "depth", *host, parts["tokenizer"], schedule, **settings).double()
@@ -39,11 +46,11 @@ def loss(stage: ControlNetStage, forward=None) -> Tensor:
 def test_without_its_parts_it_is_plain_training(make) -> None:
     stage = make()
     assert torch.equal(loss(stage), loss(stage, ControlNetStage.forward))
-    assert not torch.equal(loss(make(inject=balanced_injection("min-norm"))), loss(stage))
+    assert not torch.equal(loss(make(inject=BalancedInjection("min-norm"))), loss(stage))
 
 
 @pytest.mark.parametrize("estimator", ["hutchinson", "symmetric", "paired"])
-@pytest.mark.parametrize("injection", [torch.add, balanced_injection("min-norm")])
+@pytest.mark.parametrize("injection", [torch.add, BalancedInjection("min-norm")])
 def test_the_gradient_is_the_slope(make, estimator: str, injection) -> None:
     stage = make(inject=injection, weight=1.0, estimator=estimator, share=0.67)
     assert abs(float((loss(stage) - loss(make(inject=injection))).detach())) > 1e-6
@@ -66,3 +73,25 @@ def test_the_price_is_that_of_the_first_samples(make) -> None:
     torch.testing.assert_close(extra["asymmetry"], wanted, rtol=1e-6, atol=0)
     total, plain = loss(stage), loss(stage, ControlNetStage.forward)
     torch.testing.assert_close(total - plain, 2 * wanted, rtol=1e-6, atol=1e-12)
+
+
+def test_what_was_trained_with_an_injection_is_not_used_without(make, parts: dict, tmp_path: Path) -> None:
+    trained = BalancedInjection("min-norm")
+    make(inject=trained).export(tmp_path)
+    network = ControlNetModel.from_pretrained(tmp_path)
+    half = ControlNetModel.from_pretrained(tmp_path).half()
+    half.save_pretrained(tmp_path / "half")
+    check_injection(get_fusion(trained.rule), {"depth": network})
+    for folder in (tmp_path, tmp_path / "half"):
+        for name in ("sum", "minimal-impact:injection=literal", f"0:{trained.rule},0.5:mean"):
+            with pytest.raises(UserError, match=f"trained to be taken in by .* use {trained.rule}"):
+                check_injection(get_fusion(name), {"depth": ControlNetModel.from_pretrained(folder)})
+    stock, _ = families.union({**parts, "networks": [network]}, 1)
+    stock.controlnet = network
+    with pytest.raises(UserError, match="the control 0 was trained"), attach(stock, "sum"):
+        pass
+    with pytest.raises(UserError, match="go on so"):
+        make(network=network)
+    network.register_to_config(injection={"made": "elsewhere"})
+    with pytest.raises(UserError, match="unknown here"):
+        check_injection(get_fusion("sum"), {"depth": network})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from counterpoint.api import load
 from counterpoint.apps.readers import family_readers
 from counterpoint.apps.record import write_json
 from counterpoint.apps.suites import PipelineMaker, round_trip
+from counterpoint.evaluation.suite import Method
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
+from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.recipes.family import STRENGTH, strengthen
 from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.trainer import Validate
@@ -35,13 +38,14 @@ class Adherence:
         kind: of control.
         n: scenes.
         judge: of the family, that reads.
+        fusion: how the control is taken in.
     """
 
-    def __init__(self, family: Path, kind: str, n: int, judge: str) -> None:
+    def __init__(self, family: Path, kind: str, n: int, judge: str, fusion: str = "sum") -> None:
         self.kind, self.n = kind, n
         self._pipe, self._readers = load(str(family)), family_readers(family, judge=judge)
         self._suite = TinyQuality(round_trip(self._pipe), "validation")
-        self._tasks = self._suite.controlled(n, kind)
+        self._tasks = [replace(task, method=Method(fusion=fusion)) for task in self._suite.controlled(n, kind)]
         self._finished: dict[str, Image] = {}
 
     @torch.no_grad()
@@ -69,7 +73,8 @@ def adherence(stage: ControlNetStage, family: Path) -> Validate | None:
     kind = stage.field.removeprefix("control:")
     if kind not in CONTROLS or not (family / "judges" / "a").is_dir():
         return None
-    measure = Adherence(family, kind, SCENES, "a")
+    inject = getattr(stage, "inject", None)
+    measure = Adherence(family, kind, SCENES, "a", inject.rule if isinstance(inject, BalancedInjection) else "sum")
 
     def validate() -> dict[str, float]:
         found = measure(stage.merged())  # never the compiled one

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 from counterpoint.fusion.add import add, largest, mean
 from counterpoint.fusion.cross import authors_exchange, channel_fusion, pix_fusion
 from counterpoint.fusion.maxfusion import maxfusion, maxfusion_exchange
-from counterpoint.fusion.minimal_impact import Granularity, Reading, balanced_combination, balanced_injection
+from counterpoint.fusion.minimal_impact import BalancedInjection, Granularity, Reading, balanced_combination
 from counterpoint.types import Fusion, Keys, UserError
 
 
@@ -33,7 +33,7 @@ def _minimal_impact(
         "minimal-impact",
         "balanced combination and injection, for ControlNets that were trained with it",
         balanced_combination(combination, total_scale=1, granularity=granularity),
-        inject=balanced_injection(injection, granularity=granularity),
+        inject=BalancedInjection(injection, granularity=granularity),
         cite=("minimal-impact", "mgda"),
     )
 

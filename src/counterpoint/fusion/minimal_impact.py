@@ -7,6 +7,7 @@ active one out, ``"literal"`` keeps it. Both are here, for combination and injec
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
@@ -15,13 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.fusion.layout import Maps, on_maps, products, weighted
-from counterpoint.types import Combine, Inject
+from counterpoint.types import Combine
 
 Reading = Literal["min-norm", "literal"]
 Granularity = Literal["sample", "pixel"]
 Gram = Float[Tensor, "... n n"]
 CAP = 20.0
 """Largest factor of an injected control (section 4.2)."""
+INJECTION = "injection"
+"""In a ControlNet's configuration: the settings of the :class:`BalancedInjection` that it was trained with."""
 _EXACT = 6
 """Branches up to which every face of the simplex is tried."""
 
@@ -57,7 +60,8 @@ def balanced_combination(
     return combine
 
 
-def balanced_injection(reading: Reading, *, cap: float = CAP, granularity: Granularity = "sample") -> Inject:
+@dataclass(frozen=True)
+class BalancedInjection:
     """``e + lambda f`` with the weight that balances host and control (Eqs. 9 and 10).
 
     With ``a = relu(|e|^2 - <e, f>)`` and ``b = relu(|f|^2 - <e, f>)``, ``lambda`` is ``a / b`` in the min-norm reading
@@ -66,8 +70,18 @@ def balanced_injection(reading: Reading, *, cap: float = CAP, granularity: Granu
     Under the literal reading a control that is zero has no gradient: start from a trained ControlNet.
     """
 
-    def inject(host: Tensor, control: Tensor) -> Tensor:
-        over = tuple(range(1, host.ndim)) if granularity == "sample" else (1,)
+    reading: Reading
+    cap: float = CAP
+    granularity: Granularity = "sample"
+
+    @property
+    def rule(self) -> str:
+        """The name of a rule that takes controls in so."""
+        return f"minimal-impact:injection={self.reading},granularity={self.granularity}"
+
+    def __call__(self, host: Tensor, control: Tensor) -> Tensor:
+        """The host's feature with the control in it; both ``(b, c, h, w)`` or ``(b, tokens, c)``."""
+        over = tuple(range(1, host.ndim)) if self.granularity == "sample" else (1,)
         e, f = host.float(), control.float()
         size = torch.maximum(e.abs(), f.abs()).amax(over, keepdim=True)
         size = torch.where(size > 0, size, 1.0)
@@ -75,13 +89,11 @@ def balanced_injection(reading: Reading, *, cap: float = CAP, granularity: Granu
         cross = (e * f).sum(over, keepdim=True)
         a = ((e * e).sum(over, keepdim=True) - cross).relu()
         b = ((f * f).sum(over, keepdim=True) - cross).relu()
-        above, below = (a, b) if reading == "min-norm" else (b, a)
-        capped = above >= cap * below  # decided before dividing: at f = 0 the division has no gradient
-        factor = torch.where(capped, cap, above / torch.where(capped, 1.0, below))
+        above, below = (a, b) if self.reading == "min-norm" else (b, a)
+        capped = above >= self.cap * below  # decided before dividing: at f = 0 the division has no gradient
+        factor = torch.where(capped, self.cap, above / torch.where(capped, 1.0, below))
         factor = torch.where((a == 0) & (b == 0), 1.0, factor)
         return (host.float() + factor * control.float()).to(host.dtype)
-
-    return inject
 
 
 def min_norm_weights(gram: Gram) -> Float[Tensor, "... n"]:

@@ -8,7 +8,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from counterpoint.fusion.minimal_impact import balanced_injection
+from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.recipes.worlds import TunedFields, World
 from counterpoint.training.losses.conservativity import Estimator
 from counterpoint.training.stage import Job
@@ -36,7 +36,7 @@ def minimal_impact(world: World, config: Any) -> Job:
         world.controlnet(config, kind),
         kind,
         world.unet(config),
-        inject=torch.add if config.injection == "sum" else balanced_injection(config.injection),
+        inject=torch.add if config.injection == "sum" else BalancedInjection(config.injection),
         weight=config.conservativity_weight,
         estimator=config.conservativity_estimator,
         share=config.conservativity_share,

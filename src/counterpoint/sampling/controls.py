@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 from counterpoint.control.coverage import covered
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight
+from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
 from counterpoint.sampling.prompt import plain_words, subject_places
 from counterpoint.types import Fusion, UserError
 
@@ -136,6 +137,29 @@ def _for_both_halves(region: Tensor | None, mode: str, hint: Tensor) -> Tensor |
         return None if region is None else torch.cat([region] * 2)
     region = torch.ones_like(hint[:, :1]) if region is None else region
     return torch.cat([torch.zeros_like(region), region])
+
+
+def check_injection(fusion: Fusion, networks: Mapping[str, nn.Module]) -> None:
+    """Hold a rule against the networks that were trained with one way of being taken in, as their configuration says.
+
+    Raises:
+        UserError: the rule takes one of them in otherwise.
+    """
+    for label, network in networks.items():
+        trained = getattr(network, "config", {}).get(INJECTION)
+        if trained is None:
+            continue
+        try:
+            wanted = BalancedInjection(**trained)
+        except TypeError:
+            raise UserError(
+                f"the control {label} was trained with an injection that is unknown here: {trained}"
+            ) from None
+        if any(rule.inject != wanted for rule in fusion.rules):
+            raise UserError(
+                f"the control {label} was trained to be taken in by {wanted}, and {fusion.name} does otherwise: "
+                f"use {wanted.rule}"
+            )
 
 
 def check_foreground(

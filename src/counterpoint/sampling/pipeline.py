@@ -21,7 +21,7 @@ from counterpoint.models.adapter import load_adapter
 from counterpoint.models.load import load_image_encoder
 from counterpoint.sampling.aggregated import come_back, leave
 from counterpoint.sampling.amdm import Aggregation, sample_aggregated
-from counterpoint.sampling.controls import each, find_lending, listed, make_branches, where_heard
+from counterpoint.sampling.controls import check_injection, each, find_lending, listed, make_branches, where_heard
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.loop import Settle, Step, sample
@@ -208,6 +208,7 @@ class Pipeline(Model):
         self._check_layouts(layouts, count)
         denoisers = []
         for model in self.models:
+            check_injection(rule, model.controls)
             branches = make_branches(
                 model.controls,
                 hints,

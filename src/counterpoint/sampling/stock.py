@@ -33,7 +33,7 @@ from counterpoint.control.keys import Lending
 from counterpoint.control.lockstep import Walk, walk
 from counterpoint.control.stack import expand_rows, fuse, shaped, speak, surround
 from counterpoint.control.subject import finding_subjects
-from counterpoint.sampling.controls import NO_SUBJECT, check_foreground
+from counterpoint.sampling.controls import NO_SUBJECT, check_foreground, check_injection
 from counterpoint.sampling.prompt import subject_places
 from counterpoint.types import Fusion, Moment, Residuals, UserError
 
@@ -215,6 +215,8 @@ class _Inside:
     def _check_family(self) -> None:
         """Refuse what the model's family or its compilation cannot give."""
         kind, told = type(self.container).__name__, self.subject_masks or self.subject
+        numbered = {str(i): network for i, network in enumerate(self.networks)}
+        check_injection(self.fusion, dict(zip(self.names, self.networks, strict=False)) or numbered)
         keys, walks = self.fusion.keys, any(rule.exchange for rule in self.fusion.rules)
         if not keys:
             check_foreground(self.fusion, {}, self.foreground, len(told))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from counterpoint.control.influence import influence
+from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
 from counterpoint.training.losses.conservativity import Estimator, conservativity_loss
 from counterpoint.training.order import Draws
 from counterpoint.training.stages.diffusion import ControlNetStage, Noisy
@@ -19,7 +22,7 @@ class MinimalImpactStage(ControlNetStage):
     Stage 1 of the paper has ``weight`` 0, stage 2 has 0.01. Silent-signal balancing is a matter of the samples.
 
     Args:
-        inject: how the host takes the control in.
+        inject: how the host takes the control in; the network's configuration keeps it.
         weight: of the conservativity loss, as a sum over all entries of ``J``.
         estimator: of it.
         share: samples of each batch on which it is estimated: two estimators ask for second derivatives, the third
@@ -37,6 +40,13 @@ class MinimalImpactStage(ControlNetStage):
     ) -> None:
         super().__init__(*args, **settings)
         self.inject, self.weight, self.estimator, self.share = inject, weight, estimator, share
+        trained = asdict(inject) if isinstance(inject, BalancedInjection) else None
+        if self.controlnet.config.get(INJECTION, trained) != trained:
+            raise UserError(
+                f"the ControlNet was trained with the injection {self.controlnet.config[INJECTION]}: go on so"
+            )
+        if trained:
+            self.controlnet.register_to_config(**{INJECTION: trained})
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(batch, draws)
