@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch._inductor.exc import InvalidCxxCompiler
 
+from counterpoint.recipes import RECIPES
+from counterpoint.training.card import write_card
 from counterpoint.training.checkpoint import CheckpointError
 from counterpoint.training.config import TrainConfig, override
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Job, Stage
+from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.trainer import DivergenceError, Interrupted, train
 from counterpoint.types import UserError
 
@@ -208,3 +212,31 @@ def test_settings_are_typed(tmp_path: Path) -> None:
         False,
         tmp_path / "x",
     )
+
+
+def test_the_card_tells_a_stranger(tmp_path: Path) -> None:
+    train(Job(Line(), Numbers()), config(tmp_path / "run"))
+    text = (tmp_path / "run" / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert "library_name: diffusers" in front
+    assert "Learns y = 2x" in body
+    assert "25 steps of 4 samples" in body
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert f"| {last['step']} | {last['loss']} |" in body
+    assert json.loads(body.split("```json\n")[1].split("```")[0]) == json.loads(
+        (tmp_path / "run/train.json").read_text()
+    )
+
+
+def test_the_card_of_a_controlnet_says_how_to_use_it(tmp_path: Path, parts: dict) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    settings = replace(
+        RECIPES["tiny-controlnet"].config, control_type="hed", pretrained_model_name_or_path=Path("some/model")
+    )
+    host = [parts[name] for name in ("unet", "text_encoder", "tokenizer")]
+    stage = ControlNetStage(parts["networks"][0], "hed", *host, DDPMScheduler())
+    write_card(tmp_path, stage, settings, processes=2)
+    text = (tmp_path / "README.md").read_text()
+    assert "base_model: some/model" in text
+    assert f'counterpoint.load("some/model", controls={{"hed": "{tmp_path}"}})' in text
+    assert "2 processes" in text

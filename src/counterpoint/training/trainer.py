@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from counterpoint.training import checkpoint
+from counterpoint.training.card import write_card
 from counterpoint.training.compiling import check_compiler, compile_in_place
 from counterpoint.training.config import TrainConfig, as_json, differences
 from counterpoint.training.convergence import sudden_rise
@@ -77,7 +78,7 @@ def train(job: Job, config: TrainConfig, *, resume: Path | bool = False, validat
         validate: called every ``validation_steps``; a sudden rise of what it calls ``adherence`` is reported.
 
     Returns:
-        The output folder: the exported model, ``train.json`` (settings) and ``log.jsonl``.
+        The output folder: the exported model with its card, ``train.json`` (settings) and ``log.jsonl``.
 
     Raises:
         CheckpointError: nothing to resume, a damaged checkpoint, or settings that would change the result.
@@ -207,6 +208,7 @@ class _Run:
                     self.stage.set_submodule(name, self.unsplit[name])
         if self.is_main:
             self.stage.export(output)
+            write_card(output, self.stage, self.config, self.accelerator.num_processes)
         self.accelerator.wait_for_everyone()
 
     def _loop(self) -> None:
