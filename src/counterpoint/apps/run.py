@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from torch import Tensor
 
 from counterpoint.api import aggregate, load
 from counterpoint.apps.extractors import extractor
@@ -30,6 +31,8 @@ BASE = "base"
 """Among aggregated models, the one without an adapter."""
 Listener = Callable[[int, int], None]
 """``(steps done, steps in all)``."""
+Look = Callable[[int, Tensor], None]
+"""``(step, its latents)``; what it raises ends the sampling."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,12 @@ def alike(request: GenerateRequest) -> str:
 
 
 def run(
-    request: GenerateRequest, pipe: Pipeline | None = None, *, listen: Listener | None = None, report: bool = False
+    request: GenerateRequest,
+    pipe: Pipeline | None = None,
+    *,
+    listen: Listener | None = None,
+    look: Look | None = None,
+    report: bool = False,
 ) -> Result:
     """Carry out a request.
 
@@ -184,17 +192,23 @@ def run(
         request: what to do.
         pipe: its pipeline, if it is loaded already.
         listen: hears every step.
+        look: sees every step.
         report: whether to note which control was heard where.
 
     Raises:
         UserError: an image, model or setting is wrong.
     """
     opened = open_request(request)
-    return run_together([opened], pipe or load_for(request), listen=listen, report=report)[0]
+    return run_together([opened], pipe or load_for(request), listen=listen, look=look, report=report)[0]
 
 
 def run_together(
-    several: Sequence[Opened], pipe: Pipeline, *, listen: Listener | None = None, report: bool = False
+    several: Sequence[Opened],
+    pipe: Pipeline,
+    *,
+    listen: Listener | None = None,
+    look: Look | None = None,
+    report: bool = False,
 ) -> list[Result]:
     """Carry out one request, or several that are :func:`alike` and want one picture each, as one batch.
 
@@ -202,6 +216,7 @@ def run_together(
         several: the requests.
         pipe: their pipeline.
         listen: hears every step.
+        look: sees every step.
         report: whether to note which control was heard where; of one request only.
 
     Raises:
@@ -210,12 +225,14 @@ def run_together(
     first = several[0].request
     width, height = first.width or pipe.native_size, first.height or pipe.native_size
     guidance = pipe.guidance_scale if first.guidance_scale is None else first.guidance_scale
-    controls = [_conditions(one, width, height) for one in several]
+    controls = [conditions(one, width, height) for one in several]
     seeds = [[one.request.seed + i for i in range(one.request.n)] for one in several]
 
-    def heard(_: Pipeline, index: int, *__: Any) -> None:
+    def heard(_: Pipeline, index: int, __: Tensor, state: dict[str, Tensor]) -> None:
         if listen is not None:
             listen(index + 1, pipe.scheduler.num_inference_steps)
+        if look is not None:
+            look(index, state["latents"])
 
     def sized(pictures: Sequence[Image | None]) -> Any:
         made = [PIL.Image.fromarray(resize(one, width, height, first.resize)) for one in pictures if one is not None]
@@ -280,7 +297,7 @@ def image_hashes(controls: dict[str, Image]) -> dict[str, str]:
     }
 
 
-def _conditions(opened: Opened, width: int, height: int) -> dict[str, Image]:
+def conditions(opened: Opened, width: int, height: int) -> dict[str, Image]:
     """Label -> condition image, as its network sees it; what looks like something else is warned about."""
     made = {}
     for control, picture in zip(opened.request.controls, opened.pictures, strict=True):

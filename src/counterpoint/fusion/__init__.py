@@ -56,7 +56,7 @@ def _pix_channel(delta: float = 0.7) -> Fusion:
 def _cross(delta: float = 0.7, start: float = 0.1, layer: int = 0) -> Fusion:
     return Fusion(
         "cross",
-        "pix+channel, and the foreground lends its keys and values (--subject)",
+        "pix+channel, and the foreground lends its keys and values",
         pix_fusion(delta),
         {"last": channel_fusion(delta)},
         keys=Keys(start, layer),

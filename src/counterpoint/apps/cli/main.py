@@ -20,6 +20,7 @@ from counterpoint.apps.cli.generate import generate
 from counterpoint.apps.cli.models import models
 from counterpoint.apps.cli.replay import replay
 from counterpoint.apps.cli.serve import serve
+from counterpoint.apps.cli.studio import studio
 from counterpoint.apps.cli.train import LATEST, train
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(batch)
+app.command()(studio)
 app.command()(serve)
 app.command()(replay)
 app.command()(extract)

@@ -39,12 +39,10 @@ def serve(
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
 ) -> None:
     """Offer pictures over HTTP: jobs, events, results; OpenAPI at /docs."""
-    import ipaddress
-    import socket
-
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
     from counterpoint.apps.cli.generate import pairs
+    from counterpoint.apps.cli.listen import listening, loopback
     from counterpoint.types import UserError
 
     try:
@@ -61,8 +59,7 @@ def serve(
 
     record.check_writable(folder)
     known = _keys(keys)
-    local = host == "localhost" or _loopback(ipaddress, host)
-    if not known and not local:
+    if not known and not loopback(host):
         raise UserError(f"--host {host} is open to others: give --keys FILE")
     find_device(device)
     if dtype not in DTYPES:
@@ -71,15 +68,7 @@ def serve(
     output.quiet_libraries()
     models = pairs("--model", model) or {"tiny": "tiny"}
     sizes = {name: load(source).native_size for name, source in models.items()}
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(128)  # who is early waits until the worker is up
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
-            ) from None
+    with listening(host, port) as probe:
         limits = Limits(
             max_bytes, max_pixels, max_controls, max_steps, max_images, max_queue, max_queue_each, max_seconds
         )
@@ -110,10 +99,3 @@ def _keys(path: Path | None) -> frozenset[str]:
     if not keys or min(map(len, keys)) < 16:
         raise UserError(f"{path} holds no keys, or one of fewer than 16 characters")
     return keys
-
-
-def _loopback(ipaddress: object, host: str) -> bool:
-    try:
-        return bool(ipaddress.ip_address(host).is_loopback)  # type: ignore[attr-defined]
-    except ValueError:
-        return False

@@ -1,0 +1,249 @@
+"""The page: its fields, and which action follows which touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from counterpoint.apps.studio import actions
+from counterpoint.apps.studio.actions import NONE, Actions
+from counterpoint.apps.studio.form import SLOTS, Offer
+from counterpoint.apps.studio.work import Workshop
+from counterpoint.data.scenes.maps import SEG_PALETTE
+from counterpoint.fusion import FUSIONS
+from counterpoint.sampling.controls import MODES
+
+THEME = gr.themes.Base(
+    primary_hue="violet",
+    neutral_hue="slate",
+    radius_size="lg",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
+CSS = """
+.gradio-container { width: 100% !important; max-width: 1480px !important; margin: 0 auto !important }
+#title h1 { font-size: 1.7rem; letter-spacing: -.02em; margin-bottom: .1rem }
+#title p { color: var(--body-text-color-subdued); margin: 0 }
+#who iframe { width: 100%; height: 46rem; border: 0; border-radius: 12px }
+#status { min-height: 1.6rem }
+"""
+KEYS = """
+<script>
+document.addEventListener("keydown", (event) => {
+  const press = (id) => { const one = document.getElementById(id); if (one && !one.disabled) one.click(); };
+  if ((event.ctrlKey || event.metaKey) && event.key === "Enter") { event.preventDefault(); press("generate"); }
+  if (event.key === "Escape") press("cancel");
+});
+</script>
+"""
+_COLOURS = ["#ffffff", "#000000", *(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in SEG_PALETTE.tolist())]
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+_PICTURE: dict[str, Any] = {"format": "png", "buttons": [], "min_width": 150}
+_WHOLE: dict[str, Any] = {"precision": 0, "min_width": 90}
+
+class Page:
+    """Builds the page.
+
+    Args:
+        workshop: makes the pictures.
+        offer: with what.
+        folder: of the model's files.
+    """
+
+    def __init__(self, workshop: Workshop, offer: Offer, folder: Path) -> None:
+        self.offer, self.do = offer, Actions(workshop, offer)
+        self.kinds = sorted({*offer.networks, *_inside(folder / "controls")})
+        self.adapters = _inside(folder / "adapters")
+        self.fields: dict[str, Any] = {}
+
+    def build(self) -> gr.Blocks:
+        """The page, ready to be launched."""
+        about = "# Counterpoint\nMany controls, one image. Ctrl+Enter generates, Escape cancels."
+        with gr.Blocks(title="Counterpoint", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+            gr.Markdown(about, elem_id="title")
+            with gr.Row():
+                with gr.Column(scale=5, min_width=340):
+                    self._wishes()
+                with gr.Column(scale=6, min_width=340):
+                    self._results()
+            self._wire(page)
+        page.queue(max_size=32, default_concurrency_limit=1)
+        return page
+
+    def _wishes(self) -> None:
+        add = self.fields
+        add["prompt"] = gr.Textbox("a photo of a person on a meadow", label="Prompt", lines=2, elem_id="prompt")
+        with gr.Row():
+            self.generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
+            self.cancel = gr.Button("Cancel", elem_id="cancel", scale=1, interactive=False)
+        with gr.Tabs(elem_id="controls"):
+            for number in range(1, SLOTS + 1):
+                with gr.Tab(f"Control {number}"):
+                    self._slot(number)
+        with gr.Accordion("How the controls become one"):
+            self._rules()
+        with gr.Accordion("Layout", open=False, visible=bool(self.adapters), elem_id="layout-panel"):
+            self._layout()
+        with gr.Accordion("Sampling", open=False, elem_id="sampling-panel"):
+            with gr.Row():
+                add["seed"] = gr.Number(0, label="Seed", minimum=0, elem_id="seed", **_WHOLE)
+                add["n"] = gr.Number(1, label="Pictures", minimum=1, maximum=16, elem_id="n", **_WHOLE)
+                add["size"] = gr.Number(self.offer.size, label="Side in pixels", minimum=8, step=8, **_WHOLE)
+            with gr.Row():
+                add["steps"] = gr.Slider(1, 100, 20, step=1, label="Steps", elem_id="steps")
+                add["guidance_scale"] = gr.Slider(1, 15, self.offer.guidance, step=0.5, label="Guidance")
+            add["scheduler"] = gr.Dropdown(["unipc", "ddim", "euler", "euler-a", "dpm++"], label="Scheduler")
+            add["negative_prompt"] = gr.Textbox("", label="Negative prompt")
+
+    def _slot(self, i: int) -> None:
+        add, uploads = self.fields, ["upload", "clipboard", "webcam"]
+        with gr.Row():
+            add[f"kind{i}"] = gr.Dropdown([NONE, *self.kinds], value=NONE, label="Kind", elem_id=f"kind-{i}")
+            choices = [("a condition image", False), ("a photo to extract from", True)]
+            add[f"photo{i}"] = gr.Radio(choices, value=False, label="The image is", elem_id=f"photo-{i}")
+        with gr.Row():
+            add[f"image{i}"] = _Upload(
+                label="Image", sources=uploads, type="filepath", height=230, elem_id=f"image-{i}", **_PICTURE
+            )
+            seen = gr.Image(
+                label="As the network sees it", interactive=False, height=230, elem_id=f"seen-{i}", **_PICTURE
+            )
+        with gr.Row():
+            add[f"weight{i}"] = gr.Slider(0, 2, 1, step=0.05, label="Weight", elem_id=f"weight-{i}", min_width=170)
+            add[f"start{i}"] = gr.Slider(0, 1, 0, step=0.05, label="From", min_width=170)
+            add[f"end{i}"] = gr.Slider(0, 1, 1, step=0.05, label="To", min_width=170)
+        modes = [(f"{name}: {summary}", name) for name, summary in MODES.items()]
+        add[f"mode{i}"] = gr.Dropdown(modes, value="balanced", label="What comes first")
+        with gr.Accordion("Draw it, or paint where it speaks", open=False, elem_id=f"paint-{i}"):
+            canvas = gr.ImageEditor(
+                label="Draw the condition image; or paint white where this control may speak",
+                type="numpy",
+                sources=["upload"],
+                transforms=(),
+                layers=False,
+                canvas_size=(384, 384),
+                brush=gr.Brush(default_size=8, colors=_COLOURS, default_color=_COLOURS[0]),
+                elem_id=f"canvas-{i}",
+                format="png",
+            )
+            with gr.Row():
+                drawn = gr.Button("Use the drawing", size="sm")
+                region = gr.Button("Speak only here", size="sm")
+                everywhere = gr.Button("Speak everywhere", size="sm")
+            add[f"mask{i}"] = gr.Image(label="Where it speaks", interactive=False, height=130, **_PICTURE)
+        given = [add[f"{name}{i}"] for name in ("kind", "photo", "image")]
+        gr.on([one.change for one in given], self.do.see, given, seen, show_progress="minimal", **_PRIVATE)
+        drawn.click(self.do.drawing, canvas, add[f"image{i}"], **_PRIVATE)
+        region.click(actions.painted, canvas, add[f"mask{i}"], **_PRIVATE)
+        everywhere.click(lambda: None, None, add[f"mask{i}"], **_PRIVATE)
+
+    def _rules(self) -> None:
+        add = self.fields
+        add["fusions"] = gr.Dropdown(
+            [(f"{name}: {rule.summary}", name) for name, rule in FUSIONS.items()],
+            value=["sum"],
+            multiselect=True,
+            label="Rules",
+            info="Several are made side by side with the same seed.",
+            elem_id="fusions",
+        )
+        add["gate_silence"] = gr.Checkbox(
+            label="Silent parts say nothing", info="Edges and poses speak only near what they show.", elem_id="gate"
+        )
+        add["subject"] = gr.CheckboxGroup(
+            [], label="Subject", info="For cross: the words of the prompt that the foreground shows.", elem_id="subject"
+        )
+        add["foreground"] = gr.Dropdown(
+            [], label="Foreground", info="For cross: the control that shows the subject.", elem_id="foreground"
+        )
+
+    def _layout(self) -> None:
+        add = self.fields
+        about = "Several are aggregated; the picture is the first one's."
+        add["adapters"] = gr.CheckboxGroup(self.adapters, label="Models that read it", info=about, elem_id="adapters")
+        with gr.Row():
+            with gr.Column(min_width=180):
+                phrase = gr.Textbox(label="What stands there", placeholder="a red ball", elem_id="phrase")
+                board = gr.Image(
+                    actions.blank(), label="Click two opposite corners", interactive=False, elem_id="board", **_PICTURE
+                )
+            with gr.Column(min_width=180):
+                add["boxes"] = _table("Boxes", ["phrase", "left", "top", "right", "bottom"], "boxes")
+                add["actions"] = _table("Who does what", ["who", "does what", "to whom"], "actions")
+                add["reference"] = _Upload(
+                    label="Style reference", type="filepath", height=130, sources=["upload", "clipboard"], **_PICTURE
+                )
+        corner, tables = gr.State(None), [add["boxes"], add["actions"]]
+        board.select(actions.corner, [corner, phrase, add["boxes"]], [corner, add["boxes"]], **_PRIVATE)
+        gr.on([table.change for table in tables], actions.drawn_layout, tables, board, **_PRIVATE)
+
+    def _results(self) -> None:
+        self.status = gr.Markdown("", elem_id="status")
+        self.gallery = gr.Gallery(
+            label="Pictures",
+            columns=2,
+            fit_columns=False,
+            height="auto",
+            object_fit="contain",
+            elem_id="result",
+            format="png",
+            interactive=False,
+        )
+        self.pages = gr.State([])
+        with gr.Accordion("Who won where", open=False, elem_id="who-panel"):
+            self.who = gr.HTML("Generate with a control: this shows which one was heard where.", elem_id="who")
+        with gr.Accordion("History", open=False, elem_id="history-panel"):
+            self.history = gr.Gallery(
+                label="Newest first", columns=6, height=220, allow_preview=False, elem_id="history", interactive=False
+            )
+            self.chosen = gr.State("")
+            self.verdict = gr.Markdown("Choose a picture.", elem_id="verdict")
+            with gr.Row():
+                self.replay = gr.Button("Make it again", size="sm", elem_id="replay")
+                self.reuse = gr.Button("Use its settings", size="sm", elem_id="reuse")
+
+    def _wire(self, page: gr.Blocks) -> None:
+        self.do.names, values = list(self.fields), list(self.fields.values())
+        outputs = [self.status, self.gallery, self.pages, self.who, self.history, self.generate, self.cancel]
+
+        def start(request: gr.Request, *given: Any) -> Iterator[Any]:
+            yield from self.do.make(dict(zip(self.fields, given, strict=True)), str(request.session_hash))
+
+        self.generate.click(start, values, outputs, concurrency_id="model", show_progress="hidden", **_PRIVATE)
+        self.cancel.click(self.do.stop, None, None, queue=False, **_PRIVATE)
+        page.unload(self.do.stop)
+        words = [self.fields["prompt"], self.fields["subject"]]
+        gr.on([self.fields["prompt"].change, page.load], actions.words, words, words[1], **_PRIVATE)
+        page.load(self.do.kept, None, self.history, **_PRIVATE)
+        kinds = [self.fields[f"kind{number}"] for number in range(1, SLOTS + 1)]
+        front = self.fields["foreground"]
+        gr.on([kind.change for kind in kinds], actions.labels, [front, *kinds], front, **_PRIVATE)
+        self.gallery.select(actions.who, self.pages, self.who, **_PRIVATE)
+        self.history.select(self.do.choose, None, [self.chosen, self.verdict], **_PRIVATE)
+        self.replay.click(self.do.again, self.chosen, self.verdict, concurrency_id="model", **_PRIVATE)
+        self.reuse.click(self.do.reuse, self.chosen, values, **_PRIVATE)
+
+class _Upload(gr.Image):
+    """Hands its file on unread: our own reader says what is wrong with one."""
+
+    is_template = True  # for gradio, another name of the same thing in the browser
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The file's path."""
+        return None if payload is None else str(payload.path)
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+def _table(label: str, headers: list[str], name: str) -> gr.Dataframe:
+    return gr.Dataframe(
+        headers=headers, column_count=len(headers), type="array", label=label, interactive=True, elem_id=name
+    )
+
+def _inside(folder: Path) -> list[str]:
+    return sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,145 @@
+"""Behind the studio's page: fields become requests, pictures are previewed, kept and made again."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from counterpoint import load
+from counterpoint.apps.record import read_recipe
+from counterpoint.apps.studio.form import Form, Offer, Slot, labelled, requests
+from counterpoint.apps.studio.work import Made, Progress, StoppedError, Workshop, expected
+from counterpoint.data.scenes.maps import control_map
+from counterpoint.data.scenes.render import SPLITS, scene
+from counterpoint.types import UserError
+
+OFFER = Offer("tiny", 128, 3.0, {}, "cpu", "fp32")
+SCENE = scene(SPLITS["test"].start)
+EMPTY = Slot(None, None, False, 1, 0, 1, "balanced", None)
+
+
+def slot(kind: str, **changes: Any) -> Slot:
+    return replace(Slot(kind, control_map(SCENE, kind), False, 0.75, 0.1, 0.9, "prompt", None), **changes)
+
+
+def form(**changes: Any) -> Form:
+    plain = Form(
+        prompt="a red ball on a meadow", negative_prompt="", slots=[EMPTY] * 4, fusions=["sum"], gate_silence=False,
+        foreground=None, subject=[], adapters=[], boxes=[], actions=[], reference=None, scheduler="unipc", steps=4,
+        guidance_scale=3.0, seed=5, n=1, size=128,
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+def test_fields_become_requests(tmp_path: Path) -> None:
+    mask = np.full((16, 16, 3), 255, np.uint8)
+    given = form(
+        slots=[slot("canny"), EMPTY, slot("canny", mask=mask), slot("pose")], fusions=["sum", "cross"],
+        subject=["red", "ball"], foreground="pose", gate_silence=True,
+    )  # fmt: skip
+    plain, cross = requests(given, tmp_path, OFFER)
+    assert [one.label for one in plain.controls] == ["canny", "canny:2", "pose"]
+    assert plain.controls[0].weight == "0.75"
+    assert plain.controls[0].window == (0.1, 0.9)
+    assert plain.controls[0].mode == "prompt"
+    assert plain.controls[0].image == plain.controls[1].image, "one file for the same pixels"
+    assert plain.controls[1].mask.is_file()
+    assert (plain.subject, plain.foreground) == ((), ()), "a sum lends nothing"
+    assert (cross.subject, cross.foreground) == (("red ball",), ("pose",))
+    assert cross.model_copy(update={"fusion": "sum", "subject": (), "foreground": ()}) == plain
+
+
+def test_boxes_become_a_layout(tmp_path: Path) -> None:
+    boxes = [["a person", 0.1, 0.1, 0.4, 0.9], ["a ball", 0.5, 0.6, 0.7, 0.8], ["", None, None, None, None]]
+    given = form(adapters=["interact"], boxes=boxes, actions=[["a person", "kicking", "a ball"], ["", "", ""]])
+    (request,) = requests(given, tmp_path, OFFER)
+    assert request.scheduler == "ddim"
+    assert '"kicking"' in request.layout.read_text()
+    with pytest.raises(UserError, match="two opposite corners"):
+        requests(replace(given, boxes=[["a cup", 0.1, None, None, None]]), tmp_path, OFFER)
+    with pytest.raises(UserError, match="a dog"):
+        requests(replace(given, actions=[["a dog", "kicking", "a ball"]]), tmp_path, OFFER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "  "}, "the prompt is empty"),
+        ({"slots": [slot("pose", image=None)]}, r"control 1 \(pose\) has no image"),
+        ({"slots": [slot("pose", start=0.9, end=0.1)]}, "a window is START:END"),
+        ({"fusions": ["wish"]}, "unknown fusion"),
+        ({"steps": 0}, "--steps"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        requests(form(**changes), tmp_path, OFFER)
+
+
+def test_pictures_are_watched_kept_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoint.apps.studio.work._LOOK_EVERY", 0.0)
+    monkeypatch.setattr("counterpoint.apps.studio.work._LOOK_SHARE", 1e9)
+    workshop = Workshop(tmp_path)
+    wanted = requests(form(slots=[slot("seg")], fusions=["sum", "mean"]), tmp_path, OFFER)
+    events = list(workshop.make(wanted, threading.Event()))
+    steps = [one for one in events if isinstance(one, Progress)]
+    assert [(one.request, one.step, one.steps) for one in steps] == [(r, s, 4) for r in (0, 1) for s in (1, 2, 3, 4)]
+    assert [one.preview is not None for one in steps] == [False, True, True, True] * 2
+    made = [one for event in events if isinstance(event, list) for one in event]
+    assert all(isinstance(one, Made) for one in made)
+    assert [one.fusion for one in made] == ["sum", "mean"]
+    assert made[0].shares == pytest.approx({"seg": 1.0})
+    assert "Who won where" in made[0].page
+    assert [path.name for path in workshop.history()] == ["000002.png", "000001.png"]
+    assert read_recipe(made[0].path)["seed"] == 5
+    assert workshop.again(made[1].path).distance == 0
+
+
+def test_stopping_takes_a_step_and_the_next_picture_is_whole(tmp_path: Path) -> None:
+    workshop, stop = Workshop(tmp_path), threading.Event()
+    events = workshop.make(requests(form(steps=200), tmp_path, OFFER), stop)
+    next(events)
+    stop.set()
+    with pytest.raises(StoppedError):
+        list(events)
+    assert workshop.history() == []
+    assert len(list(workshop.make(requests(form(), tmp_path, OFFER), threading.Event()))) == 5
+
+
+def test_who_leaves_stops_the_work(tmp_path: Path) -> None:
+    events = Workshop(tmp_path).make(requests(form(steps=200), tmp_path, OFFER), threading.Event())
+    next(events)
+    events.close()
+    assert not [one for one in threading.enumerate() if one.name == "studio"]
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "unipc"])
+def test_a_preview_is_what_the_step_promises(scheduler: str) -> None:
+    """Exact where the noise really is constant; at the last step it is the picture itself."""
+    pipe = load("tiny", scheduler=scheduler)
+    seen: list[torch.Tensor] = []
+
+    def heard(_: Any, __: int, ___: Any, state: dict) -> dict:
+        seen.append(state["latents"].clone())
+        return {}
+
+    final = pipe("a red ball", num_inference_steps=6, generator=torch.manual_seed(0), output_type="latent",
+                 callback_on_step_end=heard).images  # fmt: skip
+    torch.testing.assert_close(expected(pipe.scheduler, 5, seen[4], seen[5]), final, rtol=1e-4, atol=1e-4)
+    early = expected(pipe.scheduler, 2, seen[1], seen[2])
+    assert (early - final).square().mean() < (seen[2] / pipe.scheduler.init_noise_sigma - final).square().mean()
+    if scheduler == "ddim":
+        clean, noise = torch.randn(2, 1, 4, 4, 4)
+        a, b = (float(pipe.scheduler.alphas_cumprod[int(t)]) for t in pipe.scheduler.timesteps[2:4])
+        before, after = (x**0.5 * clean + (1 - x) ** 0.5 * noise for x in (a, b))
+        torch.testing.assert_close(expected(pipe.scheduler, 2, before, after), clean, rtol=1e-3, atol=1e-3)
+
+
+def test_labels_of_a_kind_differ() -> None:
+    assert list(labelled([slot("pose"), EMPTY, slot("pose"), slot("pose")])) == ["pose", "pose:2", "pose:3"]
