@@ -218,6 +218,16 @@ def test_the_comfyui_graph_is_one(saved: Path, tmp_path: Path) -> None:
     assert strengths == [0.7, 1.2]
 
 
+def test_a_rule_that_the_node_knows_is_in_the_graph(saved: Path, tmp_path: Path) -> None:
+    found = to_comfyui(request(saved, tmp_path, fusion="pix:delta=0.5"), 0)
+    graph = json.loads(found.text)
+    (node,) = [(name, one) for name, one in graph.items() if one["class_type"] == "CounterpointFusion"]
+    assert node[1]["inputs"]["fusion"] == "pix:delta=0.5"
+    sampler = next(one["inputs"] for one in graph.values() if one["class_type"] == "KSampler")
+    assert (sampler["positive"], sampler["negative"]) == ([node[0], 0], [node[0], 1])
+    assert not [line for line in found.left_out if "fusion" in line]
+
+
 def test_export_from_the_command_line(cli, made: Path) -> None:
     status, out, error = cli("replay", made, "--export", "diffusers")
     assert status == 0, error

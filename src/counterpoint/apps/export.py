@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.control.stack import Weight
+from counterpoint.fusion import FUSIONS, get_fusion
 from counterpoint.sampling.schedulers import SCHEDULERS
+from counterpoint.types import Fusion
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Exported:
 
 def to_diffusers(request: GenerateRequest, seed: int) -> Exported:
     """A script for diffusers alone."""
-    left_out = _left_out(request)
+    left_out = _left_out(request, request.fusion)
     networks = [one.controlnet or f"CONTROLNET FOR {one.kind.upper()}" for one in request.controls]
     task = "Inpaint" if request.inpaint_mask else "Img2Img" if request.init_image else ""
     pipeline = f"StableDiffusionControlNet{task}Pipeline" if networks else f"StableDiffusion{task}Pipeline"
@@ -95,8 +99,13 @@ _SAMPLERS = {
 
 
 def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
-    """A graph in ComfyUI's API form, of its own nodes; files are called what ComfyUI's folders would call them."""
-    left_out = list(_left_out(request))
+    """A graph in ComfyUI's API form, of its own nodes and ours (:mod:`counterpoint.apps.comfyui`).
+
+    Files are called what ComfyUI's folders would call them.
+    """
+    fusion = get_fusion(request.fusion)
+    joined = len(request.controls) > 1 and request.fusion != "sum" and all(offerable(rule) for rule in fusion.rules)
+    left_out = list(_left_out(request, "sum" if joined else request.fusion))
     if request.scheduler not in _SAMPLERS:
         left_out.append(f"the scheduler {request.scheduler}: uni_pc in its place")
     if request.lora:
@@ -129,6 +138,9 @@ def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
             image=[image, 0], strength=_constant(one), start_percent=one.window[0], end_percent=one.window[1],
         )  # fmt: skip
         positive, negative = [applied, 0], [applied, 1]
+    if joined:
+        rule = node("CounterpointFusion", positive=positive, negative=negative, fusion=request.fusion)
+        positive, negative = [rule, 0], [rule, 1]
     if request.init_image:
         picture = node("LoadImage", image=request.init_image.name)
         latent = node("VAEEncode", pixels=[picture, 0], vae=[loaded, 2])
@@ -161,11 +173,21 @@ def _constant(control: ControlRequest) -> float:
     return Weight.parse(control.weight).at(0.0)
 
 
-def _left_out(request: GenerateRequest) -> tuple[str, ...]:
-    """What no tool but this one says."""
+def offerable(rule: Fusion) -> bool:
+    """Whether a rule needs no more of the networks than what they say."""
+    return rule.exchange is None and rule.keys is None and rule.inject is torch.add
+
+
+def offered() -> list[str]:
+    """The rules of ComfyUI's node."""
+    return [name for name, rule in FUSIONS.items() if offerable(rule)]
+
+
+def _left_out(request: GenerateRequest, fusion: str) -> tuple[str, ...]:
+    """What no tool but this one says; ``fusion`` is the rule, or a sum where the tool can say it."""
     said = []
-    if len(request.controls) > 1 and request.fusion != "sum":
-        said.append(f"the fusion {request.fusion}: the controls are added")
+    if len(request.controls) > 1 and fusion != "sum":
+        said.append(f"the fusion {fusion}: the controls are added")
     for one in request.controls:
         if len(Weight.parse(one.weight).knots) > 1:
             said.append(f"the weight schedule {one.weight} of {one.label}: {_constant(one):g} throughout")

@@ -234,8 +234,11 @@ class _Upload(gr.Image):
     def preprocess(self, payload: Any) -> str | None:
         """The file's path."""
         return None if payload is None else str(payload.path)
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
