@@ -228,7 +228,7 @@ def test_tools_and_operation(client: TestClient) -> None:
     assert schema["components"]["schemas"]["JobIn"]["examples"]
 
 
-def test_jobs_end_once_whoever_says_so_first(tmp_path: Path) -> None:
+def test_jobs_end_once_whoever_says_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
     for name, owner in (("a1", "a"), ("a2", "a"), ("b1", "b")):
         store.add(name, owner, {"prompt": name}, 1.0)
@@ -249,6 +249,9 @@ def test_jobs_end_once_whoever_says_so_first(tmp_path: Path) -> None:
     assert store.counts() == {QUEUED: 1, RUNNING: 0, DONE: 1, CANCELLED: 1, FAILED: 0}
     store.claim()
     again = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    again.recover()
+    assert again.get("a2", "a").state == RUNNING, "another worker may be at it"
+    monkeypatch.setattr("counterpoint.apps.service.store.LEASE", -1.0)
     again.recover()
     assert again.get("a2", "a").state == QUEUED
     again.claim()

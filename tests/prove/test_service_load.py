@@ -219,3 +219,42 @@ def test_two_thousand_malformed_requests(tmp_path: Path) -> None:
                 assert service.get(path).status_code in {200, 404, 405, 422}, path
         assert service.get("/health").status_code == 200
     assert seen.get(422, 0) > 1000
+
+
+def test_replicas_on_ray_share_the_jobs(tmp_path: Path) -> None:
+    """Two replicas; whichever answers, every job is found, worked on once, and its picture is there."""
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "counterpoint", "serve", "--port", "0", "--folder", str(tmp_path), "--ray",
+               "local", "--replicas", "2"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    url = next(line.split()[2].rstrip(",") for line in process.stderr if line.startswith("listening on "))
+    rest = threading.Thread(target=process.stderr.read, daemon=True)
+    rest.start()
+    try:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            names = [
+                client.post("/v1/jobs", json={"prompt": "a red ball", "steps": 2, "seed": seed}).json()["id"]
+                for seed in range(8)
+            ]
+            assert len(set(names)) == 8
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline:
+                states = [client.get(f"/v1/jobs/{name}").json()["state"] for name in names]
+                if set(states) == {"done"}:
+                    break
+                time.sleep(0.3)
+            assert set(states) == {"done"}
+            for name in names:
+                assert client.get(f"/v1/jobs/{name}/images/0").content.startswith(b"\x89PNG")
+            cancelled = client.post("/v1/jobs", json={"prompt": "a red ball", "steps": 150}).json()["id"]
+            client.delete(f"/v1/jobs/{cancelled}")
+            with client.stream("GET", f"/v1/jobs/{cancelled}/events") as events:
+                assert "event: cancelled" in events.read().decode()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        rest.join(10)
+        process.stderr.close()
+    assert process.returncode == 0

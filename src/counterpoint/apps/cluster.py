@@ -40,7 +40,7 @@ def on_ray(address: str, build: Callable[[], Maker], device: torch.device) -> Ex
     """
 
     def execute(batches: Sequence[Sequence[Task]]) -> Iterator[Made]:
-        with _cluster(address) as ray:
+        with cluster(address) as ray:
             threads = torch.get_num_threads()
             needs = {"CPU": 1.0, "GPU": 1.0} if device.type == "cuda" else {"CPU": float(threads)}
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -69,7 +69,7 @@ def map_on_ray(
     Raises:
         UserError: Ray is not installed, or no cluster answers.
     """
-    with _cluster(address) as ray:
+    with cluster(address) as ray:
         unit = "GPU" if device.startswith("cuda") else "CPU"
         cores = int(ray.cluster_resources().get(unit, 0))
         if not cores:
@@ -91,8 +91,15 @@ class _Mapped:
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[Any]:
-    """Ray, connected."""
+def cluster(address: str) -> Iterator[Any]:
+    """Ray, connected.
+
+    Args:
+        address: ``HOST:PORT`` of a cluster, or ``"local"`` for one on this machine that ends with the block.
+
+    Raises:
+        UserError: Ray is not installed, or no cluster answers.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         import ray

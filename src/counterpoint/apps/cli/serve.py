@@ -35,6 +35,13 @@ def serve(
         Path | None, typer.Option(metavar="FOLDER", help="Diffusers' safety checker, for --safety.")
     ] = None,
     grace: Annotated[float, typer.Option(help="Seconds for the job at hand when the service ends.", min=0)] = 30,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Serve from a Ray cluster (HOST:PORT, or local); --folder is the same everywhere."
+        ),
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="For --ray: how many answer and work.", min=1)] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
 ) -> None:
@@ -68,23 +75,33 @@ def serve(
     output.quiet_libraries()
     models = pairs("--model", model) or {"tiny": "tiny"}
     sizes = {name: load(source).native_size for name, source in models.items()}
+    limits = Limits(max_bytes, max_pixels, max_controls, max_steps, max_images, max_queue, max_queue_each, max_seconds)
+    config = Config(
+        folder.resolve(), models, sizes, known, database, limits, device, dtype, safety, safety_checker, grace,
+        torch.get_num_threads(),
+    )  # fmt: skip
     with listening(host, port) as probe:
-        limits = Limits(
-            max_bytes, max_pixels, max_controls, max_steps, max_images, max_queue, max_queue_each, max_seconds
-        )
-        config = Config(
-            folder, models, sizes, known, database, limits, device, dtype, safety, safety_checker, grace,
-            torch.get_num_threads(),
-        )  # fmt: skip
         try:
             app = make_app(config)
         except Exception as error:
             if type(error).__module__.startswith("sqlalchemy"):
                 raise UserError(f"--database {database}: {str(error).splitlines()[0]}") from None
             raise
-        output.say(f"listening on http://{host}:{probe.getsockname()[1]}, API at /docs")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(grace) + 5))
-        server.run(sockets=[probe])
+        port = probe.getsockname()[1]
+
+        def ready() -> None:
+            output.say(f"listening on http://{host}:{port}, API at /docs")
+
+        if ray is None:
+            ready()
+            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(grace) + 5))
+            server.run(sockets=[probe])
+            return
+    if ray != "local" and not database:
+        raise UserError("--ray ADDRESS: several machines cannot share SQLite; give --database postgresql+psycopg://...")
+    from counterpoint.apps.service.many import serve_on_ray
+
+    serve_on_ray(ray, config, replicas, host, port, ready)
 
 
 def _keys(path: Path | None) -> frozenset[str]:

@@ -199,7 +199,6 @@ def make_app(config: Config) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        store.recover()
         worker.start()
         try:
             yield

@@ -11,6 +11,8 @@ import sqlalchemy as sql
 
 QUEUED, RUNNING, DONE, CANCELLED, FAILED = "queued", "running", "done", "cancelled", "failed"
 ENDED = (DONE, CANCELLED, FAILED)
+LEASE = 10.0
+"""Seconds without a sign of life after which a job's worker is held to be gone."""
 ATTEMPTS = 2
 """How often a job is begun before it is held to be what kills its worker."""
 
@@ -26,6 +28,7 @@ _JOBS = sql.Table(
     sql.Column("created", sql.Float, nullable=False),
     sql.Column("started", sql.Float),
     sql.Column("ended", sql.Float),
+    sql.Column("seen", sql.Float),
     sql.Column("attempts", sql.Integer, nullable=False, default=0),
     sql.Column("cancel", sql.Boolean, nullable=False, default=False),
     sql.Column("step", sql.Integer, nullable=False, default=0),
@@ -37,7 +40,7 @@ _JOBS = sql.Table(
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it is now; times are seconds since the epoch."""
+    """A job as it is now; times are seconds since the epoch, ``seen`` that of its worker's last sign of life."""
 
     id: str
     owner: str
@@ -47,6 +50,7 @@ class Job:
     created: float
     started: float | None
     ended: float | None
+    seen: float | None
     attempts: int
     cancel: bool
     step: int
@@ -104,7 +108,8 @@ class Store:
             if row is None:
                 return None
             mine = _JOBS.update().where(_JOBS.c.id == row.id, _JOBS.c.state == QUEUED)
-            begun = {"state": RUNNING, "started": time.time(), "attempts": row.attempts + 1, "step": 0}
+            now = time.time()
+            begun = {"state": RUNNING, "started": now, "seen": now, "attempts": row.attempts + 1, "step": 0}
             if connection.execute(mine.values(**begun)).rowcount != 1:
                 return None
         return Job(**{**row._mapping, **begun})
@@ -113,6 +118,11 @@ class Store:
         """Note how far a running job is."""
         with self.engine.begin() as connection:
             connection.execute(self._running(job).values(step=step, steps=steps))
+
+    def alive(self, job: str) -> None:
+        """A sign of life from a running job's worker."""
+        with self.engine.begin() as connection:
+            connection.execute(self._running(job).values(seen=time.time()))
 
     def to_cancel(self, job: str) -> bool:
         """Whether somebody asked for it."""
@@ -140,9 +150,10 @@ class Store:
             connection.execute(self._running(job).values(**values))
 
     def recover(self) -> None:
-        """After a restart nothing runs: what did is queued again."""
+        """Queue again what runs without a worker: after a restart, or when a machine is gone."""
+        silent = _JOBS.c.seen < time.time() - LEASE
         with self.engine.connect() as connection:
-            found = connection.execute(sql.select(_JOBS.c.id).where(_JOBS.c.state == RUNNING)).scalars().all()
+            found = connection.execute(sql.select(_JOBS.c.id).where(_JOBS.c.state == RUNNING, silent)).scalars().all()
         for job in found:
             self.give_back(job, blame=True)
 

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from counterpoint.apps.service.store import CANCELLED, DONE, FAILED, Job, Store
+from counterpoint.apps.service.store import CANCELLED, DONE, FAILED, LEASE, Job, Store
 
 _POLL = 0.1
 Settings = dict[str, Any]
@@ -45,8 +45,12 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Work until told to stop."""
+        looked = 0.0
         try:
             while not self.stopping.is_set():
+                if time.monotonic() - looked > LEASE / 4:
+                    self.store.recover()
+                    looked = time.monotonic()
                 job = self.store.claim()
                 if job is None:
                     self.wake.wait(_POLL * 2)
@@ -74,8 +78,11 @@ class Worker(threading.Thread):
             self.store.give_back(job.id, blame=True)
 
     def _follow(self, job: Job, link: Connection, began: float) -> None:
-        asked = False
+        asked, told = False, began
         while True:
+            if time.monotonic() - told > LEASE / 4:
+                self.store.alive(job.id)
+                told = time.monotonic()
             if link.poll(_POLL):
                 kind, content = link.recv()
                 if kind == "step":
