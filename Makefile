@@ -11,7 +11,7 @@ export GOMP_SPINCOUNT ?= 10000
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test prove family card lint install clean
+.PHONY: demo docs test prove family card lint install clean
 
 install: $(READY)
 
@@ -33,7 +33,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+# The documentation, in site/; a link that leads nowhere fails.
+docs: $(READY)
+	$(BIN)/zensical build --strict --clean
+
+test: lint docs
 	$(BIN)/python -m pytest -m "not prove"
 
 prove: $(READY)

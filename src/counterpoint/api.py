@@ -95,7 +95,7 @@ def aggregate(
         weights: how much of what came before is kept when the next model is mixed in, in 0..1; one for all, or one
             fewer than there are models.
         steps: how many of the first steps are shared.
-        mix: ``"paper"``, ``"unit"`` or ``"slerp"``; see :class:`counterpoint.sampling.amdm.Aggregation`, also for
+        mix: ``"paper"``, ``"unit"`` or ``"slerp"``; see ``counterpoint.sampling.amdm.Aggregation``, also for
             the rest.
         pull: how far each model is pulled back to its own mean; one for all, or one each.
         absolute: whether ``pull`` is a length, as in the paper.

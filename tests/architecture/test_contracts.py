@@ -142,3 +142,23 @@ def test_readme_does_not_leak_this_machine() -> None:
             and path != Path(__file__)
         ):
             assert not places.search(path.read_text()), path
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda path: path.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        place, _, anchor = target.partition("#")
+        found = page if not place else page.parent / place
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", found.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in titles}, target
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text()
+    missing = [page.name for page in ROOT.glob("docs/*.md") if f": {page.name}\n" not in menu]
+    assert not missing

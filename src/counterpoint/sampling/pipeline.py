@@ -133,12 +133,12 @@ class Pipeline(Model):
 
         Args:
             prompt: one, or one an image. ``ball++`` and ``(a red ball)1.3`` weigh words.
-            control_image: one condition image for each control, in the order of :attr:`labels`.
+            control_image: one condition image for each control, in the order of ``labels``.
             image: starting picture for image-to-image and inpainting; alone, the condition images, as in diffusers'
                 text-to-image pipeline.
             mask_image: what to repaint of ``image``: white.
             strength: how far ``image`` is noised, in (0, 1].
-            height: in pixels, a multiple of :attr:`factor`; default :attr:`native_size`.
+            height: in pixels, a multiple of ``factor``; default ``native_size``.
             width: likewise.
             num_inference_steps: denoising steps.
             guidance_scale: classifier-free guidance; 1 switches it off; default the model's own.
@@ -153,15 +153,15 @@ class Pipeline(Model):
             control_guidance_end: share of the steps after which it is silent, likewise.
             control_mask: for each control, grey images that say how strongly it speaks where: white is fully, black not
                 at all; ``None`` is everywhere.
-            control_mode: one of :data:`counterpoint.sampling.controls.MODES`, for all controls or one each.
+            control_mode: ``"balanced"``, ``"prompt"`` or ``"control"``, for all controls or one each.
             gate_silence: let a control whose kind has a silent value speak only where its image shows something else,
-                unless it has a mask (:func:`counterpoint.control.coverage.coverage`).
+                unless it has a mask.
             foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
             subject: words of the prompt, one for each foreground, whose place the host's attention tells.
             subject_mask: white where the subject is, one for each foreground, in place of ``subject``. With neither,
                 no keys are lent.
             layout: what stands where, for models with an adapter; one for all pictures, or one each.
-            report: note at every step which control was heard where; see :class:`Report`.
+            report: note at every step which control was heard where: ``Output.report``.
             output_type: form of the images; ``"latent"`` skips decoding.
             callback_on_step_end: called as in diffusers; may return ``{"latents": ...}`` to replace them.
 
