@@ -86,6 +86,16 @@ class GenerateRequest(Strict):
     device: str = "cpu"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, values: dict[str, object]) -> dict[str, object]:
+        """What "auto" means here is written down, so that a recipe says what was used."""
+        if isinstance(values, dict) and values.get("dtype") == "auto":
+            from counterpoint.api import find_dtype
+
+            return {**values, "dtype": find_dtype("auto", str(values.get("device", "cpu")))}
+        return values
+
     def inside(self, folder: Path) -> Self:
         """The same with all its paths counted from a folder."""
         controls = tuple(

@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from counterpoint.types import Inject, Residuals
 
 
 @contextmanager
-def taking_in(unet: UNet2DConditionModel, residuals: Residuals | None, inject: Inject) -> Iterator[dict[str, Any]]:
+def taking_in(unet: nn.Module, residuals: Residuals | None, inject: Inject) -> Iterator[dict[str, Any]]:
     """Let the host take control features in, and yield what its call wants besides: ``torch.add`` is diffusers' own
     way, by arguments; any other rule works where the features of the host's encoder are used."""
     if residuals is None:
@@ -49,9 +49,9 @@ def injecting(unet: UNet2DConditionModel, residuals: Residuals, inject: Inject) 
 
 
 @contextmanager
-def hints_encoded_once(networks: Sequence[ControlNetModel]) -> Iterator[None]:
+def hints_encoded_once(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Let every ControlNet remember what its hint encoder made of the picture it saw last."""
-    encoders = {network: network.controlnet_cond_embedding for network in dict.fromkeys(networks)}
+    encoders = {network: network.get_submodule("controlnet_cond_embedding") for network in dict.fromkeys(networks)}
     for network, encoder in encoders.items():
         network.controlnet_cond_embedding = _Remembering(encoder)
     try:

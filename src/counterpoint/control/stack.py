@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel, FluxControlNetModel
+from diffusers import FluxControlNetModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -78,7 +78,7 @@ class Branch:
 
     Attributes:
         name: how messages and reports call it.
-        network: a diffusers ControlNet.
+        network: called as a diffusers ControlNet is.
         hint: condition images in 0..1, one a row of the latents that the host sees, in the network's dtype.
         weights: conditioning scale over the schedule, one for all pictures of a batch, or one each.
         windows: part of the schedule, as ``(start, end)`` in 0..1, outside which the branch is not run; likewise.
@@ -88,7 +88,7 @@ class Branch:
     """
 
     name: str
-    network: ControlNetModel
+    network: nn.Module
     hint: Float[Tensor, "b 3 _ _"]
     weights: tuple[Weight, ...] = (Weight(((0.0, 1.0),)),)
     windows: tuple[tuple[float, float], ...] = ((0.0, 1.0),)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -57,9 +56,7 @@ class SubjectMap:
 
 
 @contextmanager
-def watching(
-    unet: UNet2DConditionModel, places: Sequence[Sequence[int]], size: tuple[int, int]
-) -> Iterator[SubjectMap]:
+def watching(unet: nn.Module, places: Sequence[Sequence[int]], size: tuple[int, int]) -> Iterator[SubjectMap]:
     """Watch where the host's next forward pass paints a subject; what it computes does not change."""
     refuse_fused(unet)
     levels = _levels(unet)
@@ -83,7 +80,7 @@ def watching(
 
 
 @contextmanager
-def finding_subjects(unet: UNet2DConditionModel, lending: Lending | None, size: tuple[int, int]) -> Iterator[None]:
+def finding_subjects(unet: nn.Module, lending: Lending | None, size: tuple[int, int]) -> Iterator[None]:
     """Let the host's next forward pass tell where the foregrounds are whose subjects were named."""
     places = {} if lending is None else lending.places
     with ExitStack() as stack:
@@ -93,7 +90,7 @@ def finding_subjects(unet: UNet2DConditionModel, lending: Lending | None, size: 
         lending.masks.update({name: found.mask() for name, found in seen.items()})
 
 
-def _levels(unet: UNet2DConditionModel) -> dict[int, list[Attention]]:
+def _levels(unet: Any) -> dict[int, list[Attention]]:
     """Halvings of the latents -> the host's cross-attention layers there."""
     levels: dict[int, list[Attention]] = {}
     for name, module in unet.named_modules():

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import ControlNetModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
@@ -17,6 +16,7 @@ from counterpoint.control.coverage import covered
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight
 from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
+from counterpoint.models.openvino import Ported
 from counterpoint.sampling.prompt import plain_words, subject_places
 from counterpoint.types import Fusion, UserError
 
@@ -64,7 +64,7 @@ def where_heard(
 
 
 def make_branches(
-    networks: Mapping[str, ControlNetModel],
+    networks: Mapping[str, nn.Module],
     hints: Mapping[str, Tensor],
     regions: Mapping[str, Tensor | None],
     guided: bool,
@@ -162,6 +162,18 @@ def check_injection(fusion: Fusion, networks: Mapping[str, nn.Module]) -> None:
             )
 
 
+def check_reach(fusion: Fusion, lending: Lending | None, unet: nn.Module) -> None:
+    """Hold a rule against networks that cannot be reached into.
+
+    Raises:
+        UserError: the rule would have to.
+    """
+    if isinstance(unet, Ported):
+        reaches = any(rule.exchange is not None or rule.inject is not torch.add for rule in fusion.rules)
+        if reaches or lending is not None:
+            raise UserError(f"{fusion.name} reaches into the networks, which OpenVINO keeps closed: use another device")
+
+
 def check_foreground(
     rule: Fusion, networks: Mapping[str, nn.Module], foreground: Sequence[str], told: int
 ) -> list[str]:
@@ -199,7 +211,7 @@ NO_SUBJECT = "lends keys only where it knows the subject: name its words with su
 
 def find_lending(
     rule: Fusion,
-    networks: Mapping[str, ControlNetModel],
+    networks: Mapping[str, nn.Module],
     tokenizer: CLIPTokenizer,
     prompts: Sequence[str],
     foreground: str | Sequence[str] | None,

@@ -15,6 +15,7 @@ from counterpoint.control.attach import taking_in
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Watch, run_stack
 from counterpoint.control.subject import finding_subjects
+from counterpoint.models.openvino import PortedUNet
 from counterpoint.sampling.guides import Guide
 from counterpoint.types import Fusion, Latents, Moment
 
@@ -36,7 +37,7 @@ class ControlledDenoiser:
         guide: says what a layout means to the host, if it has an adapter.
     """
 
-    unet: UNet2DConditionModel
+    unet: UNet2DConditionModel | PortedUNet
     branches: Sequence[Branch]
     fusion: Fusion
     text: Float[Tensor, "b t d"]

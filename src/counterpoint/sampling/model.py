@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from counterpoint.conditions.layout import Layout
 from counterpoint.control.stack import Branch
+from counterpoint.models.openvino import PortedControlNet, PortedUNet
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.guides import Adapter, make_guide
 from counterpoint.sampling.pixels import Pixels
@@ -43,9 +44,9 @@ class Model:
     vae: AutoencoderKL | AutoencoderTiny
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
+    unet: UNet2DConditionModel | PortedUNet
     scheduler: SchedulerMixin
-    controls: dict[str, ControlNetModel] = field(default_factory=dict)
+    controls: dict[str, ControlNetModel | PortedControlNet] = field(default_factory=dict)
     tokenizer_2: CLIPTokenizer | None = None
     text_encoder_2: CLIPTextModelWithProjection | None = None
     zero_empty_prompt: bool = False
@@ -69,7 +70,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the models are."""
-        return self.unet.device  # type: ignore[no-any-return]
+        return self.unet.device
 
     def to(self, device: str | torch.device) -> Model:
         """Move every network."""

@@ -19,9 +19,18 @@ from counterpoint.control.stack import Weight
 from counterpoint.fusion import get_fusion
 from counterpoint.models.adapter import load_adapter
 from counterpoint.models.load import load_image_encoder
+from counterpoint.models.openvino import Ported
 from counterpoint.sampling.aggregated import come_back, leave
 from counterpoint.sampling.amdm import Aggregation, sample_aggregated
-from counterpoint.sampling.controls import check_injection, each, find_lending, listed, make_branches, where_heard
+from counterpoint.sampling.controls import (
+    check_injection,
+    check_reach,
+    each,
+    find_lending,
+    listed,
+    make_branches,
+    where_heard,
+)
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.loop import Settle, Step, sample
@@ -82,6 +91,8 @@ class Pipeline(Model):
         Raises:
             UserError: there is no such adapter, or it does not fit.
         """
+        if isinstance(self.unet, Ported):
+            raise UserError("adapters reach into the networks, which OpenVINO keeps closed: use another device")
         if self.text_encoder_2 is not None:
             raise UserError("adapters are for models of the SD1.5 layout")
         own = self.origin / "adapters"
@@ -227,6 +238,7 @@ class Pipeline(Model):
                 denoiser = replace(denoiser, lending=lending)
             elif model.controls and (foreground or subject or subjects):
                 raise UserError("keys are lent within one model, and here no model has every control")
+            check_reach(rule, denoiser.lending, model.unet)
             denoisers.append(denoiser)
         shape = (count, self.unet.config.in_channels, height // self.factor, width // self.factor)
         noted = Report(tuple(self.controls), prompts, shape[2:]) if report and self.controls else None

@@ -1,0 +1,223 @@
+"""Networks that OpenVINO runs on a CPU: the same arithmetic in float32, or its bfloat16.
+
+A network is traced once, kept on disk under what decides it, and compiled for every new shape of its input. What it is
+made of cannot be reached any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from counterpoint.types import UserError
+
+CACHE = Path.home() / ".cache" / "counterpoint" / "openvino"
+
+
+class Ported(nn.Module):
+    """What both kinds of network share: configuration, place and precision, and how OpenVINO is called.
+
+    Args:
+        network: in float32 on a CPU; it is let go when it has been traced.
+        inside: the network as a function of tensors alone, and of none that is missing.
+        bf16: whether sums are made in bfloat16; inputs and outputs are float32 either way.
+        cache: folder of traced networks.
+    """
+
+    def __init__(self, network: nn.Module, inside: nn.Module, bf16: bool, cache: Path = CACHE) -> None:
+        super().__init__()
+        import openvino
+
+        self.openvino, self.config, self.bf16 = openvino, network.config, bf16
+        self.kind, self.cache = type(network), cache
+        self._inside: list[nn.Module] = [inside]  # no sub-module: its weights are to be let go
+        self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._traced: Any = None
+
+    config: Any
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+
+    @torch.no_grad()
+    def run(self, *inputs: Tensor) -> list[Tensor]:
+        """Outputs for inputs."""
+        inputs = tuple(one.float().contiguous() for one in inputs)
+        shapes = tuple(tuple(one.shape) for one in inputs)
+        if shapes not in self._compiled:
+            self._compiled[shapes] = self._compile(inputs)
+        found = self._compiled[shapes]([one.numpy() for one in inputs])
+        return [torch.from_numpy(found[place].copy()) for place in range(len(found))]
+
+    def _compile(self, inputs: Sequence[Tensor]) -> Any:
+        core = self.openvino.Core()
+        model = self._trace(core, inputs).clone()
+        model.reshape({place: list(one.shape) for place, one in enumerate(inputs)})
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.bf16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        return core.compile_model(model, "CPU", settings)
+
+    def _trace(self, core: Any, inputs: Sequence[Tensor]) -> Any:
+        if self._traced is None:
+            (inside,) = self._inside
+            path = self.cache / f"{_key(inside, self.kind.__name__, self.openvino.__version__)}.xml"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=path.parent) as half:
+                    made = _traced(inside.eval(), tuple(inputs))
+                    self.openvino.save_model(made, Path(half) / path.name, compress_to_fp16=False)
+                    for suffix in (".bin", ".xml"):  # who finds the second finds both
+                        (Path(half) / path.name).with_suffix(suffix).replace(path.with_suffix(suffix))
+            self._traced = core.read_model(path)
+            self._inside.clear()
+        return self._traced
+
+
+class PortedUNet(Ported):
+    """A UNet; called as diffusers' is, of which it knows what our denoiser asks."""
+
+    def __init__(self, unet: UNet2DConditionModel, bf16: bool, cache: Path = CACHE) -> None:
+        super().__init__(unet, _UNet(unet), bf16, cache)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        return_dict: bool = False,
+    ) -> tuple[Tensor]:
+        """The prediction."""
+        if down_block_additional_residuals is None or mid_block_additional_residual is None:
+            residuals = [torch.zeros(shape) for shape in site_shapes(self.config, sample.shape)]
+        else:
+            residuals = [*down_block_additional_residuals, mid_block_additional_residual]
+        (found,) = self.run(*_given(sample, timestep, encoder_hidden_states, added_cond_kwargs), *residuals)
+        return (found,)
+
+
+class PortedControlNet(Ported):
+    """A ControlNet; its hint encoder stays a torch module, because a hint is encoded once."""
+
+    def __init__(self, network: ControlNetModel, bf16: bool, cache: Path = CACHE) -> None:
+        encoder = network.controlnet_cond_embedding
+        network.controlnet_cond_embedding = nn.Identity()
+        super().__init__(network, _ControlNet(network), bf16, cache)
+        self.controlnet_cond_embedding = encoder
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        conditioning_scale: float | Tensor = 1.0,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        return_dict: bool = False,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """One feature a site."""
+        hint = self.controlnet_cond_embedding(controlnet_cond)
+        found = self.run(*_given(sample, timestep, encoder_hidden_states, added_cond_kwargs), hint)
+        *down, mid = (one * conditioning_scale for one in found)
+        return tuple(down), mid
+
+
+def port(unet: UNet2DConditionModel, controls: Mapping[str, ControlNetModel], bf16: bool) -> tuple[PortedUNet, dict]:
+    """A model's networks on OpenVINO; labels that share a network go on sharing it.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        raise UserError("the openvino backend needs OpenVINO: pip install 'counterpoint[openvino]'") from None
+    ported = {id(one): PortedControlNet(one, bf16) for one in controls.values()}
+    return PortedUNet(unet, bf16), {label: ported[id(one)] for label, one in controls.items()}
+
+
+def site_shapes(config: Mapping[str, Any], shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Shapes of what a control hands to each site of a UNet, for latents of ``shape`` ``(b, c, h, w)``."""
+    batch, _, height, width = shape
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    found = [(batch, widths[0], height, width)]
+    for place, channels in enumerate(widths):
+        count = layers if isinstance(layers, int) else layers[place]
+        found += [(batch, channels, height, width)] * count
+        if place < len(widths) - 1:
+            height, width = (height + 1) // 2, (width + 1) // 2
+            found.append((batch, channels, height, width))
+    return [*found, (batch, widths[-1], height, width)]
+
+
+class _Inside(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.added = network.config.get("addition_embed_type") == "text_time"
+
+    def _called(self, given: Sequence[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
+        """Keyword arguments of the network's forward, and the inputs that are left."""
+        sample, timestep, text, *rest = given
+        named = {"sample": sample, "timestep": timestep, "encoder_hidden_states": text, "return_dict": False}
+        if self.added:
+            named["added_cond_kwargs"] = {"text_embeds": rest[0], "time_ids": rest[1]}
+            rest = rest[2:]
+        return named, rest
+
+
+class _UNet(_Inside):
+    def forward(self, *given: Tensor) -> Tensor:
+        named, residuals = self._called(given)
+        *down, mid = residuals
+        found: Tensor = self.network(
+            **named, down_block_additional_residuals=tuple(down), mid_block_additional_residual=mid
+        )[0]
+        return found
+
+
+class _ControlNet(_Inside):
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        named, (hint,) = self._called(given)
+        down, mid = self.network(**named, controlnet_cond=hint)
+        return (*down, mid)
+
+
+def _traced(inside: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """By the front end itself: ``openvino.convert_model`` would report to its makers that it was called."""
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    reader = FrontEndManager().load_by_framework("pytorch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tracing: which branches are taken depends on the configuration alone
+        decoder = TorchScriptPythonDecoder(inside, example_input=inputs)  # to be kept: the reader does not hold it
+    return reader.convert(reader.load(decoder))
+
+
+def _given(sample: Tensor, timestep: Tensor, text: Tensor, added: Mapping[str, Tensor] | None) -> tuple[Tensor, ...]:
+    times = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1).expand(len(sample))
+    extra = () if not added else (added["text_embeds"], added["time_ids"])
+    return (sample, times, text, *extra)
+
+
+def _key(inside: nn.Module, *more: str) -> str:
+    """What decides a traced network: weights, configuration, versions."""
+    found = hashlib.blake2b(json.dumps([*more, torch.__version__, dict(inside.network.config)], default=str).encode())
+    for name, tensor in inside.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()[:32]

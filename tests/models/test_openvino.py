@@ -1,0 +1,165 @@
+"""Networks on OpenVINO: the same numbers in float32, near ones in bfloat16, and a clear word where they cannot go."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from counterpoint import load
+from counterpoint.apps.request import GenerateRequest, build
+from counterpoint.models import openvino as backend
+from counterpoint.models.openvino import PortedControlNet, PortedUNet, site_shapes
+from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.types import UserError
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("openvino")
+
+
+def given(unet: Any, batch: int = 2, size: int = 8) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(batch)
+    return {
+        "sample": torch.randn(batch, unet.config.in_channels, size, size, generator=draw),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(batch, 7, unet.config.cross_attention_dim, generator=draw),
+    }
+
+
+@pytest.fixture(scope="module")
+def pair(parts: dict, cache: Path) -> tuple[PortedUNet, PortedControlNet]:
+    unet, network = copy.deepcopy(parts["unet"]), copy.deepcopy(parts["networks"][0])
+    return PortedUNet(unet, False, cache), PortedControlNet(network, False, cache)
+
+
+@torch.no_grad()
+def test_the_numbers_are_the_same(parts: dict, pair: tuple[PortedUNet, PortedControlNet]) -> None:
+    unet, network = parts["unet"], parts["networks"][0]
+    for batch in (2, 4):
+        inputs, hint = given(unet, batch), torch.rand(batch, 3, 64, 64)
+        down, mid = network(**inputs, controlnet_cond=hint, conditioning_scale=0.7, return_dict=False)
+        found = pair[1](**inputs, controlnet_cond=hint, conditioning_scale=0.7)
+        for one, other in zip((*down, mid), (*found[0], found[1]), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+        heard = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
+        for more in ({}, heard):
+            wanted = unet(**inputs, **more, return_dict=False)[0]
+            torch.testing.assert_close(pair[0](**inputs, **more)[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_traced_network_is_found_again_and_another_is_not(
+    parts: dict, pair: tuple[PortedUNet, PortedControlNet], cache: Path
+) -> None:
+    pair[0](**given(parts["unet"]))
+    before = set(cache.glob("*.xml"))
+    PortedUNet(copy.deepcopy(parts["unet"]), True, cache)(**given(parts["unet"]))
+    assert set(cache.glob("*.xml")) == before, "precision is a matter of compiling"
+    other = copy.deepcopy(parts["unet"])
+    other.conv_in.bias.data += 1
+    PortedUNet(other, False, cache)(**given(other))
+    assert len(set(cache.glob("*.xml"))) == len(before) + 1
+    assert len(list(cache.glob("*"))) == 2 * (len(before) + 1), "and nothing else is left"
+
+
+@pytest.mark.parametrize("size", [8, 12, 16])
+def test_sites_have_the_shapes_that_controls_hand_over(parts: dict, size: int) -> None:
+    unet, network = parts["unet"], parts["networks"][0]
+    inputs = given(unet, 2, size)
+    with torch.no_grad():
+        down, mid = network(**inputs, controlnet_cond=torch.rand(2, 3, 8 * size, 8 * size), return_dict=False)
+    assert [tuple(one.shape) for one in (*down, mid)] == site_shapes(unet.config, inputs["sample"].shape)
+
+
+def test_sdxl_reads_what_it_adds(cache: Path) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, cross_attention_dim=16,
+        attention_head_dim=8, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16, norm_num_groups=8,
+    ).eval()  # fmt: skip
+    network = ControlNetModel.from_unet(unet, conditioning_channels=3).eval()
+    inputs = given(unet)
+    added = {"text_embeds": torch.randn(2, 16), "time_ids": torch.randn(2, 6)}
+    hint = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = unet(**inputs, added_cond_kwargs=added, return_dict=False)[0]
+        _, mid = network(**inputs, controlnet_cond=hint, added_cond_kwargs=added, return_dict=False)
+    found = PortedUNet(copy.deepcopy(unet), False, cache)(**inputs, added_cond_kwargs=added)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    said = PortedControlNet(copy.deepcopy(network), False, cache)(
+        **inputs, controlnet_cond=hint, added_cond_kwargs=added
+    )
+    torch.testing.assert_close(said[1], mid, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def pipes(cache: Path) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "CACHE", cache)
+        patch.setattr(backend.PortedUNet.__init__, "__defaults__", (cache,))
+        patch.setattr(backend.PortedControlNet.__init__, "__defaults__", (cache,))
+        yield {dtype: load("tiny", ["pose", "seg"], device="openvino", dtype=dtype) for dtype in ("fp32", "bf16")}
+
+
+def make(pipe: Pipeline, **more: Any) -> np.ndarray:
+    hints = [np.zeros((128, 128, 3), np.uint8), np.full((128, 128, 3), 90, np.uint8)]
+    hints[0][40:90, 60:64] = 255
+    settings = {"num_inference_steps": 4, "generator": [torch.Generator().manual_seed(i) for i in (0, 1)], **more}
+    return pipe(["a person on a meadow", "a red ball"], hints, output_type="np", **settings).images
+
+
+def test_pictures_are_the_same(pipes: Any) -> None:
+    eager = load("tiny", ["pose", "seg"])
+    for more in ({}, {"fusion": "pix+channel"}, {"control_guidance_end": [0.5, 1.0]},
+                 {"controlnet_conditioning_scale": [[1.0, 0.0], 0.5]}):  # fmt: skip
+        wanted = make(eager, **more)
+        assert np.abs(make(pipes["fp32"], **more) - wanted).max() < 2e-3
+    assert 1e-4 < np.abs(make(pipes["bf16"]) - make(eager)).mean() < 0.05
+    alone = [replace(pipe, controls={}) for pipe in (eager, pipes["fp32"])]
+    wanted, found = (
+        pipe("a red ball", num_inference_steps=2, generator=torch.manual_seed(0), output_type="np").images
+        for pipe in alone
+    )
+    assert np.abs(found - wanted).max() < 2e-3
+
+
+@pytest.mark.parametrize("fusion", ["maxfusion", "minimal-impact", "0:sum,0.5:maxfusion"])
+def test_rules_that_reach_inside_are_refused(pipes: Any, fusion: str) -> None:
+    with pytest.raises(UserError, match="reaches into the networks"):
+        make(pipes["fp32"], fusion=fusion)
+
+
+def test_what_else_reaches_inside_is_refused(pipes: Any) -> None:
+    with pytest.raises(UserError, match="cross reaches into the networks"):
+        make(pipes["fp32"], fusion="cross", subject="a")
+    with pytest.raises(UserError, match="adapters reach into the networks"):
+        pipes["fp32"].adapted("interact")
+
+
+def test_wrong_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="fp32 or bf16"):
+        load("tiny", device="openvino", dtype="fp16")
+    with pytest.raises(UserError, match="unknown dtype 'fp8'"):
+        load("tiny", dtype="fp8")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"counterpoint\[openvino\]"):
+        load("tiny", device="openvino")
+
+
+@pytest.mark.parametrize(("there", "wanted"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_written_down_as_what_it_was(monkeypatch: pytest.MonkeyPatch, there: bool, wanted: str) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+    assert build(GenerateRequest, prompt="a ball", dtype="auto").dtype == wanted
+    assert load("tiny", dtype="auto").unet.dtype == (torch.bfloat16 if there else torch.float32)
