@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from counterpoint.apps.benchmark import Timing, alternate, compare, plain
+from counterpoint.apps.benchmark_generate import generate_cases
 
 CPU = torch.device("cpu")
 
@@ -39,9 +41,10 @@ def test_ratios_are_of_the_same_round() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("music",), "there are fusion, aggregate"),
+        (("music",), "there are fusion, generate, aggregate"),
         (("--size", "huge"), "tiny, sd15"),
         (("--dtype", "fp8"), "fp32, bf16, fp16"),
+        (("generate", "--dtype", "bf16"), "compares dtypes itself"),
         (("--device", "gpu"), "there is no device 'gpu'"),
     ],
 )
@@ -49,3 +52,15 @@ def test_what_cannot_be_measured(cli, arguments: tuple[str, ...], said: str) -> 
     status, _, message = cli("benchmark", *arguments)
     assert status == 2
     assert said in message
+
+
+def test_every_way_makes_the_picture_that_stock_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoint.models.openvino.CACHE", tmp_path)
+    compared = generate_cases("tiny", CPU, torch.float32)
+    wanted = compared.cases["stock diffusers"]().images
+    for name, case in compared.cases.items():
+        if name.startswith("exact"):
+            found = case().images
+            assert (found - wanted).abs().mean() < (0.2 if name.endswith("bf16") else 1e-4), name
+            assert compared.floors[name] > 0
+    assert torch.equal(compared.cases["exact"]().images, wanted), "bit for bit"

@@ -108,8 +108,6 @@ def test_sdxl_reads_what_it_adds(cache: Path) -> None:
 def pipes(cache: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "CACHE", cache)
-        patch.setattr(backend.PortedUNet.__init__, "__defaults__", (cache,))
-        patch.setattr(backend.PortedControlNet.__init__, "__defaults__", (cache,))
         yield {dtype: load("tiny", ["pose", "seg"], device="openvino", dtype=dtype) for dtype in ("fp32", "bf16")}
 
 

@@ -90,5 +90,6 @@ def plain(rows: list[dict[str, Any]], baseline: str) -> str:
         f"{row['name']:<{width}}  {row['seconds']['median']:10.4f} s  "
         f"{row['ratio']['median']:8.2%} of {baseline} [{row['ratio']['low']:.2%}, {row['ratio']['high']:.2%}]"
         + (f"  {row['peak_mb']} MB" if row["peak_mb"] else "")
+        + (f"  floor {row['floor']:.4f} s" if row.get("floor") else "")
         for row in rows
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -28,16 +28,22 @@ SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 """What Stable Diffusion 1.5 sets beyond the defaults of diffusers' UNet."""
 
 
-def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Case], str]:
+@dataclass(frozen=True)
+class Comparison:
+    """What is timed, what the others are compared with, and the seconds below which a case cannot fall."""
+
+    cases: dict[str, Case]
+    baseline: str
+    floors: dict[str, float] = field(default_factory=dict)
+
+
+def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparison:
     """Every rule's operator at every site of a guided step with two controls, beside whole steps.
 
     Args:
         size: one of :data:`SIZES`.
         device: where.
         dtype: of the models.
-
-    Returns:
-        The cases, and the name of the baseline: a step under ``sum``.
     """
     models = SIZES[size]()
     unet, *networks = (model.eval().to(device, dtype) for model in (models.unet, *models.controls))
@@ -72,10 +78,8 @@ def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> tuple[d
         return torch.no_grad()(lambda: fuse(rule, said))
 
     steps = ("sum", "pix+channel", "cross", "minimal-impact", "maxfusion", "cross-authors")
-    return {
-        **{f"step {name}": step(FUSIONS[name]) for name in steps},
-        **{f"operator {name}": operator(rule) for name, rule in FUSIONS.items()},
-    }, "step sum"
+    cases = {f"step {name}": step(FUSIONS[name]) for name in steps}
+    return Comparison(cases | {f"operator {name}": operator(rule) for name, rule in FUSIONS.items()}, "step sum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,18 +98,19 @@ def _shipped() -> _Models:
     return _Models(parts.unet, controls, int(parts.tokenizer.model_max_length), int(parts.unet.config.sample_size))
 
 
-def _random() -> _Models:
+def random_models() -> _Models:
+    """Stable Diffusion 1.5's shapes, with weights of chance."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**SD15)
     controls = [ControlNetModel.from_unet(unet, load_weights_from_unet=False) for _ in range(2)]
     return _Models(unet, controls, 77, int(SD15["sample_size"]))
 
 
-SIZES: dict[str, Callable[[], _Models]] = {"tiny": _shipped, "sd15": _random}
+SIZES: dict[str, Callable[[], _Models]] = {"tiny": _shipped, "sd15": random_models}
 """``tiny``, the shipped family at 128 x 128; ``sd15``, Stable Diffusion 1.5's shapes at 512 x 512, random weights."""
 
 
-def aggregate_cases(size: str, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Case], str]:
+def aggregate_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparison:
     """A picture in 50 steps by a model alone, and with each helper in the first three of them. The adapters are
     untrained, which costs the same.
 
@@ -151,11 +156,4 @@ def aggregate_cases(size: str, device: torch.device, dtype: torch.dtype) -> tupl
         )
 
     several = (("interact",), ("interact", "migc"), ("interact", "ip-adapter"), tuple(models))
-    return {" + ".join(names): picture(*names) for names in several}, "interact"
-
-
-CASES: dict[str, Callable[[str, torch.device, torch.dtype], tuple[dict[str, Case], str]]] = {
-    "fusion": fusion_cases,
-    "aggregate": aggregate_cases,
-}
-"""What can be measured -> its cases at a size on a device, and the one that the others are compared with."""
+    return Comparison({" + ".join(names): picture(*names) for names in several}, "interact")

@@ -10,7 +10,8 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,16 @@ class Ported(nn.Module):
         network: in float32 on a CPU; it is let go when it has been traced.
         inside: the network as a function of tensors alone, and of none that is missing.
         bf16: whether sums are made in bfloat16; inputs and outputs are float32 either way.
-        cache: folder of traced networks.
+        cache: folder of traced networks; default :data:`CACHE`.
     """
 
-    def __init__(self, network: nn.Module, inside: nn.Module, bf16: bool, cache: Path = CACHE) -> None:
+    def __init__(self, network: nn.Module, inside: _Inside, bf16: bool, cache: Path | None = None) -> None:
         super().__init__()
         import openvino
 
         self.openvino, self.config, self.bf16 = openvino, network.config, bf16
-        self.kind, self.cache = type(network), cache
-        self._inside: list[nn.Module] = [inside]  # no sub-module: its weights are to be let go
+        self.kind, self.cache = type(network), cache or CACHE
+        self._inside: list[_Inside] = [inside]  # no sub-module: its weights are to be let go
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
         self._traced: Any = None
 
@@ -75,7 +76,8 @@ class Ported(nn.Module):
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=path.parent) as half:
-                    made = _traced(inside.eval(), tuple(inputs))
+                    with inside.as_traced():
+                        made = _traced(inside.eval(), tuple(inputs))
                     self.openvino.save_model(made, Path(half) / path.name, compress_to_fp16=False)
                     for suffix in (".bin", ".xml"):  # who finds the second finds both
                         (Path(half) / path.name).with_suffix(suffix).replace(path.with_suffix(suffix))
@@ -87,7 +89,7 @@ class Ported(nn.Module):
 class PortedUNet(Ported):
     """A UNet; called as diffusers' is, of which it knows what our denoiser asks."""
 
-    def __init__(self, unet: UNet2DConditionModel, bf16: bool, cache: Path = CACHE) -> None:
+    def __init__(self, unet: UNet2DConditionModel, bf16: bool, cache: Path | None = None) -> None:
         super().__init__(unet, _UNet(unet), bf16, cache)
 
     def forward(
@@ -112,11 +114,9 @@ class PortedUNet(Ported):
 class PortedControlNet(Ported):
     """A ControlNet; its hint encoder stays a torch module, because a hint is encoded once."""
 
-    def __init__(self, network: ControlNetModel, bf16: bool, cache: Path = CACHE) -> None:
-        encoder = network.controlnet_cond_embedding
-        network.controlnet_cond_embedding = nn.Identity()
+    def __init__(self, network: ControlNetModel, bf16: bool, cache: Path | None = None) -> None:
         super().__init__(network, _ControlNet(network), bf16, cache)
-        self.controlnet_cond_embedding = encoder
+        self.controlnet_cond_embedding = network.controlnet_cond_embedding
 
     def forward(
         self,
@@ -169,6 +169,10 @@ class _Inside(nn.Module):
         self.network = network
         self.added = network.config.get("addition_embed_type") == "text_time"
 
+    def as_traced(self) -> AbstractContextManager[None]:
+        """While it is traced."""
+        return nullcontext()
+
     def _called(self, given: Sequence[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
         """Keyword arguments of the network's forward, and the inputs that are left."""
         sample, timestep, text, *rest = given
@@ -190,6 +194,16 @@ class _UNet(_Inside):
 
 
 class _ControlNet(_Inside):
+    @contextmanager
+    def as_traced(self) -> Iterator[None]:
+        """Without its hint encoder."""
+        encoder = self.network.controlnet_cond_embedding
+        self.network.controlnet_cond_embedding = nn.Identity()
+        try:
+            yield
+        finally:
+            self.network.controlnet_cond_embedding = encoder
+
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         named, (hint,) = self._called(given)
         down, mid = self.network(**named, controlnet_cond=hint)

@@ -11,7 +11,8 @@ def benchmark(
     what: Annotated[
         str,
         typer.Argument(
-            help="fusion: every rule's operator, and whole steps; aggregate: pictures by models that work together."
+            help="fusion: every rule's operator, and whole steps; generate: pictures with two controls, beside stock "
+            "diffusers; aggregate: pictures by models that work together."
         ),
     ] = "fusion",
     size: Annotated[
@@ -26,12 +27,14 @@ def benchmark(
     from counterpoint.api import DTYPES, find_device
     from counterpoint.apps import benchmark as bench
     from counterpoint.apps import record
-    from counterpoint.apps.benchmark_cases import CASES, SIZES
+    from counterpoint.apps.benchmark_cases import SIZES, aggregate_cases, fusion_cases
+    from counterpoint.apps.benchmark_generate import generate_cases
     from counterpoint.apps.cli import output
     from counterpoint.types import UserError
 
+    kinds = {"fusion": fusion_cases, "generate": generate_cases, "aggregate": aggregate_cases}
     for name, value, known in (
-        ("benchmark", what, CASES),
+        ("benchmark", what, kinds),
         ("--size", size, SIZES),
         ("--dtype", dtype, DTYPES),
     ):
@@ -40,9 +43,11 @@ def benchmark(
     output.quiet_libraries()
     output.say("preparing")
     where = find_device(device)
-    cases, baseline = CASES[what](size, where, DTYPES[dtype])
+    compared = kinds[what](size, where, DTYPES[dtype])
     with output.progress("measuring", unit="case") as listen:
-        rows = bench.compare(bench.alternate(cases, rounds, where, listen), baseline)
+        rows = bench.compare(bench.alternate(compared.cases, rounds, where, listen), compared.baseline)
+    for row in rows:
+        row["floor"] = compared.floors.get(row["name"])
     if json:
         output.record(
             {
@@ -51,10 +56,10 @@ def benchmark(
                 "size": size,
                 "dtype": dtype,
                 "rows": rows,
-                "baseline": baseline,
+                "baseline": compared.baseline,
                 "machine": bench.machine(where),
             }
         )
         return
-    print(bench.plain(rows, baseline))
+    print(bench.plain(rows, compared.baseline))
     print(", ".join(f"{key} {value}" for key, value in bench.machine(where).items()))
