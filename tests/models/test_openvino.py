@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,21 @@ def test_pictures_are_the_same(pipes: Any) -> None:
         for pipe in alone
     )
     assert np.abs(found - wanted).max() < 2e-3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are asked for as Linux has them")
+def test_compiling_leaves_no_signal_stack(parts: dict, cache: Path) -> None:
+    """One that is unmapped with the network would crash the process at the next Ctrl+C."""
+
+    def stack() -> tuple[object, int]:
+        found = backend._Stack()
+        ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+        return found.place, found.size
+
+    before = stack()
+    ported = PortedUNet(copy.deepcopy(parts["unet"]), False, cache)
+    ported(**given(parts["unet"], 3))
+    assert stack() == before
 
 
 @pytest.mark.parametrize("fusion", ["maxfusion", "minimal-impact", "0:sum,0.5:maxfusion"])

@@ -6,8 +6,10 @@ made of cannot be reached any more.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +69,8 @@ class Ported(nn.Module):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        return core.compile_model(model, "CPU", settings)
+        with _own_signal_stack():
+            return core.compile_model(model, "CPU", settings)
 
     def _trace(self, core: Any, inputs: Sequence[Tensor]) -> Any:
         if self._traced is None:
@@ -220,6 +223,25 @@ def _traced(inside: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         warnings.simplefilter("ignore")  # about tracing: which branches are taken depends on the configuration alone
         decoder = TorchScriptPythonDecoder(inside, example_input=inputs)  # to be kept: the reader does not hold it
     return reader.convert(reader.load(decoder))
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Compiling leaves the thread a signal stack that is unmapped with the compiled network (2026.4): the next signal,
+    such as Ctrl+C, would crash the process. The one that was there before is put back."""
+    exchange = getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
+    before = _Stack()
+    if exchange is not None:
+        exchange(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        if exchange is not None:
+            exchange(ctypes.byref(before), None)
 
 
 def _given(sample: Tensor, timestep: Tensor, text: Tensor, added: Mapping[str, Tensor] | None) -> tuple[Tensor, ...]:
