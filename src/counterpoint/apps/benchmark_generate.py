@@ -15,7 +15,7 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from counterpoint.api import find_dtype, load
+from counterpoint.api import DTYPES, find_dtype, load
 from counterpoint.apps.benchmark import Case
 from counterpoint.apps.benchmark_cases import Comparison, random_models
 from counterpoint.models.openvino import port
@@ -77,7 +77,7 @@ def generate_cases(size: str, device: torch.device, dtype: torch.dtype) -> Compa
 
 
 def _copied(pipe: Pipeline, dtype: str) -> Pipeline:
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    kind = DTYPES[dtype]
     networks = {name: copy.deepcopy(getattr(pipe, name)).to(kind) for name in ("vae", "text_encoder", "unet")}
     controls = {label: copy.deepcopy(one).to(kind) for label, one in pipe.controls.items()}
     return replace(pipe, **networks, controls=controls)

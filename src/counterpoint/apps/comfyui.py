@@ -104,8 +104,9 @@ class CounterpointFusion:
             for embedding, settings in conditioning:
                 chain = settings.get("control")
                 if chain is not None:
-                    control = made.setdefault(id(chain), FusedControl(chain, fusion))
-                    settings = {**settings, "control": control}
+                    if id(chain) not in made:
+                        made[id(chain)] = FusedControl(chain, fusion)
+                    settings = {**settings, "control": made[id(chain)]}
                 found.append([embedding, settings])
             return found
 

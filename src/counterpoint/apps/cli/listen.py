@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from pathlib import Path
 
 from counterpoint.types import UserError
 
@@ -23,6 +24,20 @@ def listening(host: str, port: int) -> socket.socket:
         probe.close()
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from None
     return probe
+
+
+def secrets_in(path: Path | None, what: str) -> list[str]:
+    """The lines of a file of keys or logins, without empty ones; none without a file.
+
+    Raises:
+        UserError: it cannot be read; messages say what it should hold.
+    """
+    if path is None:
+        return []
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the {what} {path}: {error}") from None
 
 
 def loopback(host: str) -> bool:

@@ -104,14 +104,12 @@ def serve(
 
 
 def _keys(path: Path | None) -> frozenset[str]:
+    from counterpoint.apps.cli.listen import secrets_in
     from counterpoint.types import UserError
 
+    keys = frozenset(secrets_in(path, "keys"))
     if path is None:
-        return frozenset()
-    try:
-        keys = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the keys {path}: {error}") from None
+        return keys
     if not keys or min(map(len, keys)) < 16:
         raise UserError(f"{path} holds no keys, or one of fewer than 16 characters")
     return keys

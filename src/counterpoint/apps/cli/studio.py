@@ -85,15 +85,12 @@ def studio(
 
 
 def _users(path: Path | None) -> list[tuple[str, str]]:
+    from counterpoint.apps.cli.listen import secrets_in
     from counterpoint.types import UserError
 
+    users = [tuple(line.split(":", 1)) for line in secrets_in(path, "logins")]
     if path is None:
-        return []
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    users = [tuple(line.split(":", 1)) for line in lines]
+        return users
     if not users or any(len(user) != 2 or len(user[1]) < 8 for user in users):
         raise UserError(f"{path} holds no NAME:PASSWORD lines, or a password of fewer than 8 characters")
     return users

@@ -112,9 +112,7 @@ class Page:
             choices = [("a condition image", False), ("a photo to extract from", True)]
             add[f"photo{i}"] = gr.Radio(choices, value=False, label="The image is", elem_id=f"photo-{i}")
         with gr.Row():
-            add[f"image{i}"] = _Upload(
-                label="Image", sources=uploads, type="filepath", height=230, elem_id=f"image-{i}", **_PICTURE
-            )
+            add[f"image{i}"] = _upload(label="Image", sources=uploads, height=230, elem_id=f"image-{i}", **_PICTURE)
             seen = gr.Image(
                 label="As the network sees it", interactive=False, height=230, elem_id=f"seen-{i}", **_PICTURE
             )
@@ -180,8 +178,8 @@ class Page:
             with gr.Column(min_width=180):
                 add["boxes"] = _table("Boxes", ["phrase", "left", "top", "right", "bottom"], "boxes")
                 add["actions"] = _table("Who does what", ["who", "does what", "to whom"], "actions")
-                add["reference"] = _Upload(
-                    label="Style reference", type="filepath", height=130, sources=["upload", "clipboard"], **_PICTURE
+                add["reference"] = _upload(
+                    label="Style reference", height=130, sources=["upload", "clipboard"], **_PICTURE
                 )
         corner, tables = gr.State(None), [add["boxes"], add["actions"]]
         board.select(actions.corner, [corner, phrase, add["boxes"]], [corner, add["boxes"]], **_PRIVATE)
@@ -234,14 +232,12 @@ class Page:
         self.reuse.click(self.do.reuse, self.chosen, values, **_PRIVATE)
 
 
-class _Upload(gr.Image):
-    """Hands its file on unread: our own reader says what is wrong with one."""
-
-    is_template = True  # for gradio, another name of the same thing in the browser
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The file's path."""
-        return None if payload is None else str(payload.path)
+def _upload(**settings: Any) -> gr.Image:
+    """A picture field that hands its file on unread: our own reader says what is wrong with one. No class of its own,
+    because gradio writes an interface file beside the source of every class."""
+    field = gr.Image(type="filepath", **settings)
+    field.preprocess = lambda payload: None if payload is None else str(payload.path)
+    return field
 
 
 def _table(label: str, headers: list[str], name: str) -> gr.Dataframe:
