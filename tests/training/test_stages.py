@@ -158,6 +158,27 @@ def test_controlnet_stage_trains_the_controlnet_only(host: tuple, parts: dict, t
     ControlNetModel.from_pretrained(tmp_path)
 
 
+def test_several_noises_a_sample_encode_its_condition_once(host: tuple, parts: dict) -> None:
+    def network() -> ControlNetModel:
+        copy = ControlNetModel.from_config(parts["networks"][0].config)
+        copy.load_state_dict(parts["networks"][0].state_dict())
+        return copy
+
+    plain = ControlNetStage(network(), "pose", *host)
+    twice = ControlNetStage(network(), "pose", *host, noises_per_sample=2)
+    noisy = twice._noisy(BATCH, Draws(0, range(3)))
+    assert noisy.x0.shape[0] == 6
+    assert not torch.equal(noisy.noise[0], noisy.noise[1])
+    assert len(set(noisy.t.tolist())) > 3
+    repeated = {"control:pose": BATCH["control:pose"].repeat_interleave(2, 0)}
+    found, wanted = twice._denoise(noisy, BATCH), plain._denoise(noisy, repeated)
+    torch.testing.assert_close(found, wanted)
+    for one in (found, wanted):
+        one.square().mean().backward()
+    for one, other in zip(twice.controlnet.parameters(), plain.controlnet.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_captions_are_dropped_at_the_stated_rate(host: tuple) -> None:
     stage = DiffusionStage(*host, proportion_empty_prompts=0.3)
     text = stage._text(["a red ball"] * 400, Draws(0, range(400)))

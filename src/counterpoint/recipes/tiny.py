@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from transformers import CLIPConfig, CLIPModel
 
@@ -39,6 +39,7 @@ class ControlConfig(parts.FamilyConfig):
     """A ControlNet for one kind of control."""
 
     control_type: KINDS = "pose"
+    noises_per_sample: int = Field(1, gt=0)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -117,7 +118,8 @@ def controlnet(config: ControlConfig) -> Job:
     torch.manual_seed(config.seed)
     unet = parts.unet(config)
     network = parts.new_controlnet(unet)
-    stage = ControlNetStage(parts.fast(network), config.control_type, unet, **parts.denoising(config))
+    settings = {"noises_per_sample": config.noises_per_sample, **parts.denoising(config)}
+    stage = ControlNetStage(parts.fast(network), config.control_type, unet, **settings)
     return Job(stage, parts.latents(config, f"control:{config.control_type}"))
 
 

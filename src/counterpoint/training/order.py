@@ -76,6 +76,6 @@ class Draws:
         """Uniform in [0, 1), ``(b, *shape)``."""
         return torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(self.device)
 
-    def integers(self, high: int) -> Tensor:
-        """Integers in ``0 .. high - 1``, ``(b,)``."""
-        return torch.cat([torch.randint(high, (1,), generator=g) for g in self.generators]).to(self.device)
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """Integers in ``0 .. high - 1``, ``(b, *shape)``."""
+        return torch.stack([torch.randint(high, shape, generator=g) for g in self.generators]).to(self.device)

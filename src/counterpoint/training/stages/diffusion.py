@@ -45,6 +45,8 @@ class DiffusionStage(Stage):
         proportion_empty_prompts: share of samples whose caption is dropped, for classifier-free guidance.
         snr_gamma: Min-SNR weight of the loss; ``None`` weighs all timesteps alike.
         debiased: whether noisy timesteps weigh more (:func:`snr_weight`).
+        noises_per_sample: how often each sample of a batch is made noisy, every time with its own noise and timestep;
+            of a ControlNet, the condition image is encoded once for all of them.
     """
 
     trained: tuple[str, ...] = ("unet",)
@@ -59,11 +61,12 @@ class DiffusionStage(Stage):
         proportion_empty_prompts: float = 0.1,
         snr_gamma: float | None = 5.0,
         debiased: bool = False,
+        noises_per_sample: int = 1,
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder, self.tokenizer, self.scheduler = unet, text_encoder, tokenizer, scheduler
         self.proportion_empty_prompts, self.snr_gamma = proportion_empty_prompts, snr_gamma
-        self.debiased = debiased
+        self.debiased, self.noises_per_sample = debiased, noises_per_sample
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(batch, draws)
@@ -73,10 +76,12 @@ class DiffusionStage(Stage):
         return self._weighted(noisy, losses), extra
 
     def _noisy(self, batch: Batch, draws: Draws) -> Noisy:
-        x0 = batch["latents"].float()
-        noise = draws.normal(*x0.shape[1:])
-        t = draws.integers(self.scheduler.config.num_train_timesteps)
-        return Noisy(x0, noise, t, self.scheduler.alphas_cumprod.to(x0.device)[t], self._text(batch["caption"], draws))
+        times = self.noises_per_sample
+        x0 = batch["latents"].float().repeat_interleave(times, 0)
+        noise = draws.normal(times, *x0.shape[1:]).flatten(0, 1)
+        t = draws.integers(self.scheduler.config.num_train_timesteps, times).flatten()
+        text = self._text([caption for caption in batch["caption"] for _ in range(times)], draws)
+        return Noisy(x0, noise, t, self.scheduler.alphas_cumprod.to(x0.device)[t], text)
 
     def _denoise(self, noisy: Noisy, batch: Batch) -> Tensor:
         return self._predict(noisy.x_t, noisy.t, noisy.text, batch).float()
@@ -96,7 +101,7 @@ class DiffusionStage(Stage):
 
     @torch.no_grad()
     def _text(self, captions: list[str], draws: Draws) -> Tensor:
-        drop = draws.uniform() < self.proportion_empty_prompts
+        drop = draws.uniform(self.noises_per_sample).flatten() < self.proportion_empty_prompts
         captions = ["" if empty else caption for caption, empty in zip(captions, drop.tolist(), strict=True)]
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return self.text_encoder(tokens.to(draws.device)).last_hidden_state
@@ -120,6 +125,10 @@ class ControlNetStage(DiffusionStage):
     def __init__(self, controlnet: ControlNetModel, kind: str, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)
         self.controlnet, self.field = controlnet, f"control:{kind}"
+        if self.noises_per_sample > 1:
+            times = self.noises_per_sample
+            encoder = controlnet.controlnet_cond_embedding
+            encoder.register_forward_hook(lambda _, __, code: code.repeat_interleave(times, 0))
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
         down, mid = self.controlnet(x, t, text, self._hint(batch), return_dict=False)
