@@ -115,7 +115,7 @@ def test_the_command(cli, tmp_path: Path) -> None:
         (["canny", "x.png", "--batch"], "wants a folder"),
         (["canny", ".", "--batch", "--out", "x"], "leave out --out"),
         (["smell", ".", "--batch", "--balance"], "unknown control 'smell'"),
-        (["depth", ".", "--batch"], "nothing makes depth images without a model"),
+        (["depth", ".", "--batch"], "nothing makes depth images of photos without a model"),
         (["canny", ".", "--batch"], "holds no pictures"),
     ],
 )

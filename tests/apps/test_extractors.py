@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from counterpoint.apps.extractors import extractor
+from counterpoint.apps.readers import control_readers
 from counterpoint.conditions.normals import normals
 from counterpoint.conditions.plain import PLAIN
 from counterpoint.conditions.scribble import strokes
@@ -40,7 +41,34 @@ def test_one_network_serves_two_kinds(tmp_path: Path) -> None:
 
 def test_normals_come_from_whatever_reads_depth(tiny: Path) -> None:
     scene_ = scene(SPLITS["test"].start).image
-    np.testing.assert_array_equal(extractor("normal")(scene_), normals(extractor("depth")(scene_)))
+    made = extractor("normal", model="tiny")(scene_)
+    np.testing.assert_array_equal(made, normals(extractor("depth", model="tiny")(scene_)))
+
+
+@pytest.mark.parametrize("kind", ["depth", "normal", "seg", "pose"])
+def test_a_judge_reads_where_a_family_is_named_and_nowhere_else(kind: str, tiny: Path) -> None:
+    made = extractor(kind, "tiny")(PHOTO)
+    assert made.shape == PHOTO.shape, "sides need not be multiples of 16"
+    np.testing.assert_array_equal(made, extractor(kind, model="tiny")(PHOTO))
+    with pytest.raises(UserError, match="fetch .* and name it with --model MODEL; --model tiny reads"):
+        extractor(kind)
+
+
+def test_a_judge_reads_scenes_as_before(tiny: Path) -> None:
+    picture = torch.from_numpy(scene(SPLITS["test"].start).image).permute(2, 0, 1)[None] / 255
+    small = picture[..., :120, :100]
+    read = control_readers(tiny, {})["depth"]
+    assert read(small).shape == (1, 3, 120, 100)
+    whole = torch.nn.functional.pad(small, (0, 12, 0, 8), mode="replicate")
+    torch.testing.assert_close(read(small), read(whole)[..., :120, :100])
+
+
+@pytest.mark.parametrize("kind", EDGE_NETWORKS)
+@pytest.mark.parametrize("side", [1, 8])
+def test_published_networks_draw_the_smallest_photos(kind: str, side: int, tmp_path: Path) -> None:
+    save_file(EDGE_NETWORKS[kind]().state_dict(), tmp_path / "file.safetensors")
+    photo = PHOTO[:side, :side]
+    assert extractor(kind, str(tmp_path / "file.safetensors"))(photo).shape == photo.shape
 
 
 @pytest.mark.parametrize(
@@ -51,6 +79,7 @@ def test_normals_come_from_whatever_reads_depth(tiny: Path) -> None:
         ("hed", "x.pth", "is a pickle"),
         ("pose", "nowhere,x", "there is no model 'nowhere'"),
         ("sam", "nowhere", "there is no model 'nowhere'"),
+        ("sam", None, "nothing makes sam images of photos without a model: fetch facebook/sam-vit-base, .* --model MODEL$"),
         ("depth", "nowhere", "there is no model 'nowhere'"),
     ],
 )
@@ -60,7 +89,7 @@ def test_what_cannot_be_extracted(kind: str, source: str | None, said: str) -> N
 
 
 def test_a_model_is_named_where_one_is_needed(saved: Path) -> None:
-    with pytest.raises(UserError, match="--extractor depth=MODEL, such as Intel/dpt-hybrid-midas"):
+    with pytest.raises(UserError, match="fetch Intel/dpt-hybrid-midas .* name it with --extractor depth=MODEL; --extractor depth=tiny reads"):
         extractor("depth", model=str(saved))
-    with pytest.raises(UserError, match="nothing here makes pose images"):
+    with pytest.raises(UserError, match="nothing makes pose images of photos without a model"):
         extractor("pose", model=str(saved))

@@ -18,10 +18,9 @@ import PIL.Image
 import torch
 
 from counterpoint.apps.cluster import map_on_ray
-from counterpoint.apps.extractors import MODELS, extractor
+from counterpoint.apps.extractors import extractor
 from counterpoint.apps.record import settle, write_text, write_whole
 from counterpoint.conditions.image import read_image
-from counterpoint.conditions.plain import PLAIN
 from counterpoint.data.balance import keep_some, segment, silence
 from counterpoint.data.photos import METADATA, SUFFIXES, decode_text, read_metadata, read_segments
 from counterpoint.data.samples import MOST_DAMAGED
@@ -66,8 +65,6 @@ def extract_batch(
         UserError: no such kind or model, nothing to read, or more than :data:`MOST_DAMAGED` of the pictures are
             damaged; what was made stays.
     """
-    if kind in CONTROL_KINDS and kind not in PLAIN and source is None:
-        raise UserError(f"nothing makes {kind} images without a model: name one with --model, such as {MODELS[kind]}")
     extractor(kind, source)  # a mistake is said here, once
     if balanced and CONTROL_KINDS[kind].silent is None:
         raise UserError(f"--balance: {kind} has no silent value, every colour of it means something")

@@ -17,12 +17,12 @@ from counterpoint.models.edge_networks import load_edge_network
 from counterpoint.models.load import locate
 from counterpoint.types import Image, UserError, known_kind
 
-_HED = "ControlNetHED.safetensors (counterpoint models convert ControlNetHED.pth)"
+_HED = "ControlNetHED.safetensors (counterpoint models convert ControlNetHED.pth --trust-pickle)"
 _DEPTH = "Intel/dpt-hybrid-midas or depth-anything/Depth-Anything-V2-Small-hf"
 MODELS = {
     "hed": _HED,
     "scribble": _HED,
-    "lineart": "sk_model.safetensors (counterpoint models convert sk_model.pth)",
+    "lineart": "sk_model.safetensors (counterpoint models convert sk_model.pth --trust-pickle)",
     "depth": _DEPTH,
     "normal": f"{_DEPTH}, whose depth becomes normals",
     "seg": "openmmlab/upernet-convnext-small",
@@ -30,59 +30,72 @@ MODELS = {
     "sam": "facebook/sam-vit-base",
 }
 """Kind -> models that make its image better, or at all."""
+JUDGED = ("depth", "normal", "seg", "pose")
+"""Kinds that a family's judge reads from its scenes."""
 
 
-def extractor(kind: str, source: str | None = None, model: str = "tiny") -> Extract:
+def extractor(kind: str, source: str | None = None, model: str | None = None) -> Extract:
     """What makes the condition image of a kind.
 
     Args:
         kind: of control.
         source: for ``hed``, ``scribble`` and ``lineart`` a safetensors file, for the others a folder or hub id of
-            transformers, for ``pose`` one or two with a comma; without one, the way that needs no model, or the judge
-            of ``model``'s folder.
-        model: what the image is for: the tiny family's judge reads its scenes.
+            transformers, for ``pose`` one or two with a comma, or a family with a judge, such as ``tiny``, which reads
+            its own scenes; without one, the way that needs no model, or the judge of ``model``.
+        model: what the image is for, if anything.
 
     Raises:
         UserError: there is no such kind, or nothing that makes its image; the message names models that do.
     """
     known_kind(kind)
+    if source is None and kind in PLAIN:
+        return PLAIN[kind]
     if source is None:
-        return PLAIN[kind] if kind in PLAIN else _judged(kind, model)
+        judged = {} if model is None else _judged(locate(model))
+        if kind not in judged:
+            option = "--model " if model is None else f"--extractor {kind}="
+            scenes = f"; {option}tiny reads the tiny family's scenes" if kind in JUDGED else ""
+            raise UserError(
+                f"nothing makes {kind} images of photos without a model: fetch {MODELS[kind]}, and name it with "
+                f"{option}MODEL{scenes}"
+            )
+        return judged[kind]
     if kind not in MODELS:
         raise UserError(f"no model makes {kind} images here; leave it out")
     if kind in {"hed", "scribble", "lineart"}:
         drawn = _drawn(load_edge_network("hed" if kind == "scribble" else kind, Path(source)))
         return (lambda photo: strokes(drawn(photo))) if kind == "scribble" else drawn
+    first, _, second = source.partition(",") if kind == "pose" else (source, "", "")
+    folder = locate(first)
+    if kind in JUDGED and (folder / "judges" / "a").is_dir():
+        return _judged(folder)[kind]
     if kind == "pose":
-        estimator, _, detector = source.partition(",")
-        return pose_annotator(locate(estimator), locate(detector) if detector else None)
+        return pose_annotator(folder, locate(second) if second else None)
     if kind == "sam":
-        return segment_annotator(locate(source))
+        return segment_annotator(folder)
     read = "depth" if kind == "normal" else kind
-    made = of_one(control_readers(locate(model), {read: locate(source)})[read])
+    made = of_one(control_readers(folder, {read: folder})[read])
     return (lambda photo: normals(made(photo))) if kind == "normal" else made
 
 
-def _judged(kind: str, model: str) -> Extract:
-    """What the judge of a model's folder reads."""
-    readers = control_readers(locate(model), {})
-    if kind == "normal" and "depth" in readers:
-        depth = of_one(readers["depth"])
-        return lambda photo: normals(depth(photo))
-    if kind not in readers:
-        raise UserError(
-            f"nothing here makes {kind} images from photos: name one with --extractor {kind}=MODEL, such as "
-            f"{MODELS[kind]}"
-        )
-    return of_one(readers[kind])
+def _judged(folder: Path) -> dict[str, Extract]:
+    """What the judge of a model's folder reads, if it has one."""
+    made = {read: of_one(reader) for read, reader in control_readers(folder, {}).items() if read in JUDGED}
+    if "depth" in made:
+        depth = made["depth"]
+        made["normal"] = lambda photo: normals(depth(photo))
+    return made
 
 
 def _drawn(network: torch.nn.Module) -> Extract:
+    """Sides are padded to what the networks halve: multiples of 4, and at least 16."""
+
     @torch.no_grad()
     def extract(photo: Image) -> Image:
         picture = stack([photo])
         height, width = picture.shape[2:]
-        drawn: Tensor = network(torch.nn.functional.pad(picture, (0, -width % 4, 0, -height % 4), mode="replicate"))
+        more = (0, max(16 - width, -width % 4), 0, max(16 - height, -height % 4))
+        drawn: Tensor = network(torch.nn.functional.pad(picture, more, mode="replicate"))
         return unstack(drawn[..., :height, :width].expand(-1, 3, -1, -1))[0]
 
     return extract

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +34,9 @@ from counterpoint.evaluation.suite import Readers, stack, unstack
 from counterpoint.metrics.maps import nearest_colour
 from counterpoint.metrics.niqe import Pristine
 from counterpoint.models.inception import load_inception
-from counterpoint.models.load import load_diffusers
+from counterpoint.models.load import load_diffusers, locate
 from counterpoint.models.perception import Reading
+from counterpoint.models.weights import weight_files
 from counterpoint.types import Image, UserError
 
 READ = ("depth", "seg")
@@ -79,31 +80,45 @@ def control_readers(folder: Path, named: Mapping[str, Path]) -> Maps:
         UserError: a named folder holds no such model, or there is no reader of such a kind.
     """
     check_named(named)
-    own = _judge(folder, "a", _CPU)[0] if (folder / "judges" / "a").is_dir() else {}
+    own = _judge(folder, "a", _CPU).maps if (folder / "judges" / "a").is_dir() else {}
     makers = {"depth": _depths, "seg": lambda path, device: _coloured(_segmenter(path, device), ADE20K_PALETTE)}
     return {**_EDGES, **own, **{kind: makers[kind](path, _CPU) for kind, path in named.items()}}
 
 
-def _judge(folder: Path, name: str, device: torch.device) -> tuple[Maps, Read]:
-    """A family's judge as readers of controls, and of classes."""
+class _Judge(NamedTuple):
+    """A family's judge as readers of controls, of classes, and of a person's joints."""
+
+    maps: Maps
+    classes: Read
+    joints: Read
+
+
+def _judge(folder: Path, name: str, device: torch.device) -> _Judge:
     judge = load_diffusers(folder / "judges" / name).eval().to(device)
 
     def read(pictures: Tensor) -> Reading:
-        return judge(pictures.to(device) * 2 - 1)
+        height, width = pictures.shape[2:]
+        whole = F.pad(pictures.to(device), (0, -width % 16, 0, -height % 16), mode="replicate")
+        return Reading(*(one[..., :height, :width] for one in judge(whole * 2 - 1)))
 
     def classes(pictures: Tensor) -> Tensor:
         return read(pictures).seg.argmax(1).cpu()
 
-    return {
+    def pose(pictures: Tensor) -> Tensor:
+        size = pictures.shape[2:]
+        return stack([draw_pose([one.numpy()], *size) for one in _points(read(pictures).joints, 0.3)])
+
+    maps = {
         "depth": lambda pictures: read(pictures).depth.expand(-1, 3, -1, -1).cpu(),
         "seg": _coloured(classes, SEG_PALETTE),
-        "pose": lambda pictures: stack([_drawn(joints) for joints in read(pictures).joints.cpu()]),
-    }, classes
+        "pose": pose,
+    }
+    return _Judge(maps, classes, lambda pictures: _points(read(pictures).joints, 0.1))
 
 
 def family_readers(folder: Path, device: torch.device = _CPU, *, judge: str = "a") -> Readers:
     """A judge and the towers of a family's folder as readers of its pictures."""
-    maps, classes = _judge(folder, judge, device)
+    maps, classes, joints = _judge(folder, judge, device)
     embed_pictures, embed_texts = load_clip(
         *(folder / part for part in ("image_encoder", "text_encoder", "tokenizer")), device
     )
@@ -111,6 +126,7 @@ def family_readers(folder: Path, device: torch.device = _CPU, *, judge: str = "a
     return Readers(
         maps={**_EDGES, **maps},
         person=lambda pictures: classes(pictures) == PERSON,
+        joints=joints,
         classes=classes,
         classes_of=partial(_classes_of, SEG_PALETTE),
         embed_pictures=embed_pictures,
@@ -156,6 +172,7 @@ def user_readers(
     return Readers(
         maps={**_EDGES, "depth": made["depth"], "seg": _coloured(made["seg"], ADE20K_PALETTE)},
         person=lambda pictures: made["seg"](pictures) == _PERSON_OF_ADE20K,
+        joints=_absent("joints"),
         classes=made["seg"],
         classes_of=partial(_classes_of, ADE20K_PALETTE),
         embed_pictures=embed_pictures,
@@ -166,6 +183,19 @@ def user_readers(
         detect=made["detect"],
         segment=made["segment"],
     )
+
+
+def weights_file(source: Path) -> Path:
+    """A file of weights, or the only one of a folder or a hub id.
+
+    Raises:
+        UserError: it is not there, or there are several.
+    """
+    place = locate(str(source))
+    files = weight_files(place) if place.is_dir() else [place]
+    if len(files) != 1:
+        raise UserError(f"{source} holds {len(files)} files of weights: name one")
+    return files[0]
 
 
 def _classes_of(palette: np.ndarray, images: Sequence[Image]) -> Tensor:
@@ -271,10 +301,11 @@ def load_pristine() -> Pristine:
     return Pristine(**load_file(Path(models.__file__).parent / "niqe" / "pristine.safetensors"))
 
 
-def _drawn(joints: Tensor) -> Image:
-    """One person from joint heat maps ``(18, h, w)``: the likeliest place of each joint that is likely at all."""
-    likely, places = joints.flatten(1).sigmoid().max(1)
-    height, width = joints.shape[1:]
+def _points(joints: Tensor, least: float) -> Tensor:
+    """One person from joint heat maps ``(b, 18, h, w)``: the place ``(b, 18, 2)`` of each joint where it is likeliest,
+    if its likelihood there is at least ``least``."""
+    likely, places = joints.cpu().flatten(2).sigmoid().max(2)
+    width = joints.shape[3]
     points = torch.stack([places % width, places // width], -1).double() + 0.5
-    points[likely < 0.3] = torch.nan
-    return draw_pose([points.numpy()], height, width)
+    points[likely < least] = torch.nan
+    return points
