@@ -85,6 +85,7 @@ def test_one_bad_line_is_named_and_the_rest_runs(cli, folder: Path) -> None:
     assert found["done"] == 2
     assert sorted(found["bad_lines"]) == ["2", "3", "4", "5", "6", "7"]
     assert "none.png" in found["failed"]["lost"]
+    assert "line 9 of" in error
     for said in (
         "line 2 of",
         "is not JSON",
@@ -127,19 +128,90 @@ def test_pictures_carry_recipes_that_replay(cli, folder: Path) -> None:
         assert int(out.split("up to ")[1].split()[0]) <= 2
 
 
-@pytest.mark.parametrize("kind", [MemoryError, torch.OutOfMemoryError])
-def test_who_is_out_of_memory_alone_fails_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory"),
+        (torch.OutOfMemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (IndexError("a fault\nof ours"), "internal error: IndexError: a fault of ours"),
+    ],
+)
+def test_who_fails_alone_fails_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
     whole = batch.run_together
 
     def tight(opened: list, pipe: object) -> list:
         if any(one.request.id == "b" for one in opened):
-            raise kind
+            raise error
         return whole(opened, pipe)
 
     monkeypatch.setattr(batch, "run_together", tight)
     jobs = [JobRequest(id=name, prompt="a ball", steps=1) for name in "abcd"]
-    assert run_jobs(jobs, folder / "out") == {"b": "out of memory"}
+    assert run_jobs(jobs, folder / "out") == {"b": said}
     assert sorted(path.stem for path in (folder / "out").glob("*.png")) == ["a", "c", "d"]
+
+
+def test_lines_are_what_newlines_end(folder: Path) -> None:
+    """Not U+2028, which JSON allows in a text; a line that is nested too deeply is a bad one."""
+    path = folder / "jobs.jsonl"
+    lines = [json.dumps({"prompt": "a\u2028b"}, ensure_ascii=False), "[" * 200_000, '{"prompt": "c", "device": "mps"}']
+    path.write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    jobs = read_jobs(path, "cuda", "bf16")
+    assert [(job.prompt, job.device, job.dtype) for job in jobs.requests] == [
+        ("a\u2028b", "cuda", "bf16"),
+        ("c", "mps", "bf16"),
+    ]
+    assert list(jobs.bad) == [2]
+    assert "is not JSON" in jobs.bad[2]
+
+
+def test_pictures_of_two_jobs_are_not_called_the_same(folder: Path) -> None:
+    path = written(
+        folder, {"id": "a", "prompt": "x", "n": 2}, {"id": "a-1", "prompt": "y"}, {"id": "a-2", "prompt": "z"}
+    )
+    jobs = read_jobs(path)
+    assert [job.id for job in jobs.requests] == ["a", "a-2"]
+    assert "its picture a-1.png would be called as one of 'a'" in jobs.bad[2]
+    assert jobs.lines == {"a": 1, "a-2": 3}
+
+
+def test_a_line_that_a_kill_cut_off_swallows_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "_carried_out", lambda *_: iter([[{"id": "b", "images": ["b.png"]}]]))
+    (folder / "out").mkdir()
+    results = folder / "out" / "results.jsonl"
+    results.write_text('{"id": "a", "jo')
+    run_jobs([JobRequest(id="b", prompt="x")], folder / "out")
+    last = json.loads(results.read_text().split("\n")[1])
+    assert (last["id"], last["images"]) == ("b", ["b.png"])
+
+
+def test_paths_hold_on_other_machines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was made there counts as done here."""
+    monkeypatch.chdir(folder)
+    (folder / "net").mkdir()
+    told: list[str] = []
+
+    def elsewhere(_: str, __: Any, items: list[str], device: str) -> Any:
+        told.extend(items)
+        (job,) = json.loads(items[0])
+        PIL.Image.new("RGB", (8, 8)).save(folder / "out" / f"{job['id']}.png")
+        yield items[0], json.dumps([{"id": job["id"], "images": [f"{job['id']}.png"], "seconds": 1}])
+
+    monkeypatch.setattr(batch, "map_on_ray", elsewhere)
+    line = {"id": "a", "prompt": "x", "lora": ["net:0.5"], "model": "tiny",
+            "controls": [control(controlnet="net", mask="mask.png")]}  # fmt: skip
+    jobs = read_jobs(Path(written(folder, line).name)).requests
+    assert run_jobs(jobs, folder / "out", ray="local") == {}
+    (job,) = json.loads(told[0])
+    (one,) = job["controls"]
+    assert (one["image"], one["mask"], one["controlnet"]) == (
+        str(folder / "a.png"), str(folder / "mask.png"), str(folder / "net"),
+    )  # fmt: skip
+    assert (job["model"], job["lora"]) == ("tiny", [f"{folder / 'net'}:0.5"])
+    run_jobs(jobs, folder / "out", ray="local")
+    assert len(told) == 1
 
 
 def test_a_file_that_is_no_job_file(cli, folder: Path) -> None:

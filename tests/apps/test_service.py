@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import PIL.Image
 import pytest
 from fastapi.testclient import TestClient
 
+from counterpoint.apps.run import is_out_of_memory
 from counterpoint.apps.service.app import Config, make_app
+from counterpoint.apps.service.pace import Pace
 from counterpoint.apps.service.safety import load_safety, safety
 from counterpoint.apps.service.schema import Limits
 from counterpoint.apps.service.store import ATTEMPTS, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Store
+from counterpoint.apps.service.worker import Worker
 from counterpoint.types import UserError
 
 KEYS = ("k" * 16, "l" * 16)
@@ -32,6 +36,7 @@ def picture(size: tuple[int, int] = (128, 128), form: str = "PNG") -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
+LARGE = base64.b64encode(cv2.imencode(".png", np.zeros((128, 160, 3), np.uint8))[1].tobytes()).decode()
 EVEN = base64.b64encode(cv2.imencode(".png", np.zeros((400, 400, 3), np.uint8))[1].tobytes()).decode()
 
 
@@ -185,14 +190,153 @@ def test_full_queues_say_when(client: TestClient) -> None:
         ({"guidance_scale": "NaN"}, "guidance_scale"),
         ({"init_image": picture(), "strength": 0}, "strength"),
         ({"inpaint_mask": picture()}, "needs --init-image"),
+        ({"scheduler": "nonsense"}, "unknown scheduler 'nonsense'"),
+        ({"controls": [{"label": "normal", "image": picture()}]}, "tiny has no control 'normal'; it has canny"),
+        ({"aggregate": ["nope"]}, "'nope' is no name of an adapter; tiny has base"),
+        ({"layout": {"reference": {"image": picture(), "zzz": 1}}}, "the reference of a layout"),
+        ({"layout": {"reference": {"image": picture(), "weight": "x"}}}, "the weight of a reference"),
+        ({"subject_mask": [picture((8, 8))] * 3}, "subject_mask: 3 are more"),
+        ({"controls": [{"label": "pose", "image": LARGE, "mask": LARGE}], "init_image": LARGE, "inpaint_mask": LARGE},
+         "more than 61,440 pixels together"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_is_refused_before_any_work(client: TestClient, body: dict[str, Any], said: str) -> None:
     before = client.app.state.store.waiting()
     answer = submit(client, **body)
     assert answer.status_code == 422, answer.text
     assert said in answer.text
     assert client.app.state.store.waiting() == before
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize(
+    "rest",
+    [
+        '"guidance_scale": NaN', '"guidance_scale": -Infinity', '"x": NaN', '"\\ud800": 1',
+        '"negative_prompt": "\\ud800"',
+        '"layout": {"\\ud800": 1}', '"layout": {"instances": [{"phrase": "\\ud800", "box": [0, 0, 1, 1]}]}',
+        '"layout": {"instances": [{"phrase": "a", "box": [NaN, 0, 1, 1]}]}',
+        '"layout": {"instances": [{"phrase": "a", "box": [' + "9" * 400 + ", 0, 1, 1]}]}",
+        '"layout": {"reference": {"image": "", "weight": ' + "9" * 400 + "}}",
+        '"seed": ' + "9" * 4000, '"layout": {"a": ' + "[" * 800 + "]" * 800 + "}",
+    ],
+)  # fmt: skip
+def test_what_is_no_json_to_others_is_refused_in_words(client: TestClient, rest: str) -> None:
+    answer = client.post("/v1/jobs", content=f'{{"prompt": "a", {rest}}}', headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"]
+    assert '"input"' not in answer.text
+
+
+@pytest.mark.enable_socket
+def test_weights_may_be_numbers(client: TestClient) -> None:
+    controls = [{"label": "pose", "image": picture((16, 16)), "weight": 0.8}]
+    name = submit(client, controls=controls, steps=1).json()["id"]
+    kept = client.app.state.store.get(name, _owner(0)).request["controls"][0]["weight"]
+    assert kept == "0.8"
+    client.delete(f"/v1/jobs/{name}")
+
+
+@pytest.mark.enable_socket
+def test_the_page_of_the_api_needs_no_other_machine(client: TestClient) -> None:
+    page = client.get("/docs").text
+    assert "https://" not in page
+    script = page.split('<script src="')[1].split('"')[0]
+    assert client.get(script).status_code == 200
+    for name, one in client.get("/openapi.json").json()["components"]["schemas"].items():
+        assert one.get("examples") or name not in {"JobIn", "JobOut", "Accepted", "ExtractIn"}, name
+
+
+def waits(worker: Worker, until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not until() and time.monotonic() < deadline:
+        assert worker.is_alive()
+        time.sleep(0.02)
+    assert until()
+
+
+def test_a_worker_outlives_a_database_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a job whose model is gone fails with that reason; what hears of one that is done may fail too."""
+    monkeypatch.setattr("counterpoint.apps.service.worker._PAUSE", 0.01)
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store.add("gone", "a", {"model": "another"}, 1.0)
+    claim, away = store.claim, iter([True, True])
+
+    def now_and_then() -> Any:
+        if next(away, False):
+            raise RuntimeError("the database is away")
+        return claim()
+
+    monkeypatch.setattr(store, "claim", now_and_then)
+    worker = Worker(store, tmp_path, 1.0, {"models": frozenset({"tiny"})})
+    worker.start()
+    waits(worker, lambda: store.get("gone", "a").state == FAILED)
+    assert "no longer offered" in store.get("gone", "a").reason
+    worker.stop(0)
+
+
+def test_a_queue_is_never_fuller_than_it_may_be(tmp_path: Path) -> None:
+    stores = [Store(f"sqlite:///{tmp_path / 'jobs.db'}") for _ in range(4)]
+    said: list[str] = []
+
+    def add(number: int) -> None:
+        said.append(stores[number % 4].add(f"{number}", f"{number % 2}", {}, 1.0, 5, 3))
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said.count("") == 5
+    assert sum(stores[0].counts().values()) == 5
+    assert stores[0].waiting("0")[0] <= 3
+
+
+def test_paces_are_learnt_for_each_model_and_remembered(tmp_path: Path) -> None:
+    pace = Pace({"small": 128, "large": 1024})
+    wish = {"model": "large", "steps": 20, "n": 1, "controls": [1, 2]}
+    assert pace.estimate(wish, 600.0) == 600.0, "nothing is known: nothing is refused"
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    for name, model in (("a", "small"), ("b", "large"), ("c", "gone")):
+        store.add(name, "a", {"model": model, "steps": 20, "n": 1, "controls": [1, 2]}, 1.0)
+        store.claim()
+        store.end(name, DONE, images=[{"seed": 0, "seconds": 700.0 if model == "large" else 2.0}])
+    again = Pace({"small": 128, "large": 1024}, store.done(100))
+    assert again.estimate(wish, 600.0) == pytest.approx(700.0)
+    assert again.estimate({**wish, "model": "small", "n": 2}, 600.0) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("out of memory"), False),
+    ],
+)  # fmt: skip
+def test_memory_is_told_from_other_faults(error: Exception, memory: bool) -> None:
+    assert is_out_of_memory(error) == memory
+
+
+def is_red(picture: PIL.Image.Image) -> bool:
+    return picture.getpixel((0, 0))[0] > 200
+
+
+def test_a_checker_of_your_own() -> None:
+    red, black = (PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "black"))
+    for checker in (is_red, f"{__name__}:is_red"):
+        check = load_safety("flag", checker)
+        assert (check(red)[1], check(black)[1]) == ("flagged", "safe")
+    for checker, said in (
+        ("no.such:thing", "No module"),
+        (f"{__name__}:nothing", "has no attribute"),
+        (f"{__name__}:KEYS", "is no function"),
+        (lambda _: True, "cannot be given to another process"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_safety("flag", checker)
 
 
 @pytest.mark.enable_socket
@@ -287,6 +431,8 @@ def test_safety() -> None:
         (("--model", "x=/nowhere"), "there is no model"),
         (("--device", "gpu"), "there is no device"),
         (("--database", "nonsense"), "--database nonsense"),
+        (("--database", "postgresql://u@h:x/db"), "--database postgresql://u@h:x/db"),
+        (("--safety", "blur", "--safety-checker", "none:such"), "--safety-checker none:such"),
     ],
 )
 def test_serve_refuses(cli, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -177,13 +177,16 @@ def junk(draw: random.Random, depth: int = 0) -> Any:
         "A" * 5000,
         "NaN",
         "-inf",
+        float("nan"),
+        float("inf"),
+        10**4000,
+        "\ud800",
     ]
     if depth < 3 and draw.random() < 0.4:
         if draw.random() < 0.5:
             return [junk(draw, depth + 1) for _ in range(draw.randrange(4))]
-        return {
-            draw.choice(["label", "image", "box", "", "x"]): junk(draw, depth + 1) for _ in range(draw.randrange(4))
-        }
+        names = ["label", "image", "box", "", "x", "\ud800"]
+        return {draw.choice(names): junk(draw, depth + 1) for _ in range(draw.randrange(4))}
     return draw.choice(plain)
 
 
@@ -194,7 +197,10 @@ def mutated(draw: random.Random) -> bytes:
         "layout": {"instances": [{"phrase": "a", "box": [0, 0, 1, 1]}]},
     }  # fmt: skip
     for _ in range(draw.randrange(1, 4)):
-        body[draw.choice([*JobIn.model_fields, "extra"])] = junk(draw)
+        body[draw.choice([*JobIn.model_fields, "extra", "\ud800"])] = junk(draw)
+    if draw.random() < 0.1:
+        edges = [0, 0, 1, draw.choice([10**400, float("nan"), "\ud800"])]
+        body["layout"] = {"instances": [{"phrase": draw.choice(["a", "\ud800"]), "box": edges}]}
     if draw.random() < 0.3:
         body["controls"] = [{draw.choice(["label", "image", "weight", "window", "mask", "mode"]): junk(draw)}]
     raw = json.dumps(body).encode("utf-8", "surrogatepass")

@@ -18,7 +18,7 @@ from counterpoint.apps import record
 from counterpoint.apps.cluster import map_on_ray
 from counterpoint.apps.replay import recipe_of
 from counterpoint.apps.request import GenerateRequest, build
-from counterpoint.apps.run import OneModel, Opened, alike, model_key, open_request, run_together
+from counterpoint.apps.run import OneModel, Opened, alike, is_out_of_memory, model_key, open_request, run_together
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
 
@@ -33,48 +33,63 @@ class JobRequest(GenerateRequest):
 
 @dataclass(frozen=True)
 class Jobs:
-    """A job file: what it asks for, and its bad lines by number, with reasons."""
+    """A job file: what it asks for, its bad lines by number, with reasons, and each job's line."""
 
     requests: tuple[JobRequest, ...]
     bad: Mapping[int, str]
+    lines: Mapping[str, int]
 
 
-def read_jobs(path: Path) -> Jobs:
+def read_jobs(path: Path, device: str = "cpu", dtype: str = "fp32") -> Jobs:
     """Read a file with a request in JSON a line, with the keys of ``generate``; ``id`` defaults to the line's number,
     images count from the file's folder.
+
+    Args:
+        path: the file.
+        device: of lines that name none.
+        dtype: likewise.
 
     Raises:
         UserError: the file cannot be read, or has no job at all.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the jobs {path}: {error}") from None
     requests: list[JobRequest] = []
     bad: dict[int, str] = {}
+    taken: dict[Path, str] = {}
+    numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            job = _job(line, number, path.parent)
-            if any(job.id == other.id for other in requests):
+            job = _job(line, path.parent, {"id": f"{number:06d}", "device": device, "dtype": dtype})
+            files = _files(job, Path())
+            if job.id in numbers:
                 raise UserError(f"its id {job.id!r} is an earlier one's")
+            if both := [file for file in files if file in taken]:
+                raise UserError(
+                    f"its picture {both[0]} would be called as one of {taken[both[0]]!r}: name it otherwise"
+                )
             requests.append(job)
+            numbers[job.id] = number
+            taken |= dict.fromkeys(files, job.id)
         except UserError as error:
             bad[number] = str(error)
     if not requests and not bad:
         raise UserError(f"{path} holds no jobs")
-    return Jobs(tuple(requests), bad)
+    return Jobs(tuple(requests), bad, numbers)
 
 
-def _job(line: str, number: int, folder: Path) -> JobRequest:
+def _job(line: str, folder: Path, defaults: Mapping[str, str]) -> JobRequest:
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"it is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError("it is no JSON object")
-    return build(JobRequest, **{"id": f"{number:06d}", **content}).inside(folder)
+    return build(JobRequest, **{**defaults, **content}).inside(folder)
 
 
 def run_jobs(
@@ -109,15 +124,23 @@ def run_jobs(
     todo = [job for job in requests if job.id not in done]
     chunks = _chunks(todo, batch_size)
     failed: dict[str, str] = {}
-    count = len(done)
+    count, digests = len(done), {job.id: _digest(job) for job in todo}
+    _end_line(out / RESULTS)
     for lines in _carried_out(chunks, out, ray):
         with (out / RESULTS).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file.writelines(json.dumps({**line, "job": digests[line["id"]]}) + "\n" for line in lines)
         failed |= {line["id"]: line["error"] for line in lines if "error" in line}
         count += len(lines)
         if listen is not None:
             listen(count, len(requests))
     return failed
+
+
+def _end_line(path: Path) -> None:
+    """What a kill cut off ends there: the next line is one of its own."""
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
 
 
 def _digest(job: JobRequest) -> str:
@@ -134,13 +157,13 @@ def _finished(requests: Sequence[JobRequest], out: Path) -> set[str]:
     """Jobs whose pictures are there; a line that a kill cut off counts for nothing."""
     known: dict[str, str] = {}
     path = out / RESULTS
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
         try:
             line = json.loads(text)
-        except ValueError:
+            if "error" not in line:
+                known[line["id"]] = line["job"]
+        except (ValueError, KeyError, TypeError):
             continue
-        if "error" not in line:
-            known[line["id"]] = line["job"]
     done = set()
     for job in requests:
         if job.id not in known or not all(file.exists() for file in _files(job, out)):
@@ -179,22 +202,22 @@ class _Worker:
         for job in jobs:
             try:
                 opened.append(open_request(job))
-            except UserError as error:
+            except Exception as error:
                 lines.append(_failed(job, error))
         if not opened:
             return lines
         try:
             pipe = self.models.of(jobs[0])
-        except UserError as error:
+        except Exception as error:
             return [*lines, *(_failed(one.request, error) for one in opened)]
         return [*lines, *self._sample(opened, pipe)]
 
     def _sample(self, opened: Sequence[Opened], pipe: Pipeline) -> list[dict[str, Any]]:
-        """A batch that fails is halved until whoever is to blame is alone."""
+        """A batch that fails is halved until whoever is to blame is alone, whatever it is to blame for."""
         began = time.perf_counter()
         try:
             results = run_together(opened, pipe)
-        except (UserError, MemoryError, torch.OutOfMemoryError) as error:
+        except Exception as error:
             if len(opened) == 1:
                 return [_failed(opened[0].request, error)]
             half = len(opened) // 2
@@ -206,15 +229,30 @@ class _Worker:
             for file, image, seed in zip(files, result.images, result.seeds, strict=True):
                 record.save_png(image, file, {**recipe, "seed": seed})
             names = [file.name for file in files]
-            lines.append(
-                {"id": one.request.id, "job": _digest(one.request), "images": names, "seconds": round(seconds, 4)}
-            )
+            lines.append({"id": one.request.id, "images": names, "seconds": round(seconds, 4)})
         return lines
 
 
 def _failed(job: GenerateRequest, error: Exception) -> dict[str, Any]:
-    reason = "out of memory" if isinstance(error, (MemoryError, torch.OutOfMemoryError)) else str(error)
+    if is_out_of_memory(error):
+        return {"id": job.id, "error": "out of memory"}
+    reason = str(error) if isinstance(error, UserError) else f"internal error: {type(error).__name__}: {error}"
     return {"id": job.id, "error": " ".join(reason.split())}
+
+
+def _anywhere(job: JobRequest) -> JobRequest:
+    """The same on a machine that stands in another folder of the same disk."""
+
+    def whole(source: str | None) -> str | None:
+        path, colon, scale = (source or "").rpartition(":")
+        if colon and Path(path).exists():
+            return f"{Path(path).resolve()}:{scale}"
+        return str(Path(source).resolve()) if source and Path(source).exists() else source
+
+    controls = tuple(one.model_copy(update={"controlnet": whole(one.controlnet)}) for one in job.controls)
+    named = {name: tuple(whole(one) for one in getattr(job, name)) for name in ("lora", "aggregate")}
+    single = {name: whole(getattr(job, name)) for name in ("model", "config")}
+    return job.model_copy(update={"controls": controls, **named, **single}).inside(Path.cwd())
 
 
 def _carried_out(chunks: Sequence[Sequence[JobRequest]], out: Path, ray: str | None) -> Iterator[list[dict[str, Any]]]:
@@ -225,6 +263,6 @@ def _carried_out(chunks: Sequence[Sequence[JobRequest]], out: Path, ray: str | N
         for chunk in chunks:
             yield worker.carry_out(chunk)
         return
-    items = [json.dumps([job.model_dump(mode="json") for job in chunk]) for chunk in chunks]
+    items = [json.dumps([_anywhere(job).model_dump(mode="json") for job in chunk]) for chunk in chunks]
     for _, lines in map_on_ray(ray, partial(_Worker, out.resolve(), 1), items, device=chunks[0][0].device):
         yield json.loads(lines or "[]")

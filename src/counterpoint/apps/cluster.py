@@ -14,6 +14,9 @@ from counterpoint.evaluation.make import Executor, Made, made_by
 from counterpoint.evaluation.suite import Maker, Task
 from counterpoint.types import UserError
 
+_BLOCKS = 4096
+"""Of a run's items, at most: results come block by block, and what a kill interrupts is a block."""
+
 
 class _Worker:
     """Builds its own maker; counts in as many threads as the caller, so that sums come out the same."""
@@ -75,7 +78,8 @@ def map_on_ray(
         if not cores:
             raise UserError(f"--ray {address}: no room for a worker, which takes 1 {unit}")
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=min(len(items), 8 * cores))
+        blocks = min(len(items), max(_BLOCKS, 8 * cores))
+        rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=blocks)
         actors = ray.data.ActorPoolStrategy(size=min(cores, len(items)))
         needs = {"num_cpus": 1} | ({"num_gpus": 1} if unit == "GPU" else {})
         for row in rows.map(_Mapped, fn_constructor_args=(build,), compute=actors, **needs).iter_rows():

@@ -47,12 +47,14 @@ class ControlRequest(Strict):
             raise ValueError(f"a window is START:END with 0 <= START < END <= 1, got {window[0]:g}:{window[1]:g}")
         return window
 
-    @field_validator("weight")
+    @field_validator("weight", mode="before")
     @classmethod
-    def _weight(cls, weight: str) -> str:
+    def _weight(cls, weight: object) -> object:
+        """A number or a schedule; what is neither is left for the type to refuse."""
         from counterpoint.control.stack import Weight
 
-        return str(Weight.parse(weight))
+        known = isinstance(weight, (str, int, float)) and not isinstance(weight, bool)
+        return str(Weight.parse(str(weight))) if known else weight
 
 
 class GenerateRequest(Strict):

@@ -88,6 +88,14 @@ def model_key(request: GenerateRequest) -> str:
     )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was too little memory; of a CPU and some other devices torch says so in words alone."""
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
+
+
 class OneModel:
     """The pipeline of the latest request: another one's is let go before its own is loaded."""
 

@@ -33,30 +33,30 @@ def read_image(path: Path) -> Image:
     return _decoded(path, str(path))
 
 
-def decode_image(content: bytes, name: str) -> Image:
-    """The same of a file's content, which messages call ``name``.
+def decode_image(content: bytes, name: str, most: int = MAX_PIXELS) -> Image:
+    """The same of a file's content, which messages call ``name``, of at most so many pixels.
 
     Raises:
-        UserError: it is not an image, truncated, empty, or larger than :data:`MAX_PIXELS`.
+        UserError: it is not an image, truncated, empty, or larger; nothing larger is decoded.
     """
-    return _decoded(io.BytesIO(content), name)
+    return _decoded(io.BytesIO(content), name, most)
 
 
-def _decoded(source: Path | io.BytesIO, name: str) -> Image:
+def _decoded(source: Path | io.BytesIO, name: str, most: int = MAX_PIXELS) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
             with PIL.Image.open(source) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
+                if picture.width * picture.height > most:
                     raise UserError(
-                        f"{name} has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}: "
+                        f"{name} has {picture.width} x {picture.height} pixels; the limit is {most:,}: "
                         "scale it down first"
                     )
                 return _rgb(PIL.ImageOps.exif_transpose(picture))
     except UserError:
         raise
     except PIL.Image.DecompressionBombError:
-        raise UserError(f"{name} has more pixels than the limit of {MAX_PIXELS:,}: scale it down first") from None
+        raise UserError(f"{name} has more pixels than the limit of {most:,}: scale it down first") from None
     except PIL.UnidentifiedImageError:
         raise UserError(f"{name} is not an image that can be read (PNG, JPEG, WebP, ...)") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:

@@ -139,7 +139,7 @@ def load_controls(
     Raises:
         UserError: one is not there or does not fit.
     """
-    sources = dict(controls) if isinstance(controls, Mapping) else _own(host.origin, list(controls), model)
+    sources = dict(controls) if isinstance(controls, Mapping) else own_controls(host.origin, list(controls), model)
     loaded: dict[str, ControlNetModel] = {}
     networks: dict[str, ControlNetModel] = {}
     for label, source in sources.items():
@@ -270,8 +270,30 @@ def locate(source: str) -> Path:
         ) from None
 
 
-def _own(folder: Path, labels: list[str], model: str) -> dict[str, str]:
-    """A model folder's own ControlNets for labels: by kind, else in order."""
+def native_size(model: str) -> int:
+    """Side of the pictures that a model was trained on, by its configurations alone.
+
+    Raises:
+        UserError: it is not there, or of neither layout.
+    """
+    path = locate(model)
+    if path.is_file():
+        shapes(path)
+        return 512  # single files are of the SD1.5 layout
+    try:
+        unet, vae = (json.loads((path / part / "config.json").read_text()) for part in ("unet", "vae"))
+        widths = vae.get("block_out_channels") or vae["decoder_block_out_channels"]
+        return int(unet["sample_size"]) * 2 ** (len(widths) - 1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is not a Stable Diffusion model: unet and vae do not say how large it is") from None
+
+
+def own_controls(folder: Path, labels: list[str], model: str) -> dict[str, str]:
+    """A model folder's own ControlNets for labels: by kind, else in order.
+
+    Raises:
+        UserError: one is not there.
+    """
     if not labels:
         return {}
     own = {label: folder / "controls" / kind_of(label) for label in labels}

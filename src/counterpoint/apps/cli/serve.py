@@ -32,7 +32,10 @@ def serve(
     max_queue_each: Annotated[int, typer.Option(help="Of one API key.", min=1)] = 64,
     safety: Annotated[str, typer.Option(help="What happens to unsafe pictures: off, flag, blur or refuse.")] = "off",
     safety_checker: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Diffusers' safety checker, for --safety.")
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="For --safety: diffusers' safety checker, or MODULE:FUNCTION, installed here."
+        ),
     ] = None,
     grace: Annotated[float, typer.Option(help="Seconds for the job at hand when the service ends.", min=0)] = 30,
     ray: Annotated[
@@ -60,9 +63,10 @@ def serve(
         raise UserError("serve needs packages that are not installed: pip install 'counterpoint[serve]'") from None
     import torch
 
-    from counterpoint.api import find_device, find_dtype, load
+    from counterpoint.api import find_device, find_dtype
     from counterpoint.apps.service.safety import load_safety
     from counterpoint.apps.service.schema import Limits
+    from counterpoint.models.load import native_size
 
     record.check_writable(folder)
     known = _keys(keys)
@@ -73,19 +77,14 @@ def serve(
     load_safety(safety, safety_checker)
     output.quiet_libraries()
     models = pairs("--model", model) or {"tiny": "tiny"}
-    sizes = {name: load(source).native_size for name, source in models.items()}
+    sizes = {name: native_size(source) for name, source in models.items()}
     limits = Limits(max_bytes, max_pixels, max_controls, max_steps, max_images, max_queue, max_queue_each, max_seconds)
     config = Config(
         folder.resolve(), models, sizes, known, database, limits, device, dtype, safety, safety_checker, grace,
         torch.get_num_threads(),
     )  # fmt: skip
     with listening(host, port) as probe:
-        try:
-            app = make_app(config)
-        except Exception as error:
-            if type(error).__module__.startswith("sqlalchemy"):
-                raise UserError(f"--database {database}: {str(error).splitlines()[0]}") from None
-            raise
+        app = make_app(config)
         port = probe.getsockname()[1]
 
         def ready() -> None:

@@ -19,11 +19,15 @@ import anyio.to_thread
 import PIL.Image
 import prometheus_client
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from counterpoint import __version__
+from counterpoint.apps.service.pace import Pace
+from counterpoint.apps.service.safety import Check, find_check
 from counterpoint.apps.service.schema import (
     Accepted,
     ExtractIn,
@@ -77,7 +81,7 @@ class Config:
         device: where models run.
         dtype: of models.
         safety: an action of :mod:`counterpoint.apps.service.safety`.
-        checker: folder of diffusers' safety checker.
+        checker: folder of diffusers' safety checker, ``MODULE:FUNCTION``, or a function that can be pickled.
         grace: seconds that the job at hand may take when the service ends.
         threads: of the worker.
     """
@@ -91,27 +95,9 @@ class Config:
     device: str = "cpu"
     dtype: str = "fp32"
     safety: str = "off"
-    checker: Path | None = None
+    checker: str | Path | Check | None = None
     grace: float = 30.0
     threads: int = 2
-
-
-class Pace:
-    """How long jobs take: seconds for a million pixels, steps and networks, learnt from those that are done."""
-
-    def __init__(self, seconds: float = 20.0) -> None:
-        self.seconds = seconds
-
-    @staticmethod
-    def work(request: Mapping[str, Any], side: int) -> float:
-        """A request's work; a ControlNet costs half of a UNet."""
-        pixels = (request.get("width") or side) * (request.get("height") or side)
-        networks = 2 * (1 + 0.5 * len(request.get("controls") or ()))
-        return pixels / 1e6 * request["steps"] * request["n"] * networks
-
-    def learn(self, work: float, seconds: float) -> None:
-        """From a job that is done."""
-        self.seconds += 0.3 * (seconds / max(work, 1e-9) - self.seconds)
 
 
 class BodyLimit:
@@ -174,12 +160,14 @@ def make_app(config: Config) -> FastAPI:
     """The service as an ASGI application; its worker starts and ends with it.
 
     Raises:
-        UserError: the folder cannot be written, or the safety checker is missing.
+        UserError: the folder cannot be written, the database cannot be reached, or there is no such safety checker.
     """
+    find_check(config.safety, config.checker)
     config.folder.mkdir(parents=True, exist_ok=True)
     jobs_folder = config.folder / "jobs"
     store = Store(config.database or f"sqlite:///{config.folder / 'jobs.db'}")
-    pace, registry = Pace(), prometheus_client.CollectorRegistry()
+    sides = {source: config.sizes[name] for name, source in config.models.items()}
+    pace, registry = Pace(sides, reversed(store.done(_MOST))), prometheus_client.CollectorRegistry()
     requests = prometheus_client.Counter(
         "counterpoint_requests", "Requests by route and status", ["route", "status"], registry=registry
     )
@@ -188,13 +176,16 @@ def make_app(config: Config) -> FastAPI:
     )
     states = prometheus_client.Gauge("counterpoint_jobs", "Jobs by state", ["state"], registry=registry)
 
-    sides = {source: config.sizes[name] for name, source in config.models.items()}
-
     def finished(job: Job, took: float) -> None:
-        pace.learn(Pace.work(job.request, sides[job.request["model"]]), took)
+        pace.learn(job)
         seconds.observe(took)
 
-    settings = {"safety": config.safety, "checker": config.checker, "threads": config.threads}
+    settings = {
+        "safety": config.safety,
+        "checker": config.checker,
+        "threads": config.threads,
+        "models": frozenset(sides),
+    }
     worker = Worker(store, jobs_folder, config.limits.seconds, settings, finished)
 
     @asynccontextmanager
@@ -205,7 +196,7 @@ def make_app(config: Config) -> FastAPI:
         finally:
             await anyio.to_thread.run_sync(worker.stop, config.grace)
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Counterpoint",
         version=__version__,
         description="Pictures under several controls. Jobs are queued, worked on one after the other, and kept.",
@@ -217,35 +208,50 @@ def make_app(config: Config) -> FastAPI:
 
     @app.exception_handler(UserError)
     async def mistaken(_: Request, error: UserError) -> JSONResponse:
-        return JSONResponse({"detail": " ".join(str(error).split())}, 422)
+        return JSONResponse({"detail": _plain(" ".join(str(error).split()))}, 422)
 
-    full = {"description": "The queue is full; see Retry-After."}
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        found = [
+            {
+                "type": one["type"],
+                "loc": [_plain(part) if isinstance(part, str) else part for part in one["loc"]],
+                "msg": _plain(one["msg"]),
+            }
+            for one in error.errors()
+        ]
+        return JSONResponse({"detail": found}, 422)  # without what was sent: it may be no JSON at all
+
+    crowded = {"description": "The queue is full; see Retry-After."}
 
     @app.post(
         "/v1/jobs",
         status_code=202,
         response_model=Accepted,
         tags=["jobs"],
-        responses={401: {}, 413: {}, 422: {}, 429: full},
+        responses={401: {}, 413: {}, 422: {}, 429: crowded},
     )
     def submit(job: JobIn, owner: User) -> Accepted:
         """Queue a job. What it will cost is estimated, and held against the limits, before any work."""
         device = {"device": config.device, "dtype": config.dtype}
         checked = check(job, config.models, config.sizes, config.limits, device)
-        work = Pace.work(checked.request.model_dump(), config.sizes[job.model])
-        estimate = work * pace.seconds
+        estimate = pace.estimate(checked.request.model_dump(), config.limits.seconds)
         if estimate > config.limits.seconds:
             raise UserError(f"this would take about {estimate:.0f} seconds; a job may take {config.limits.seconds:g}")
         count, ahead = store.waiting()
-        mine, _ = store.waiting(owner)
-        if count >= config.limits.queue or mine >= config.limits.queue_each:
-            whose = "your" if mine >= config.limits.queue_each else "the"
-            patience = str(max(1, math.ceil(ahead / max(count, 1))))
-            said = f"{whose} queue is full; try again in {patience} seconds"
-            raise HTTPException(429, said, {"Retry-After": patience})
         name = secrets.token_hex(16)
-        request = checked.write(jobs_folder / name)
-        store.add(name, owner, request.model_dump(mode="json"), estimate)
+        try:
+            request = checked.write(jobs_folder / name).model_dump(mode="json")
+            full = store.add(name, owner, request, estimate, config.limits.queue, config.limits.queue_each)
+        except BaseException:
+            shutil.rmtree(jobs_folder / name, ignore_errors=True)
+            raise
+        if full:
+            shutil.rmtree(jobs_folder / name, ignore_errors=True)
+            patience = str(max(1, math.ceil(ahead / max(count, 1))))
+            raise HTTPException(
+                429, f"{full} queue is full; try again in {patience} seconds", {"Retry-After": patience}
+            )
         worker.wake.set()
         return Accepted(id=name, state="queued", estimated_seconds=round(estimate, 2), waiting_seconds=round(ahead, 2))
 
@@ -343,6 +349,11 @@ def make_app(config: Config) -> FastAPI:
         return Response(prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _plain(text: str) -> str:
+    """What can be sent: JSON may name half a character."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _out(job: Job) -> JobOut:

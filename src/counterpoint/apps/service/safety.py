@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,19 +20,52 @@ Safety = Callable[[PIL.Image.Image], tuple[PIL.Image.Image, str]]
 ACTIONS = ("off", "flag", "blur", "refuse")
 
 
-def load_safety(action: str, folder: Path | None) -> Safety:
-    """Diffusers' safety checker with an action.
+def load_safety(action: str, checker: str | Path | Check | None) -> Safety:
+    """A safety checker with an action.
+
+    Args:
+        action: one of :data:`ACTIONS`.
+        checker: folder of diffusers' safety checker, ``MODULE:FUNCTION`` of an installed one, or the function itself.
 
     Raises:
         UserError: there is no such action, or no checker for it.
     """
+    found = find_check(action, checker)
+    if found is None:
+        return lambda picture: (picture, "unchecked")
+    return safety(action, _checker(found) if isinstance(found, Path) else found)
+
+
+def find_check(action: str, checker: str | Path | Check | None) -> Check | Path | None:
+    """The function or folder that checks; ``None`` where nothing does.
+
+    Raises:
+        UserError: as :func:`load_safety`, or the worker's process could not be given the function.
+    """
     if action not in ACTIONS:
         raise UserError(f"unknown safety {action!r}; there are {', '.join(ACTIONS)}")
     if action == "off":
-        return lambda picture: (picture, "unchecked")
-    if folder is None or not folder.is_dir():
-        raise UserError(f"--safety {action} wants --safety-checker FOLDER, such as SD1.5's own safety_checker")
-    return safety(action, _checker(folder))
+        return None
+    if callable(checker):
+        try:
+            pickle.dumps(checker)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UserError(f"the safety checker cannot be given to another process: {error}") from None
+        return checker
+    if checker is not None and Path(checker).is_dir():
+        return Path(checker)
+    module, _, name = str(checker).partition(":")
+    if checker is None or not name:
+        raise UserError(
+            f"--safety {action} wants --safety-checker FOLDER, such as SD1.5's own safety_checker, or MODULE:FUNCTION"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--safety-checker {checker}: {error}") from None
+    if not callable(found):
+        raise UserError(f"--safety-checker {checker} is no function")
+    return found
 
 
 def safety(action: str, unsafe: Check) -> Safety:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,11 +16,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from counterpoint.apps.extractors import MODELS
 from counterpoint.apps.request import ControlRequest, GenerateRequest, build
+from counterpoint.apps.run import BASE
 from counterpoint.conditions.image import decode_image
-from counterpoint.conditions.layout import parse_layout
+from counterpoint.conditions.layout import MOST_WEIGHT, parse_layout
 from counterpoint.conditions.plain import PLAIN
-from counterpoint.types import Image, UserError
+from counterpoint.models.load import locate
+from counterpoint.sampling.schedulers import make_scheduler
+from counterpoint.types import CONTROL_KINDS, Image, UserError, kind_of
 
+_ID = "4f1d0c7e9a3b48d2b6e5a1c09f7d3e82"
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+"""A black pixel, for examples."""
 _FACTOR = 8
 """Pixels a latent, along each side, of every model that is offered."""
 Base64 = Annotated[str, Field(max_length=64_000_000, description="An image file (PNG, JPEG, WebP) in base64.")]
@@ -30,8 +38,9 @@ class Limits:
 
     Attributes:
         body: bytes of a request.
-        pixels: width times height of a picture, also of one that is sent.
-        controls: of a request.
+        pixels: width times height of a picture, also of one that is sent; all that are sent may have as many as one
+            for each control that is allowed, and one more.
+        controls: of a request; there may be as many subject masks.
         steps: of a request.
         images: of a request.
         queue: jobs that wait or run, of all users.
@@ -61,7 +70,9 @@ class Control(_Strict):
     )
     image: Base64
     photo: bool = Field(False, description="Whether the image is a photo from which the condition is extracted first.")
-    weight: str = Field("1", description="A number, or a schedule such as 0:1,0.5:0.4.", max_length=400)
+    weight: Annotated[str, Field(max_length=400)] | float = Field(
+        "1", description="A number, or a schedule such as 0:1,0.5:0.4."
+    )
     window: tuple[float, float] = (0.0, 1.0)
     mask: Base64 | None = None
     mode: Literal["balanced", "prompt", "control"] = "balanced"
@@ -96,12 +107,27 @@ class JobIn(_Strict):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"prompt": "a photo of a red ball on a meadow", "steps": 20, "seed": 7}]},
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a photo of a red ball on a meadow", "steps": 20, "seed": 7},
+                {
+                    "prompt": "a person on a meadow",
+                    "controls": [{"label": "pose", "image": _PIXEL, "weight": 0.8, "window": [0, 0.6]}],
+                    "fusion": "pix",
+                },
+            ]
+        },
     )
 
 
 class Accepted(BaseModel):
     """A job that was queued."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"id": _ID, "state": "queued", "estimated_seconds": 12.5, "waiting_seconds": 3.0}]
+        }
+    )
 
     id: str
     state: str
@@ -110,7 +136,26 @@ class Accepted(BaseModel):
 
 
 class JobOut(BaseModel):
-    """A job as it is now."""
+    """A job as it is now; times are seconds since the epoch, each of ``images`` has its ``seed``, what the safety
+    checker said of it, and the seconds that it took."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": _ID,
+                    "state": "done",
+                    "step": 20,
+                    "steps": 20,
+                    "created": 1790000000.0,
+                    "started": 1790000003.0,
+                    "ended": 1790000015.0,
+                    "reason": "",
+                    "images": [{"seed": 7, "safety": "unchecked", "seconds": 11.4}],
+                }
+            ]
+        }
+    )
 
     id: str
     state: Literal["queued", "running", "done", "cancelled", "failed"]
@@ -126,6 +171,8 @@ class JobOut(BaseModel):
 class ExtractIn(_Strict):
     """A photo and the kind of condition image that it should become."""
 
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"kind": "canny", "image": _PIXEL}]})
+
     kind: str = Field(max_length=80, description=f"One of {', '.join(sorted(PLAIN))}; or depth and seg of scenes.")
     image: Base64
 
@@ -134,16 +181,13 @@ def decode(content: str, name: str, limits: Limits) -> Image:
     """An image from base64.
 
     Raises:
-        UserError: it is none, or too large.
+        UserError: it is none, or too large; nothing too large is decoded.
     """
     try:
         raw = base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError):
         raise UserError(f"{name} is not base64") from None
-    picture = decode_image(raw, name)
-    if picture.shape[0] * picture.shape[1] > limits.pixels:
-        raise UserError(f"{name} has {picture.shape[1]} x {picture.shape[0]} pixels; the limit is {limits.pixels:,}")
-    return picture
+    return decode_image(raw, name, limits.pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +200,6 @@ class Checked:
 
     def write(self, folder: Path) -> GenerateRequest:
         """Put the files into a job's folder; the request that names them there."""
-        import json
-
         folder.mkdir(parents=True)
         for name, picture in self.files.items():
             PIL.Image.fromarray(picture).save(folder / name)
@@ -187,6 +229,7 @@ def check(
     width, height = job.width or side, job.height or side
     for what, value, most in (
         ("controls", len(job.controls), limits.controls),
+        ("subject_mask", len(job.subject_mask), limits.controls),
         ("steps", job.steps, limits.steps),
         ("n", job.n, limits.images),
         ("width times height", width * height, limits.pixels),
@@ -196,15 +239,16 @@ def check(
     for what, value in (("width", job.width), ("height", job.height)):
         if value is not None and value % _FACTOR:
             raise UserError(f"{what}: {value} is no multiple of {_FACTOR}")
-    for name in job.aggregate:
-        if "/" in name or "\\" in name or name.startswith("."):
-            raise UserError(f"aggregate: {name!r} is no name of an adapter")
+    _check_parts(job, models[job.model])
     files: dict[str, Image] = {}
+    budget = (limits.controls + 1) * limits.pixels
 
     def kept(content: str | None, name: str) -> Path | None:
         if content is None:
             return None
         files[f"{name}.png"] = decode(content, name, limits)
+        if sum(one.shape[0] * one.shape[1] for one in files.values()) > budget:
+            raise UserError(f"the images of this request have more than {budget:,} pixels together")
         return Path(f"{name}.png")
 
     controls = tuple(
@@ -239,10 +283,45 @@ def check(
     return Checked(request, files, layout)
 
 
+def _check_parts(job: JobIn, source: str) -> None:
+    """Hold what a job names against what its model has."""
+    if job.scheduler is not None:
+        make_scheduler(job.scheduler, {})
+    adapters, kinds, networks = _parts(source)
+    for name in job.aggregate:
+        if name not in adapters:
+            raise UserError(f"aggregate: {name!r} is no name of an adapter; {job.model} has {', '.join(adapters)}")
+    for one in job.controls:
+        if kinds and kind_of(one.label) in CONTROL_KINDS and kind_of(one.label) not in kinds:
+            raise UserError(f"{job.model} has no control {kind_of(one.label)!r}; it has {', '.join(kinds)}")
+    if job.controls and not kinds and len(job.controls) != networks:
+        raise UserError(
+            f"controls: {job.model} has {networks} ControlNets, for as many controls, not {len(job.controls)}"
+        )
+
+
+@lru_cache(maxsize=64)
+def _parts(source: str) -> tuple[list[str], list[str], int]:
+    """A model's adapters, its ControlNets by kind, and how many it has in order if it has none by kind."""
+    path = locate(source)
+    folder = path.parent if path.is_file() else path
+    adapters, kinds = (
+        sorted(one.name for one in (folder / part).iterdir()) if (folder / part).is_dir() else []
+        for part in ("adapters", "controls")
+    )
+    return [BASE, *adapters], kinds, len([one for one in folder.glob("controlnet*") if one.is_dir()])
+
+
 def _layout(content: dict[str, Any], kept: Any) -> dict[str, Any]:
     """A layout whose reference names files of the job's folder, checked as a file would be."""
+    try:
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        parse_layout({key: value for key, value in content.items() if key != "reference"}, Path())
+    except UserError:
+        raise
+    except (ValueError, OverflowError, RecursionError):
+        raise UserError("layout: it holds a number or a character that there is not, or is nested too deeply") from None
     reference = content.get("reference")
-    parse_layout({key: value for key, value in content.items() if key != "reference"}, Path())
     if reference is None:
         return content
     if isinstance(reference, str):
@@ -251,8 +330,12 @@ def _layout(content: dict[str, Any], kept: Any) -> dict[str, Any]:
         not isinstance(reference, dict)
         or not all(isinstance(reference.get(key, ""), str) for key in ("image", "mask"))
         or "image" not in reference
+        or not set(reference) <= {"image", "weight", "mask"}
     ):
         raise UserError("the reference of a layout is an image in base64, or an object with image, weight and mask")
+    weight = reference.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= MOST_WEIGHT:
+        raise UserError(f"the weight of a reference is a number in 0..{MOST_WEIGHT:g}, got {json.dumps(weight)}")
     names = {"image": str(kept(reference["image"], "reference"))}
     if "mask" in reference:
         names["mask"] = str(kept(reference["mask"], "reference-mask"))

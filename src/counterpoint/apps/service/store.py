@@ -9,6 +9,8 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from counterpoint.types import UserError
+
 QUEUED, RUNNING, DONE, CANCELLED, FAILED = "queued", "running", "done", "cancelled", "failed"
 ENDED = (DONE, CANCELLED, FAILED)
 LEASE = 10.0
@@ -16,6 +18,8 @@ LEASE = 10.0
 ATTEMPTS = 2
 """How often a job is begun before it is held to be what kills its worker."""
 
+_QUEUE = 0x636F756E
+"""Number of PostgreSQL's lock that whoever counts the queue holds."""
 _TABLES = sql.MetaData()
 _JOBS = sql.Table(
     "jobs",
@@ -64,18 +68,45 @@ class Store:
 
     Args:
         url: of SQLAlchemy's kind, such as ``sqlite:///jobs.db`` or ``postgresql+psycopg://...``.
+
+    Raises:
+        UserError: it is none, or the database cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
         patient = {"timeout": 30} if url.startswith("sqlite") else {}
-        self.engine = sql.create_engine(url, connect_args=patient)
-        _TABLES.create_all(self.engine)
+        try:
+            self.engine = sql.create_engine(url, connect_args=patient)
+            _TABLES.create_all(self.engine)
+        except ImportError as error:
+            raise UserError(
+                f"--database {url}: {error}; PostgreSQL wants pip install 'counterpoint[postgres]'"
+            ) from None
+        except (sql.exc.SQLAlchemyError, ValueError) as error:
+            raise UserError(f"--database {url}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
 
-    def add(self, job: str, owner: str, request: dict[str, Any], estimate: float) -> None:
-        """Queue a job under an id."""
+    def add(
+        self, job: str, owner: str, request: dict[str, Any], estimate: float, most: int = 2**31, most_each: int = 2**31
+    ) -> str:
+        """Queue a job under an id, unless that is more jobs than may wait or run: whose queue is full, else ``""``."""
         row = {"id": job, "owner": owner, "state": QUEUED, "request": request, "estimate": estimate}
-        with self.engine.begin() as connection:
+        with self.engine.connect() as connection:
+            if self.engine.dialect.name == "postgresql":  # SQLite lets one write at a time anyway
+                connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_QUEUE)))
             connection.execute(_JOBS.insert().values(**row, created=time.time()))
+            counted = sql.select(sql.func.count()).where(_JOBS.c.state.in_((QUEUED, RUNNING)))
+            if connection.execute(counted.where(_JOBS.c.owner == owner)).scalar_one() > most_each:
+                return "your"
+            if connection.execute(counted).scalar_one() > most:
+                return "the"
+            connection.commit()
+        return ""
+
+    def done(self, most: int) -> list[Job]:
+        """The latest jobs of all owners that are done, the newest first."""
+        wanted = _JOBS.select().where(_JOBS.c.state == DONE).order_by(_JOBS.c.ended.desc()).limit(most)
+        with self.engine.connect() as connection:
+            return [Job(**row._mapping) for row in connection.execute(wanted)]
 
     def get(self, job: str, owner: str) -> Job | None:
         """An owner's job."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,9 +14,13 @@ from typing import Any
 
 from counterpoint.apps.service.store import CANCELLED, DONE, FAILED, LEASE, Job, Store
 
+_LOG = logging.getLogger(__name__)
 _POLL = 0.1
+_PAUSE = 1.0
+"""Seconds before the next try where something of ours failed, such as the database."""
 Settings = dict[str, Any]
-"""What a worker is told when it starts: ``safety`` (an action), ``checker`` (a folder), ``threads``."""
+"""What a worker is told when it starts: ``safety`` (an action), ``checker`` (what checks), ``threads``, and ``models``
+(where those are that jobs may name)."""
 
 
 class Worker(threading.Thread):
@@ -48,15 +54,15 @@ class Worker(threading.Thread):
         looked = 0.0
         try:
             while not self.stopping.is_set():
-                if time.monotonic() - looked > LEASE / 4:
-                    self.store.recover()
-                    looked = time.monotonic()
-                job = self.store.claim()
-                if job is None:
-                    self.wake.wait(_POLL * 2)
-                    self.wake.clear()
-                else:
-                    self._carry_out(job)
+                try:
+                    if time.monotonic() - looked > LEASE / 4:
+                        self.store.recover()
+                        looked = time.monotonic()
+                    self._next()
+                except Exception:  # a job that was begun is queued again when its lease ends
+                    _LOG.exception("the worker could not go on and tries again")
+                    self._kill()
+                    self.stopping.wait(_PAUSE)
         finally:
             self._kill()
 
@@ -66,6 +72,16 @@ class Worker(threading.Thread):
         self.stopping.set()
         self.wake.set()
         self.join()
+
+    def _next(self) -> None:
+        job = self.store.claim()
+        if job is None:
+            self.wake.wait(_POLL * 2)
+            self.wake.clear()
+        elif job.request.get("model") not in self.settings["models"]:
+            self.store.end(job.id, FAILED, "the model that it asks for is no longer offered")
+        else:
+            self._carry_out(job)
 
     def _carry_out(self, job: Job) -> None:
         began = time.monotonic()
@@ -90,7 +106,7 @@ class Worker(threading.Thread):
                 else:
                     images, reason = content if kind == DONE else None, "" if kind == DONE else content
                     if self.store.end(job.id, kind, reason, images) and kind == DONE:
-                        self.finished(job, time.monotonic() - began)
+                        self.finished(replace(job, images=images), time.monotonic() - began)
                     return
             if not asked and self.store.to_cancel(job.id):
                 asked = True
@@ -162,8 +178,7 @@ class _Runner:
         """What becomes of a job, and its pictures or why not."""
         import warnings
 
-        import torch
-
+        from counterpoint.apps.run import is_out_of_memory
         from counterpoint.types import UserError
 
         try:
@@ -174,10 +189,11 @@ class _Runner:
             return CANCELLED, ""
         except UserError as error:
             return FAILED, " ".join(str(error).split())
-        except (MemoryError, torch.OutOfMemoryError):
-            self.models.forget()
-            return FAILED, "out of memory: ask for fewer or smaller pictures"
-        except Exception as error:  # a fault of ours: the job says so and the worker lives
+        except Exception as error:
+            if is_out_of_memory(error):
+                self.models.forget()
+                return FAILED, "out of memory: ask for fewer or smaller pictures"
+            _LOG.exception("a job failed")  # a fault of ours: the job says so and the worker lives
             return FAILED, f"internal error: {type(error).__name__}"
 
     def _pictures(self, content: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -188,11 +204,11 @@ class _Runner:
 
         request = build(GenerateRequest, **content)
         result = run(request, self.models.of(request), listen=self._heard)
-        recipe, made = recipe_of(result), []
+        recipe, made, each = recipe_of(result), [], round(result.seconds / len(result.images), 4)
         for number, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
             image, verdict = self.safety(image)
             record.save_png(image, folder / f"{number}.png", {**recipe, "seed": seed, "safety": verdict})
-            made.append({"seed": seed, "safety": verdict})
+            made.append({"seed": seed, "safety": verdict, "seconds": each})
         return made
 
     def _heard(self, step: int, steps: int) -> None:

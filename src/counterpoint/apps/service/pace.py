@@ -1,0 +1,50 @@
+"""What a job will cost, by what jobs cost before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from counterpoint.apps.service.store import Job
+
+_GUESS = 20.0
+"""Seconds a unit of work where nothing was learnt yet: a small CPU."""
+_KEPT = 0.9
+"""Of what was learnt, when the next job is done."""
+
+
+class Pace:
+    """How long jobs of each model take: seconds for a million pixels, steps and networks.
+
+    Args:
+        sides: where a model is -> side of its pictures.
+        done: jobs to learn from, the oldest first.
+    """
+
+    def __init__(self, sides: Mapping[str, int], done: Iterable[Job] = ()) -> None:
+        self.sides = sides
+        self.learnt: dict[str, tuple[float, float]] = {}
+        for job in done:
+            self.learn(job)
+
+    def work(self, request: Mapping[str, Any]) -> float:
+        """A request's work; a ControlNet costs half of a UNet."""
+        side = self.sides[request["model"]]
+        pixels = (request.get("width") or side) * (request.get("height") or side)
+        networks = 2 * (1 + 0.5 * len(request.get("controls") or ()))
+        return pixels / 1e6 * request["steps"] * request["n"] * networks
+
+    def learn(self, job: Job) -> None:
+        """From a job that is done: the seconds of its pictures, without those that its model took to load."""
+        model, seconds = job.request["model"], sum(one.get("seconds", 0.0) for one in job.images or ())
+        if model not in self.sides or not seconds:
+            return
+        before = self.learnt.get(model, (0.0, 0.0))
+        self.learnt[model] = before[0] * _KEPT + seconds, before[1] * _KEPT + self.work(job.request)
+
+    def estimate(self, request: Mapping[str, Any], most: float) -> float:
+        """Seconds that a request will take; a guess of a model that made nothing yet is ``most`` at most."""
+        if request["model"] not in self.learnt:
+            return min(self.work(request) * _GUESS, most)
+        seconds, work = self.learnt[request["model"]]
+        return self.work(request) * seconds / work
