@@ -8,9 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from counterpoint.models.probe import READOUT, Probe, load_readout_head, reversed_time
+from counterpoint.models.probe import Probe, load_readout_head, reversed_time
 from counterpoint.types import UserError
 
+READOUT = {"sd15": (1280,) * 6 + (640,) * 3 + (320,) * 3, "sdxl": (1280,) * 3 + (640,) * 3 + (320,) * 3}
+"""Channels of the layers that the published heads read: outputs of the decoder's residual blocks. InnerControl's read
+self-attention of SD1.5, which has SDXL's."""
 SMALL = {"time_width": 16, "width": 32, "head": (16, 8), "size": 8}
 
 
@@ -44,12 +47,24 @@ def test_a_head_in_the_published_form_loads(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     state = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in published((1280, 320)).items()}
     save_file(state, tmp_path / "head.safetensors")
-    probe = load_readout_head(tmp_path / "head.safetensors", (1280, 320))
+    probe = load_readout_head(tmp_path / "head.safetensors")
+    assert list(probe.config["dims"]) == [1280, 320]
     assert all(torch.equal(probe.state_dict()[name], tensor) for name, tensor in state.items())
     del state["mixing_weights"]
     save_file(state, tmp_path / "head.safetensors")
-    with pytest.raises(UserError, match="mixing_weights"):
-        load_readout_head(tmp_path / "head.safetensors", (1280, 320))
+    with pytest.raises(UserError, match="no readout head: 'mixing_weights' is not in it"):
+        load_readout_head(tmp_path / "head.safetensors")
+
+
+def test_a_published_checkpoint_loads_as_it_is_converted(tmp_path: Path) -> None:
+    """With the network under a name of its own, and the optimizer and the settings beside it."""
+    state = {name: torch.zeros(shape) for name, shape in published((32, 16)).items()}
+    beside = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(5)}
+    tensors = {f"aggregation_network.{name}": value for name, value in state.items()}
+    tensors |= {f"optimizer_state_dict.state.0.{name}": value for name, value in beside.items()}
+    save_file(tensors, tmp_path / "head.safetensors")
+    probe = load_readout_head(tmp_path / "head.safetensors")
+    assert probe.state_dict().keys() == state.keys()
 
 
 def test_layers_of_any_size_become_one_map() -> None:
@@ -79,3 +94,9 @@ def test_mixing_weights_choose_the_layer() -> None:
 
 def test_time_counted_from_the_noisiest_step() -> None:
     assert reversed_time(torch.tensor([0, 1, 999])).tolist() == [999, 998, 0]
+
+
+def test_thin_lines_have_a_head_that_grows() -> None:
+    probe = Probe((4,), **SMALL, upsample=True)
+    assert probe([torch.randn(2, 4, 8, 8)], torch.randn(2, 16)).shape == (2, 3, 16, 16)
+    assert isinstance(probe.output_head[2], torch.nn.ConvTranspose2d)

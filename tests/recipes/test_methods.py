@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from counterpoint.conditions.lines import lines
 from counterpoint.data.balance import Balanced
+from counterpoint.data.scenes.render import scene
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES
 from counterpoint.data.shards import SceneShards
 from counterpoint.recipes import RECIPES, parts
+from counterpoint.recipes.worlds import SCENES
 from counterpoint.training.config import override
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Stage
+from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.stages.probe import AlignmentStage
 from counterpoint.training.stages.reward import RewardStage
 from counterpoint.types import UserError
@@ -25,7 +31,7 @@ def build(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A stage of a recipe on a family that has a ControlNet of every kind."""
     monkeypatch.setattr(parts, "latents", lambda *_: SceneShards(tmp_path, 0, 2048))
     copy = Path(shutil.copytree(family, tmp_path / "family"))
-    for kind in ("depth", "hed", "seg"):
+    for kind in ("depth", "hed", "lineart", "seg"):
         shutil.copytree(copy / "controls" / "pose", copy / "controls" / kind)
 
     def make(recipe: str, *settings: str) -> Stage:
@@ -46,7 +52,7 @@ def batch(kind: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("kind", ["depth", "hed", "seg"])
+@pytest.mark.parametrize("kind", ["depth", "hed", "lineart", "seg"])
 def test_probes_then_aligned_controlnets(build, kind: str) -> None:
     stage = build("tiny-probe", f"control_type={kind}")
     loss, _ = stage(batch(kind), Draws(0, range(4)), 0)
@@ -59,7 +65,7 @@ def test_probes_then_aligned_controlnets(build, kind: str) -> None:
         stage = build(f"tiny-{method}", *everywhere)
         assert type(stage) is expected
         assert (stage.uncertainty is not None) == (method == "ctrl-u")
-        assert stage.weight == {"depth": 0.5, "hed": 1.0, "seg": 0.5}[kind]
+        assert stage.weight == {"depth": 0.5, "hed": 1.0, "lineart": 10.0, "seg": 0.5}[kind]
         loss, extra = stage(batch(kind), Draws(0, range(4)), 0)
         assert loss.isfinite()
         assert extra["reward"] > 0
@@ -67,11 +73,77 @@ def test_probes_then_aligned_controlnets(build, kind: str) -> None:
         assert stage.controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("kind", ["canny", "pose"])
+def test_probes_of_what_has_no_reward(build, kind: str) -> None:
+    stage = build("tiny-probe", f"control_type={kind}")
+    loss, _ = stage(batch(kind), Draws(0, range(4)), 0)
+    loss.backward()
+    assert all(p.grad is not None for p in stage.probe.parameters())
+    assert stage.probe.config["out"] == (3 if kind == "pose" else 1)
+    assert stage.probe.config["upsample"] == (kind == "canny")
+
+
+def test_drawn_lines_are_those_of_the_extractor_and_have_a_slope() -> None:
+    image = scene(7).image
+    picture = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double() / 127.5 - 1
+    picture.requires_grad_()
+    drawn = SCENES.reader(None, "lineart")(picture)
+    miss = (drawn[0, 0].detach() - torch.from_numpy(lines(image)[..., 0].copy()) / 255).abs()
+    assert miss.mean() < 0.01
+    assert miss.max() < 0.1
+    drawn.sum().backward()
+    assert picture.grad.any()
+    assert (SceneShards._control(Rows(image), "lineart", 0) == lines(image)).all()
+
+
+class Rows:
+    """A shard of one picture."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self._row = lambda field, index: {"image": [image]}[field][index]
+
+
+@pytest.mark.parametrize("kind", ["depth", "pose"])
+def test_the_plain_loss_goes_on_for_as_long(build, kind: str) -> None:
+    """The row that the methods are compared with: the same network, data and steps."""
+    stage = build("tiny-tuned", f"control_type={kind}")
+    assert type(stage) is ControlNetStage
+    stage(batch(kind), Draws(0, range(4)), 0)[0].backward()
+    assert stage.controlnet.controlnet_mid_block.weight.grad is not None
+    method, plain = (RECIPES[f"tiny-{name}"].config for name in ("controlnet++", "tuned"))
+    same = ("max_train_steps", "train_batch_size", "learning_rate", "lr_scheduler", "max_train_samples")
+    assert all(getattr(method, name) == getattr(plain, name) for name in same)
+
+
+def test_the_recipes_name_is_that_of_its_job(build) -> None:
+    config = override(RECIPES["tiny-tuned"].config, [f"pretrained_model_name_or_path={build.family}"])
+    assert RECIPES["tiny-tuned"].build(config).recipe == "tiny-tuned"
+
+
+def test_the_models_own_schedule_and_prediction(build) -> None:
+    place = build.family / "scheduler" / "scheduler_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"prediction_type": "v_prediction", "beta_end": 0.02}))
+    stage = build("tiny-tuned")
+    assert stage.scheduler.config.prediction_type == "v_prediction"
+    noisy = stage._noisy(batch("depth"), Draws(0, range(4)))
+    betas = torch.linspace(0.00085**0.5, 0.02**0.5, 1000).square()
+    torch.testing.assert_close(noisy.level, (1 - betas).cumprod(0)[noisy.t])
+    root = noisy.level.sqrt()[:, None, None, None]
+    wanted = root * noisy.noise - (1 - noisy.level).sqrt()[:, None, None, None] * noisy.x0
+    assert stage._losses(noisy, wanted).max() < 1e-10
+    place.unlink()
+    with pytest.raises(UserError, match="has no scheduler"):
+        build("tiny-tuned")
+
+
+def test_samples_come_in_shards(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max_train_samples=100: scenes come in shards of 2048"):
+        parts.scenes(override(RECIPES["tiny-codec"].config, ["max_train_samples=100", f"cache_dir={tmp_path}"]))
+
+
 def test_what_is_missing_is_said(build) -> None:
     with pytest.raises(UserError, match="no probes/depth"):
         build("tiny-innercontrol")
-    with pytest.raises(UserError, match="judge B reads depth, hed and seg"):
-        build("tiny-controlnet++", "control_type=lineart", f"controlnet_model_name_or_path={build.family}/controls/hed")
     shutil.rmtree(build.family / "judges" / "b")
     with pytest.raises(UserError, match="no judges/b"):
         build("tiny-controlnet++")
@@ -87,8 +159,13 @@ def test_what_is_missing_is_said(build) -> None:
     ],
 )
 def test_controlnets_that_make_way(build, settings: list[str]) -> None:
-    start = f"controlnet_model_name_or_path={build.family / 'controls' / 'pose'}"
+    place = build.family / "controls" / "pose"
+    start = f"controlnet_model_name_or_path={place}"
     number = 2 if settings[0].startswith("conservativity") else 1
+    if number == 2 and "injection=sum" not in settings:
+        with pytest.raises(UserError, match="stage 2 goes on with the output of stage 1"):
+            build("tiny-mi-stage2", "control_type=pose", start, *settings)
+        build("tiny-mi-stage1", "control_type=pose", start).export(place)
     stage = build(f"tiny-mi-stage{number}", "control_type=pose", start, *settings)
     with torch.autocast("cpu", torch.bfloat16):
         loss, extra = stage(batch("pose"), Draws(0, range(4)), 0)

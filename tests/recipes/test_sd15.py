@@ -13,7 +13,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.control.features import widths
 from counterpoint.models.edge_networks import EDGE_NETWORKS
+from counterpoint.models.probe import Probe
 from counterpoint.recipes import RECIPES
 from counterpoint.recipes.sd15 import SD15_WORLD
 from counterpoint.training.config import override
@@ -87,22 +89,58 @@ def test_rewards_and_probes(model: Path, networks: Path, kind: str) -> None:
     reader = model / f"{kind}.safetensors" if kind in {"hed", "lineart"} else networks / kind
     control += [f"reader_model_name_or_path={reader}", f"probe_model_name_or_path={model / f'probe-{kind}'}"]
     for method in ("controlnet++", "ctrl-u", "innercontrol"):
-        job = build(model, f"sd15-{method}", *control, "max_timestep_rewarding=999")
+        job = build(model, f"sd15-{method}", *control, "max_timestep_rewarding=999", "aligning_alpha=0")
+        without_noise_loss(job.stage)
         assert step(job)["reward"] > 0
-        assert job.stage.controlnet.controlnet_mid_block.weight.grad.any()
+        assert job.stage.controlnet.controlnet_mid_block.weight.grad.any(), "the reward alone reaches the ControlNet"
+
+
+def without_noise_loss(stage) -> None:
+    stage._weighted = lambda _, losses: 0 * losses.detach().sum()
+
+
+@pytest.mark.parametrize("layers", ["attention", "convolution"])
+def test_published_heads_of_either_sort(model: Path, networks: Path, layers: str) -> None:
+    """A depth head that reads convolutions is Readout Guidance's, one that reads attention InnerControl's."""
+    unet = SD15_WORLD.unet(override(RECIPES["sd15-probe"].config, [f"pretrained_model_name_or_path={model / 'model'}"]))
+    head = Probe(widths(unet, layers), unet.time_embedding.linear_2.out_features, 32, (16, 8))
+    file = model / f"head-{layers}.safetensors"
+    save_file({f"aggregation_network.{name}": value for name, value in head.state_dict().items()}, file)
+    control = ["control_type=depth", f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"]
+    control += [f"reader_model_name_or_path={networks / 'depth'}", f"probe_model_name_or_path={file}"]
+    job = build(model, "sd15-innercontrol", *control, "grad_scale=0", "reversed_timestep_readout=true")
+    assert job.stage.target.layers == layers
+    assert job.stage.target.reverse
+    without_noise_loss(job.stage)
+    assert step(job)["alignment"] > 0
+    assert job.stage.controlnet.controlnet_mid_block.weight.grad.any(), "alignment alone reaches the ControlNet"
+    save_file(Probe((32, 8), 64, 32, (16, 8)).state_dict(), file)
+    with pytest.raises(UserError, match="the probe is for another denoiser"):
+        build(model, "sd15-innercontrol", *control)
+
+
+def test_photos_without_the_control_are_refused_before_anything_is_computed(model: Path) -> None:
+    start = f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"
+    with pytest.raises(UserError, match="3 of 3 photos have no normal image"):
+        build(model, "sd15-controlnet", "control_type=normal", f"cache_dir={model / 'untouched'}")
+    with pytest.raises(UserError, match="has 64 x 64 pixels, too few for a resolution of 256"):
+        build(model, "sd15-tuned", "control_type=depth", start, "resolution=256", f"cache_dir={model / 'untouched'}")
+    assert not (model / "untouched").exists()
 
 
 @pytest.mark.parametrize("stage", ["controlnet", "mi-stage1", "mi-stage2"])
 def test_controlnets_that_start_and_make_way(model: Path, stage: str) -> None:
     start = [f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"] * stage.startswith("mi")
-    job = build(model, f"sd15-{stage}", "control_type=pose", *start)
+    job = build(model, f"sd15-{stage}", "control_type=pose", *start, *["injection=sum"] * (stage == "mi-stage2"))
     step(job)
     assert any(p.grad is not None and p.grad.any() for p in job.stage.controlnet.parameters())
 
 
 def test_stage_two_with_its_own_settings(model: Path) -> None:
     """Its ControlNet is checkpointed; second derivatives and checkpoints do not go together, and that is said."""
-    start = f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"
+    plain = f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"
+    build(model, "sd15-mi-stage1", "control_type=pose", plain).stage.export(model / "stage1")
+    start = f"controlnet_model_name_or_path={model / 'stage1'}"
     job = build(model, "sd15-mi-stage2", "control_type=pose", start)
     job.stage.controlnet.enable_gradient_checkpointing()
     step(job)

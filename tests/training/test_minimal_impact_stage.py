@@ -59,6 +59,27 @@ def test_the_gradient_is_the_slope(make, estimator: str, injection) -> None:
     assert found == pytest.approx(wanted, rel=1e-5), "torch's own layer norm would be off by a hundredth"
 
 
+def test_a_score_is_steeper_and_a_window_leaves_samples_out(make) -> None:
+    settings = {"weight": 1.0, "estimator": "symmetric", "share": 1.0}
+    stage = make(**settings)
+    noisy = stage._noisy(BATCH, Draws(0, range(3)))
+    prices = stage._asymmetry(noisy, BATCH, Draws(0, range(3)), torch.arange(3)).detach()
+    steep = make(**settings, of="score")._asymmetry(noisy, BATCH, Draws(0, range(3)), torch.arange(3)).detach()
+    sigma = (1 - noisy.level).sqrt()
+    torch.testing.assert_close(steep, prices / sigma**2, check_dtype=False)
+    middle = int(noisy.t.sort().values[1])
+    found = make(**settings, window=(0, middle))(BATCH, Draws(0, range(3)), 0)[1]["asymmetry"]
+    estimated = make(**settings)(BATCH, Draws(0, range(3)), 0)[1]["asymmetry"]
+    assert found != estimated
+    assert make(**settings, window=(2000, 2001))(BATCH, Draws(0, range(3)), 0)[1]["asymmetry"] == 0
+
+
+def test_two_processes_price_the_samples_of_one(make) -> None:
+    stage = make(share=0.25)
+    whole = stage._few(8).tolist()
+    assert whole == [*stage._few(4).tolist(), *(4 + stage._few(4)).tolist()] == [0, 4]
+
+
 def test_the_price_is_that_of_the_first_samples(make) -> None:
     stage = make(weight=2.0, estimator="symmetric", share=0.67)
     _, extra = stage(BATCH, Draws(0, range(3)), 0)

@@ -13,8 +13,9 @@ from torch import Tensor
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.probe import Probe
 from counterpoint.training.order import Draws
-from counterpoint.training.stages.probe import AlignmentStage, ProbeStage, Target
+from counterpoint.training.stages.probe import AlignmentStage, ProbeStage, Target, embed_time
 from counterpoint.training.stages.reward import Reward
+from counterpoint.types import UserError
 from tests.training.test_reward_stage import BATCH, CLASSES, hint, slope_and_difference
 
 DIMS = {"attention": (16, 16), "convolution": (32, 32, 16, 16)}
@@ -107,3 +108,31 @@ def test_a_second_prediction_is_aligned_too(parts: dict) -> None:
     stage = aligned(parts, "depth", uncertainty=0.1)
     stage(BATCH, Draws(0, range(3)), 0)
     assert len(stage.aligned) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"dims": (16, 8)}, {"time_width": 32}, {"layers": "convolution"}])
+def test_a_probe_for_another_denoiser_is_refused(parts: dict, monkeypatch: pytest.MonkeyPatch, wrong: dict) -> None:
+    target = Target(wrong.pop("layers", "attention"), hint)
+    sizes = {"dims": (16, 16), "time_width": 64, "width": 32, "head": (16, 8), "out": 1, "size": 16, **wrong}
+    monkeypatch.setitem(TARGETS, "depth", target)
+    monkeypatch.setattr("tests.training.test_probe_stage.probe_for", lambda _: Probe(**sizes))
+    with pytest.raises(UserError, match="the probe is for another denoiser"):
+        aligned(parts, "depth")
+
+
+def test_the_published_heads_are_told_the_time_reversed(parts: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "counterpoint.training.stages.probe.embed_time", lambda unet, t: seen.append(t) or embed_time(unet, t)
+    )
+    aligned(parts, "depth")(BATCH, Draws(0, range(3)), 0)
+    monkeypatch.setitem(TARGETS, "depth", Target("attention", hint, reverse=True))
+    aligned(parts, "depth")(BATCH, Draws(0, range(3)), 0)
+    assert torch.equal(seen[1], 999 - seen[0])
+
+
+def test_poses_are_read_in_colour() -> None:
+    wanted = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    target = Target("convolution", lambda _: wanted, "map")
+    assert target.losses(2 * wanted - 1, {}).abs().max() < 1e-12
+    assert (target.losses(2 * wanted.flip(1) - 1, {}) > 0.01).all()

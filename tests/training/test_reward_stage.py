@@ -9,10 +9,12 @@ import torch
 from diffusers import ControlNetModel, DDPMScheduler
 from torch import Tensor
 
+from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.training.order import Draws
 from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.stages.reward import Reward, RewardStage
+from counterpoint.types import UserError
 
 CLASSES = 5
 BATCH = {
@@ -107,6 +109,41 @@ def test_outside_the_window_it_is_the_diffusion_loss(make, parts: dict) -> None:
     assert float(extra["reward"]) == 0
     plain = ControlNetStage.forward(stage, BATCH, Draws(0, range(3)), 0)[0]
     assert torch.equal(loss, plain)
+
+
+def test_the_weight_grows_over_a_ramp(make) -> None:
+    stage, plain = make(ramp=10, weight=3.0), make(weight=0.0)
+    reward = stage(BATCH, Draws(0, range(3)), 0)[1]["reward"]
+    for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
+        total, without = (one(BATCH, Draws(0, range(3)), step)[0] for one in (stage, plain))
+        torch.testing.assert_close(total - without, 3 * share * reward)
+
+
+def test_what_was_trained_with_an_injection_goes_on_with_it(make) -> None:
+    plain, given = make(), make()
+    given.controlnet.register_to_config(injection={"reading": "min-norm", "cap": 2.0, "granularity": "sample"})
+    host = (given.unet, given.text_encoder, given.tokenizer, given.scheduler)
+    reads = (given.reward, given.readers, given.vae)
+    stage = RewardStage(*reads, given.controlnet, "depth", *host, weight=1.0, window=(0, 999)).double()
+    assert stage.inject == BalancedInjection("min-norm", 2.0)
+    assert not torch.allclose(price(stage), price(plain))
+    given.controlnet.register_to_config(injection={"made": "elsewhere"})
+    with pytest.raises(UserError, match="unknown here"):
+        ControlNetStage(given.controlnet, "depth", *host)
+
+
+def test_a_flow_is_rewarded_by_its_own_equations(make) -> None:
+    stage = make()
+    stage.scheduler.register_to_config(prediction_type="flow_prediction")
+    noisy = stage._noisy(BATCH, Draws(0, range(3)))
+    torch.testing.assert_close(noisy.level, (noisy.t + 1) / 1001)
+    said = stage._denoise(noisy, BATCH)
+    torch.testing.assert_close(
+        stage._losses(noisy, said), (said - (noisy.noise - noisy.x0)).square().flatten(1).mean(1), check_dtype=False
+    )
+    loss, extra = stage(BATCH, Draws(0, range(3)), 0)
+    assert loss.isfinite()
+    assert extra["reward"] > 0
 
 
 def test_only_samples_inside_are_read(make) -> None:

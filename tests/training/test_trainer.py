@@ -16,7 +16,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from counterpoint.recipes import RECIPES
 from counterpoint.training.card import write_card
 from counterpoint.training.checkpoint import CheckpointError
-from counterpoint.training.config import TrainConfig, override
+from counterpoint.training.config import TrainConfig, as_json, differences, override
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Job, Stage
 from counterpoint.training.stages.diffusion import ControlNetStage
@@ -25,16 +25,17 @@ from counterpoint.types import UserError
 
 
 class Line(Stage):
-    """Learns y = 2x through noise that the draws supply; can ask the run to stop, or turn its loss into NaN."""
+    """Learns y = 2x through noise that the draws supply; can ask the run to stop, or turn its loss, or the gradient
+    alone, into NaN."""
 
     trained = ("net",)
 
-    def __init__(self, stop_at: int = -1, nan_at: int = -1) -> None:
+    def __init__(self, stop_at: int = -1, nan_at: int = -1, steep_at: int = -1) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(1, 8), nn.GELU(), nn.Linear(8, 1))
         self.frozen = nn.Linear(1, 1)
-        self.stop_at, self.nan_at = stop_at, nan_at
+        self.stop_at, self.nan_at, self.steep_at = stop_at, nan_at, steep_at
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if step == self.stop_at:
@@ -45,6 +46,8 @@ class Line(Stage):
             os.kill(os.getpid(), signal.SIGINT)
         x = batch["x"] + 0.1 * draws.normal(1)
         loss = (self.net(x) - 2 * batch["x"]).square().mean()
+        if step == self.steep_at:
+            loss = loss + (0 * self.net[0].weight.sum()).sqrt()  # 0, with a slope of infinity times 0
         return loss * (float("nan") if step == self.nan_at else 1), {"size": x.abs().mean()}
 
     def export(self, folder: Path) -> None:
@@ -52,8 +55,11 @@ class Line(Stage):
 
 
 class Numbers:
+    def __init__(self, length: int = 37) -> None:
+        self.length = length
+
     def __len__(self) -> int:
-        return 37
+        return self.length
 
     def batch(self, indices: list[int]) -> Batch:
         return {"x": torch.tensor(indices, dtype=torch.float32)[:, None] / 37, "name": [str(i) for i in indices]}
@@ -166,6 +172,57 @@ def test_nan_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "a").values())
 
 
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2}])
+@pytest.mark.parametrize("step", [3, 13, 24])
+def test_a_gradient_of_nan_under_a_finite_loss_stops_before_it_spoils_anything(
+    tmp_path: Path, step: int, settings: dict
+) -> None:
+    kept = "no checkpoint had been written" if step < 10 else f"checkpoint-{step // 10}0 holds the last good state"
+    with pytest.raises(DivergenceError, match=f"gradient's norm is nan at step {step}; .*{kept}"):
+        train(Job(Line(steep_at=step), Numbers()), config(tmp_path / "a", **settings))
+    assert not (tmp_path / "a" / "net.pt").exists()
+    if step > 10:
+        train(Job(Line(), Numbers()), config(tmp_path / "a", **settings), resume=True)
+        train(Job(Line(), Numbers()), config(tmp_path / "whole", **settings))
+        assert equal(weights(tmp_path / "a"), weights(tmp_path / "whole"))
+
+
+def test_another_recipe_is_another_run(tmp_path: Path) -> None:
+    def job(recipe: str) -> Job:
+        return Job(Line(), Numbers(), recipe)
+
+    train(job("ctrl-u"), config(tmp_path / "a"))
+    assert json.loads((tmp_path / "a" / "train.json").read_text())["recipe"] == "ctrl-u"
+    with pytest.raises(CheckpointError, match="recipe: ctrl-u -> innercontrol"):
+        train(job("innercontrol"), config(tmp_path / "a"), resume=True)
+    train(job("ctrl-u"), config(tmp_path / "a"), resume=True)
+    train(job(""), config(tmp_path / "older"))
+    train(job("ctrl-u"), config(tmp_path / "older"), resume=True)
+    assert RECIPES["tiny-ctrl-u"].config.resolved() == RECIPES["tiny-innercontrol"].config.resolved()
+
+
+def test_a_run_older_than_its_settings_goes_on(tmp_path: Path) -> None:
+    """Such a run says ``null`` where the paper's number stands now, and nothing where a setting is new."""
+    now = override(RECIPES["tiny-innercontrol"].config, ["control_type=seg"])
+    old = json.loads(as_json(now)) | dict.fromkeys(("grad_scale", "u_scale", "min_timestep_readout"))
+    del old["reward_ramp_steps"]
+    assert differences(old, now, "tiny-innercontrol") == []
+    assert differences(old | {"grad_scale": 3}, now) == ["grad_scale: 3.0 -> 0.5"]
+
+
+def test_nothing_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the data set is empty"):
+        train(Job(Line(), Numbers(0)), config(tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_precision_that_the_machine_lacks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(UserError, match="mixed_precision=fp16 needs an accelerator"):
+        train(Job(Line(), Numbers()), config(tmp_path / "a", mixed_precision="fp16"))
+    assert not (tmp_path / "a").exists()
+
+
 def test_reports_to_a_tracker(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -183,7 +240,7 @@ def test_reports_to_a_tracker(tmp_path: Path) -> None:
 
 
 def test_an_absent_tracker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("counterpoint.training.trainer.get_available_trackers", list)
+    monkeypatch.setattr("counterpoint.training.machine.get_available_trackers", list)
     with pytest.raises(UserError, match="wandb is not installed"):
         train(Job(Line(), Numbers()), config(tmp_path / "a", report_to="wandb"))
     assert not (tmp_path / "a").exists()
@@ -192,7 +249,10 @@ def test_an_absent_tracker_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("steps=3", "unknown setting"),
+        ("steps=3", "unknown setting 'steps'"),
+        ("lerning_rate=3", "known: learning_rate, "),
+        ("learning_rate=inf", "finite"),
+        ("learning_rate=nan", "learning_rate"),
         ("seed", "key=value"),
         ("seed=x", "seed"),
         ("max_train_steps=0", "max_train_steps"),
@@ -202,6 +262,44 @@ def test_an_absent_tracker_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_wrong_settings(tmp_path: Path, setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         override(config(tmp_path), [setting])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "message"),
+    [
+        (
+            "innercontrol",
+            ["min_timestep_readout=500", "max_timestep_readout=400"],
+            "min_timestep_readout=500 lies above",
+        ),
+        ("innercontrol", ["min_timestep_readout=950"], "max_timestep_readout=920"),
+        ("innercontrol", ["max_timestep_readout=1000"], "less than or equal to 999"),
+        ("ctrl-u", ["max_timestep_rewarding=-1"], "greater than or equal to 0"),
+        ("ctrl-u", ["u_scale=nan"], "finite"),
+        ("controlnet++", ["grad_scale=-1"], "grad_scale"),
+        ("base", ["proportion_empty_prompts=7"], "proportion_empty_prompts"),
+        ("base", ["snr_gamma=-1"], "snr_gamma"),
+        ("mi-stage2", ["min_timestep_conservativity=9", "max_timestep_conservativity=8"], "no timestep is in between"),
+        ("mi-stage2", ["conservativity_weight=inf"], "finite"),
+    ],
+)
+def test_nonsense_is_refused_by_the_dry_run(recipe: str, setting: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(RECIPES[f"tiny-{recipe}"].config, setting)
+
+
+def test_what_is_left_open_is_the_papers() -> None:
+    found = override(RECIPES["sd15-innercontrol"].config, ["control_type=seg", "aligning_alpha=0.5", "snr_gamma=none"])
+    paper = {"grad_scale": 0.5, "max_timestep_rewarding": 200, "min_timestep_readout": 450, "max_timestep_readout": 980}
+    wanted = {**paper, "aligning_alpha": 0.5, "u_scale": 1.0, "max_train_steps": 5000, "snr_gamma": None}
+    assert {name: getattr(found, name) for name in wanted} == wanted
+    steps = {
+        kind: override(RECIPES["sd15-probe"].config, [f"control_type={kind}"]).max_train_steps
+        for kind in ("depth", "hed", "lineart", "canny", "seg", "pose")
+    }
+    assert steps == {"depth": 5000, "hed": 10000, "lineart": 10000, "canny": 10000, "seg": 5000, "pose": 5000}
+    assert override(RECIPES["tiny-base"].config, ["snr_gamma=None"]).snr_gamma is None
+    assert override(RECIPES["tiny-base"].config, ["report_to=none"]).report_to == "none"
 
 
 def test_settings_are_typed(tmp_path: Path) -> None:
@@ -235,7 +333,7 @@ def test_the_card_of_a_controlnet_says_how_to_use_it(tmp_path: Path, parts: dict
     )
     host = [parts[name] for name in ("unet", "text_encoder", "tokenizer")]
     stage = ControlNetStage(parts["networks"][0], "hed", *host, DDPMScheduler())
-    write_card(tmp_path, stage, settings, processes=2)
+    write_card(tmp_path, stage, settings, as_json(settings), processes=2)
     text = (tmp_path / "README.md").read_text()
     assert "base_model: some/model" in text
     assert f'counterpoint.load("some/model", controls={{"hed": "{tmp_path}"}})' in text

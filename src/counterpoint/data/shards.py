@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.layout import Instance, Interaction, Layout
+from counterpoint.conditions.lines import lines
 from counterpoint.conditions.openpose import draw_pose
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data.scenes.caption import phrase
@@ -123,6 +124,8 @@ class SceneShards:
     def _control(self, kind: str, index: int) -> np.ndarray:
         if kind == "canny":
             return canny(self._row("image", index))
+        if kind == "lineart":
+            return lines(self._row("image", index))
         if kind == "pose":
             return draw_pose(self._row("keypoints", index), SIZE, SIZE)
         if kind == "seg":

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from counterpoint.models.weights import check_fit, shapes
+from counterpoint.types import UserError
 
 _GROUPS = 32
 
@@ -33,7 +34,9 @@ class Probe(ModelMixin, ConfigMixin):
         head: channels of the two layers of the head.
         out: channels of the map: 3 for images, or the number of classes.
         bounded: whether the map is squashed into -1..1, as images are.
-        size: side of the map.
+        size: side to which features are brought, and of the map.
+        upsample: whether the head makes the map twice as large, by a transposed convolution: for thin lines
+            (InnerControl, appendix A.1).
     """
 
     @register_to_config
@@ -47,6 +50,7 @@ class Probe(ModelMixin, ConfigMixin):
         *,
         bounded: bool = True,
         size: int = 64,
+        upsample: bool = False,
     ) -> None:
         super().__init__()
         self.size = size
@@ -55,7 +59,7 @@ class Probe(ModelMixin, ConfigMixin):
         self.output_head = nn.Sequential(
             nn.Conv2d(width, head[0], 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(head[0], head[1], 3, padding=1),
+            nn.ConvTranspose2d(*head, 4, 2, 1) if upsample else nn.Conv2d(*head, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(head[1], out, 1),
             nn.Tanh() if bounded else nn.Identity(),
@@ -112,23 +116,38 @@ class _Normed(nn.Conv2d):
         return self.norm(super().forward(x))  # type: ignore[no-any-return]
 
 
-READOUT = {"sd15": (1280,) * 6 + (640,) * 3 + (320,) * 3, "sdxl": (1280,) * 3 + (640,) * 3 + (320,) * 3}
-"""Family -> channels of the layers that the published heads read: outputs of the decoder's residual blocks."""
+_NETWORK = "aggregation_network."
+"""Before the network's names in a published checkpoint, which holds its optimizer as well."""
 
 
-def load_readout_head(file: Path, dims: Sequence[int] = READOUT["sd15"]) -> Probe:
-    """A published head (``readout_sdv15_spatial_depth`` and so on) from its safetensors form.
+def load_readout_head(file: Path) -> Probe:
+    """A published head (``readout_sdv15_spatial_depth`` and so on, InnerControl's) as ``models convert`` leaves it.
 
-    They were trained with the timestep counted from the noisiest step on, and are used with the true one: give either,
-    see :func:`reversed_time`.
+    Its sizes are read off its tensors. They were trained with the timestep counted from the noisiest step on, and are
+    used with the true one: give either, see :func:`reversed_time`.
 
     Raises:
         UserError: the file is missing, a pickle, damaged, or of another network.
     """
+    found = shapes(file)
+    prefix = _NETWORK if any(name.startswith(_NETWORK) for name in found) else ""
+    found = {name.removeprefix(prefix): shape for name, shape in found.items() if name.startswith(prefix)}
+    try:
+        layers = [f"bottleneck_layers.{number}" for number in range(found["mixing_weights"][0])]
+        sizes = {
+            "dims": [found[f"{layer}.shortcut.weight"][1] for layer in layers],
+            "time_width": found[f"{layers[0]}.emb_layers.weight"][1],
+            "width": found[f"{layers[0]}.shortcut.weight"][0],
+            "head": (found["output_head.0.weight"][0], found["output_head.2.weight"][0]),
+            "out": found["output_head.4.weight"][0],
+        }
+    except (KeyError, IndexError) as error:
+        raise UserError(f"{file} is no readout head: {error} is not in it") from None
     with torch.device("meta"):
-        probe = Probe(dims)
-    check_fit(probe.state_dict(), shapes(file), file)
-    probe.load_state_dict(load_file(file), assign=True)
+        probe = Probe(**sizes)
+    check_fit(probe.state_dict(), found, file)
+    state = load_file(file)
+    probe.load_state_dict({name: state[f"{prefix}{name}"] for name in found}, assign=True)
     return probe.float().eval()
 
 

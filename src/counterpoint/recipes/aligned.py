@@ -11,16 +11,30 @@ from dataclasses import dataclass as plain_dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from counterpoint.control.features import Layers, widths
 from counterpoint.recipes.worlds import TunedFields, World
+from counterpoint.training.config import check_window, filled
 from counterpoint.training.losses.reward import Window
 from counterpoint.training.stage import Job
+from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.stages.probe import AlignmentStage, ProbeStage, Target
 from counterpoint.training.stages.reward import Reward, RewardStage
 
 Kind = Literal["depth", "hed", "lineart", "seg"]
+Read = Literal["depth", "hed", "lineart", "seg", "canny", "pose"]
+EDGES = ("hed", "lineart", "canny")
+LOSSES = {
+    "depth": "map",
+    "hed": "sparse",
+    "lineart": "map",
+    "seg": "classes",
+    "canny": "sparse",
+    "pose": "sparse",
+}
+"""Kind of control -> how a probe's reading of it is compared (table 4; canny and pose as Readout Guidance has them)."""
 
 
 @plain_dataclass(frozen=True)
@@ -32,44 +46,81 @@ class Paper:
     alignment: float
     aligned: Window
     uncertainty: float
-    loss: str
 
 
 PAPER = {
-    "depth": Paper(0.5, 400, 1.0, (0, 920), 0.1, "map"),
-    "hed": Paper(1.0, 400, 0.1, (0, 800), 0.1, "sparse"),
-    "lineart": Paper(10.0, 200, 2.0, (0, 700), 0.1, "map"),
-    "seg": Paper(0.5, 200, 0.05, (450, 980), 1.0, "classes"),
+    "depth": Paper(0.5, 400, 1.0, (0, 920), 0.1),
+    "hed": Paper(1.0, 400, 0.1, (0, 800), 0.1),
+    "lineart": Paper(10.0, 200, 2.0, (0, 700), 0.1),
+    "seg": Paper(0.5, 200, 0.05, (450, 980), 1.0),
 }
 """Kind of control -> its settings."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class PlainFields(TunedFields):
+    """A ControlNet that goes on with the diffusion loss alone: what the others are compared with."""
+
+    control_type: Read = "depth"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class AlignedFields(TunedFields):
-    """Settings of a tuned ControlNet; ``None`` is the paper's."""
+    """Settings of a tuned ControlNet; ``None`` is the paper's. ``reward_ramp_steps`` is Ctrl-U's (5000 in its code for
+    depth and seg). ``reversed_timestep_readout`` tells the probe timesteps as the published heads had them."""
 
     control_type: Kind = "depth"
-    grad_scale: float | None = None
-    max_timestep_rewarding: int | None = None
-    u_scale: float | None = None
-    aligning_alpha: float | None = None
-    min_timestep_readout: int | None = None
-    max_timestep_readout: int | None = None
+    grad_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
+    max_timestep_rewarding: int | None = Field(None, ge=0, le=999)
+    reward_ramp_steps: int = Field(0, ge=0)
+    u_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
+    aligning_alpha: float | None = Field(None, ge=0, allow_inf_nan=False)
+    min_timestep_readout: int | None = Field(None, ge=0, le=999)
+    max_timestep_readout: int | None = Field(None, ge=0, le=999)
+    reversed_timestep_readout: bool = False
+
+    def resolved(self) -> Any:
+        """With the paper's settings for the kind of control."""
+        paper = PAPER[self.control_type]
+        found = filled(
+            super().resolved(),  # type: ignore[misc]
+            grad_scale=paper.reward,
+            max_timestep_rewarding=paper.rewarded,
+            u_scale=paper.uncertainty,
+            aligning_alpha=paper.alignment,
+            min_timestep_readout=paper.aligned[0],
+            max_timestep_readout=paper.aligned[1],
+        )
+        check_window("timestep_readout", found.min_timestep_readout, found.max_timestep_readout)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class ProbeFields:
-    """A probe for one kind of control."""
+    """A probe for one kind of control; steps that are left open are the paper's, 10000 for edges and else 5000."""
 
-    control_type: Kind = "depth"
+    control_type: Read = "depth"
+    max_train_steps: int | None = Field(None, gt=0)
+
+    def resolved(self) -> Any:
+        """With the paper's steps for the kind of control."""
+        return filled(self, max_train_steps=10000 if self.control_type in EDGES else 5000)
 
 
 def probe(world: World, config: Any) -> Job:
     """A probe that reads a control from the frozen denoiser's features, at every timestep."""
     torch.manual_seed(config.seed)
     kind, unet = config.control_type, world.unet(config)
-    target = _target(world, kind)
+    target = Target(_layers(kind), world.wanted(kind), LOSSES[kind])
     stage = ProbeStage(world.new_probe(unet, target.layers, kind), target, unet, **world.denoising(config))
+    return Job(stage, world.samples(config, kind))
+
+
+def plain(world: World, config: Any) -> Job:
+    """The diffusion loss goes on, for as many steps as the methods take: the papers' row called ControlNet."""
+    torch.manual_seed(config.seed)
+    kind = config.control_type
+    stage = ControlNetStage(world.controlnet(config, kind), kind, world.unet(config), **world.denoising(config))
     return Job(stage, world.samples(config, kind))
 
 
@@ -80,32 +131,31 @@ def controlnet_plus_plus(world: World, config: Any) -> Job:
 
 def ctrl_u(world: World, config: Any) -> Job:
     """... where two estimates agree: disagreement makes the reward count less, and has a price."""
-    uncertainty = _or(config.u_scale, PAPER[config.control_type].uncertainty)
-    stage = RewardStage(*_rewarded(world, config), uncertainty=uncertainty, **_reward(world, config))
+    stage = RewardStage(*_rewarded(world, config), uncertainty=config.u_scale, **_reward(world, config))
     return Job(stage, _samples(world, config))
 
 
 def innercontrol(world: World, config: Any) -> Job:
     """ControlNet++, and a probe reads the control from inner features at nearly every timestep."""
-    kind, paper = config.control_type, PAPER[config.control_type]
+    kind, reads = config.control_type, world.probe(config, config.control_type)
+    rewarded = _rewarded(world, config)
+    layers = _layers(kind)
+    if widths(rewarded[-1], layers) != list(reads.config["dims"]):  # published heads are of either sort
+        layers = "attention" if layers == "convolution" else "convolution"
     stage = AlignmentStage(
-        world.probe(config, kind),
-        _target(world, kind),
-        *_rewarded(world, config),
-        alignment_weight=_or(config.aligning_alpha, paper.alignment),
-        alignment_window=(
-            _or(config.min_timestep_readout, paper.aligned[0]),
-            _or(config.max_timestep_readout, paper.aligned[1]),
-        ),
+        reads,
+        Target(layers, world.wanted(kind), LOSSES[kind], config.reversed_timestep_readout),
+        *rewarded,
+        alignment_weight=config.aligning_alpha,
+        alignment_window=(config.min_timestep_readout, config.max_timestep_readout),
         **_reward(world, config),
     )
     return Job(stage, _samples(world, config))
 
 
-def _target(world: World, kind: str) -> Target:
+def _layers(kind: str) -> Layers:
     """Depth is read from self-attention, the others from convolutions (appendix A.1)."""
-    layers = "attention" if kind == "depth" else "convolution"
-    return Target(layers, world.wanted(kind), PAPER[kind].loss)  # type: ignore[arg-type]
+    return "attention" if kind == "depth" else "convolution"
 
 
 def _rewarded(world: World, config: Any) -> tuple[Any, ...]:
@@ -118,14 +168,14 @@ def _rewarded(world: World, config: Any) -> tuple[Any, ...]:
 
 
 def _reward(world: World, config: Any) -> dict[str, Any]:
-    paper = PAPER[config.control_type]
-    window = (0, _or(config.max_timestep_rewarding, paper.rewarded))
-    return {"weight": _or(config.grad_scale, paper.reward), "window": window, **world.denoising(config)}
+    window = (0, config.max_timestep_rewarding)
+    return {
+        "weight": config.grad_scale,
+        "window": window,
+        "ramp": config.reward_ramp_steps,
+        **world.denoising(config),
+    }
 
 
 def _samples(world: World, config: Any) -> Any:
     return world.samples(config, config.control_type)
-
-
-def _or(given: Any, otherwise: Any) -> Any:
-    return otherwise if given is None else given

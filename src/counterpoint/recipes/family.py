@@ -23,9 +23,12 @@ from counterpoint.training.stages.adapter import FILE
 MEMBERS: dict[str, tuple[str, Any]] = {
     "vae": ("codec", AutoencoderTiny),
     "unet": ("base", UNet2DConditionModel),
-    **{f"controls/{kind}": (f"control-{kind}", ControlNetModel) for kind in ("canny", "hed", "depth", "pose", "seg")},
+    **{
+        f"controls/{kind}": (f"control-{kind}", ControlNetModel)
+        for kind in ("canny", "hed", "depth", "lineart", "pose", "seg", "canny-mi", "pose-mi", "depth-inner")
+    },
     **{f"judges/{name}": (f"judge-{name}", PerceptionModel) for name in "ab"},
-    **{f"probes/{kind}": (f"probe-{kind}", Probe) for kind in ("depth", "hed", "seg")},
+    **{f"probes/{kind}": (f"probe-{kind}", Probe) for kind in ("depth", "hed", "lineart", "pose", "seg")},
 }
 """Place in the family -> output folder of its training run, and its class."""
 ADAPTERS = ("interact", "migc", "style")

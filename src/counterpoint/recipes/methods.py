@@ -22,6 +22,11 @@ class ProbeConfig(aligned.ProbeFields, FamilyConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PlainConfig(aligned.PlainFields, FamilyConfig):
+    """A ControlNet tuned without them."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AlignedConfig(aligned.AlignedFields, FamilyConfig):
     """A ControlNet tuned with rewards on scenes."""
 
@@ -31,19 +36,21 @@ class MinimalImpactConfig(minimal_impact.MinimalImpactFields, FamilyConfig):
     """A ControlNet that makes way, on scenes."""
 
 
-def recipes(world: World, probe: Any, tuned: Any, way: Any, second: dict[str, Any]) -> list[Recipe]:
+def recipes(world: World, probe: Any, plain: Any, tuned: Any, way: Any, second: dict[str, Any]) -> list[Recipe]:
     """The methods on a world.
 
     Args:
         world: what they stand on.
         probe: configuration of a probe.
-        tuned: of a ControlNet tuned with rewards.
+        plain: of a ControlNet tuned with the diffusion loss alone.
+        tuned: of one tuned with rewards.
         way: of one that makes way for others, stage 1.
         second: what stage 2 changes of it.
     """
     last = type(way)(**{**vars(way), "conservativity_weight": 0.01, **second})
     rows = (
         ("probe", "a probe that reads a control from inner features", probe, aligned.probe),
+        ("tuned", "a ControlNet tuned with the diffusion loss alone, to compare", plain, aligned.plain),
         ("controlnet++", "a ControlNet tuned with rewards", tuned, aligned.controlnet_plus_plus),
         ("ctrl-u", "a ControlNet tuned with rewards weighed by doubt", tuned, aligned.ctrl_u),
         ("innercontrol", "a ControlNet tuned with rewards and a probe", tuned, aligned.innercontrol),
@@ -66,15 +73,16 @@ _TUNED = {
 TINY = recipes(
     SCENES,
     ProbeConfig(
-        max_train_steps=5000,
         train_batch_size=8,
         learning_rate=1e-3,
+        adam_weight_decay=0,
         lr_scheduler="constant",
         lr_warmup_steps=0,
         checkpointing_steps=500,
         logging_steps=250,
         max_train_samples=98304,
     ),
+    PlainConfig(**_TUNED),
     AlignedConfig(**_TUNED),
     MinimalImpactConfig(**_TUNED),
     {},

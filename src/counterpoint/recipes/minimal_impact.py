@@ -8,11 +8,14 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from counterpoint.control.influence import trained_injection
 from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.recipes.worlds import TunedFields, World
+from counterpoint.training.config import check_window
 from counterpoint.training.losses.conservativity import Estimator
 from counterpoint.training.stage import Job
 from counterpoint.training.stages.minimal_impact import MinimalImpactStage
+from counterpoint.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -20,25 +23,45 @@ class MinimalImpactFields(TunedFields):
     """What each part of the method adds. The second stage goes on with the first one's
     ``controlnet_model_name_or_path``."""
 
-    control_type: Literal["canny", "hed", "pose"] = "canny"
+    control_type: Literal["canny", "hed", "lineart", "pose"] = "canny"
     balanced: bool = True
     injection: Literal["sum", "min-norm", "literal"] = "min-norm"
-    conservativity_weight: float = Field(0.0, ge=0)
+    conservativity_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
     conservativity_estimator: Estimator = "paired"
+    conservativity_of: Literal["eps", "score"] = "eps"
+    min_timestep_conservativity: int = Field(0, ge=0, le=999)
+    max_timestep_conservativity: int = Field(999, ge=0, le=999)
     conservativity_share: float = Field(0.25, gt=0, le=1)
+
+    def resolved(self) -> Any:
+        """Itself, if its window is one."""
+        check_window("timestep_conservativity", self.min_timestep_conservativity, self.max_timestep_conservativity)
+        return self
 
 
 def minimal_impact(world: World, config: Any) -> Job:
-    """Balanced data, injection in the forward pass, and with a weight the price on what is no gradient."""
+    """Balanced data, injection in the forward pass, and with a weight the price on what is no gradient.
+
+    Raises:
+        UserError: stage 2 is to begin with a network that stage 1 did not train.
+    """
     torch.manual_seed(config.seed)
-    kind = config.control_type
+    kind, network = config.control_type, world.controlnet(config, config.control_type)
+    inject = torch.add if config.injection == "sum" else BalancedInjection(config.injection)
+    if config.conservativity_weight and trained_injection(network) is torch.add is not inject:
+        raise UserError(
+            f"the ControlNet was trained without the injection {config.injection}: stage 2 goes on with the output of "
+            "stage 1, --set controlnet_model_name_or_path=FOLDER"
+        )
     stage = MinimalImpactStage(
-        world.controlnet(config, kind),
+        network,
         kind,
         world.unet(config),
-        inject=torch.add if config.injection == "sum" else BalancedInjection(config.injection),
+        inject=inject,
         weight=config.conservativity_weight,
         estimator=config.conservativity_estimator,
+        of=config.conservativity_of,
+        window=(config.min_timestep_conservativity, config.max_timestep_conservativity),
         share=config.conservativity_share,
         **world.denoising(config),
     )

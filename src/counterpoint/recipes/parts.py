@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from counterpoint.data.shards import SceneShards
+from counterpoint.data.shards import SHARD, SceneShards
 from counterpoint.models.load import TINY
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.stages.codec import pictures
+from counterpoint.types import UserError, known_kind
+
+AnyKind = Annotated[str, AfterValidator(known_kind)]
+"""A setting that names a kind of control."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -25,13 +30,19 @@ class FamilyConfig(TrainConfig):
     """A member that stands on others: ``pretrained_model_name_or_path`` is the folder that holds them."""
 
     pretrained_model_name_or_path: Path = TINY
-    proportion_empty_prompts: float = 0.1
-    snr_gamma: float | None = 5.0
+    proportion_empty_prompts: float = Field(0.1, ge=0, le=1)
+    snr_gamma: float | None = Field(5.0, gt=0, allow_inf_nan=False)
     debiased_estimation_loss: bool = False
 
 
 def scenes(config: TrainConfig, *fields: str, first: int = 0) -> SceneShards:
-    """The scenes that a run learns from, rendered if they are not there yet."""
+    """The scenes that a run learns from, rendered if they are not there yet.
+
+    Raises:
+        UserError: ``max_train_samples`` is no multiple of what a shard holds.
+    """
+    if config.max_train_samples % SHARD:
+        raise UserError(f"max_train_samples={config.max_train_samples}: scenes come in shards of {SHARD}")
     shards = SceneShards(config.cache_dir, first, config.max_train_samples, fields).prepare()
     return shards.soft_edges() if "control:hed" in fields else shards
 
@@ -65,22 +76,21 @@ def mark(folder: Path) -> str:
 
 
 def denoising(config: FamilyConfig) -> dict[str, object]:
-    """What every stage that denoises takes besides its UNet: the frozen text encoder, Stable Diffusion 1.5's noise
-    schedule, and how its loss is weighed."""
+    """What every stage that denoises takes besides its UNet: the frozen text encoder, the model's own noise schedule
+    and prediction type, and how its loss is weighed.
+
+    Raises:
+        UserError: the model says nothing of its noise schedule.
+    """
     folder = config.pretrained_model_name_or_path
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise UserError(f"{folder} has no scheduler/scheduler_config.json: a model's noise schedule stands there")
     return {
         "text_encoder": CLIPTextModel.from_pretrained(
             folder / "text_encoder", local_files_only=True, dtype=torch.float32
         ),
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        "scheduler": DDPMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            num_train_timesteps=1000,
-            clip_sample=False,
-            steps_offset=1,
-        ),
+        "scheduler": DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
         "proportion_empty_prompts": config.proportion_empty_prompts,
         "snr_gamma": config.snr_gamma,
         "debiased": config.debiased_estimation_loss,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from counterpoint.training.config import TrainConfig
@@ -12,9 +12,14 @@ from counterpoint.training.stage import Job
 
 @dataclass(frozen=True)
 class Recipe:
-    """``build(config)`` makes the job; ``config`` holds the recipe's own defaults; ``summary`` is one line for help."""
+    """``config`` holds the recipe's own defaults, ``make`` turns settings into a job; ``summary`` is one line for
+    help."""
 
     name: str
     summary: str
     config: TrainConfig
-    build: Callable[[Any], Job]
+    make: Callable[[Any], Job]
+
+    def build(self, config: Any) -> Job:
+        """The job of a configuration, with the recipe's name."""
+        return replace(self.make(config.resolved()), recipe=self.name)

@@ -26,10 +26,11 @@ from counterpoint.models.probe import Probe, load_readout_head
 from counterpoint.recipes import aligned, minimal_impact, parts, photos
 from counterpoint.recipes.methods import recipes
 from counterpoint.recipes.recipe import Recipe
-from counterpoint.recipes.worlds import grey, tuned
+from counterpoint.recipes.worlds import readable, shown, tuned
+from counterpoint.training.config import filled
 from counterpoint.training.stage import Job
 from counterpoint.training.stages.diffusion import ControlNetStage
-from counterpoint.types import Batch, Samples, UserError, known_kind
+from counterpoint.types import Batch, Samples, UserError
 
 _STRICT = ConfigDict(extra="forbid")
 _DPT, _NORMAL = 384, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -49,7 +50,7 @@ class Sd15Config(photos.PhotoConfig):
 class ControlConfig(Sd15Config):
     """A ControlNet from the UNet's encoder."""
 
-    control_type: str = "canny"
+    control_type: parts.AnyKind = "canny"
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -58,7 +59,23 @@ class ProbeConfig(aligned.ProbeFields, Sd15Config):
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class AlignedConfig(aligned.AlignedFields, Sd15Config):
+class TunedConfig(Sd15Config):
+    """Steps that are left open are the paper's: 5000 for seg, else 10000 (section 5.1)."""
+
+    max_train_steps: int | None = Field(None, gt=0)
+
+    def resolved(self) -> Any:
+        """With the paper's steps for the kind of control."""
+        return filled(self, max_train_steps=5000 if self.control_type == "seg" else 10000)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PlainConfig(aligned.PlainFields, TunedConfig):
+    """A ControlNet that goes on without rewards."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AlignedConfig(aligned.AlignedFields, TunedConfig):
     """``reader_model_name_or_path`` reads the control from pictures: a folder of transformers for depth (DPT) and seg
     (ADE20K), a safetensors file for hed and lineart. ``probe_model_name_or_path`` is the folder of a probe, or a
     published readout head."""
@@ -107,7 +124,7 @@ class StableDiffusion15:
         """Depth as a share of the largest, classes at a quarter of the size, lines as they are."""
         if kind == "seg":
             return _classes
-        return _stretched if kind == "depth" else lambda batch: grey(batch, kind)
+        return _stretched if kind == "depth" else lambda batch: shown(batch, kind)
 
     def reader(self, config: AlignedConfig, kind: str) -> nn.Module:
         """The user's."""
@@ -140,15 +157,15 @@ class StableDiffusion15:
         return Probe(
             widths(unet, layers),
             time_width=unet.time_embedding.linear_2.out_features,
-            out=self.classes if kind == "seg" else 1,
-            bounded=kind != "seg",
-            size=128 if kind in {"hed", "lineart"} else 64,
+            **readable(kind, self.classes),
+            size=128 if kind in aligned.EDGES else 64,
+            upsample=kind in aligned.EDGES,
         )
 
 
 def controlnet(config: ControlConfig) -> Job:
     """A new ControlNet (Zhang et al. 2023, arXiv:2302.05543)."""
-    kind = known_kind(config.control_type)
+    kind = config.control_type
     torch.manual_seed(config.seed)
     unet = SD15_WORLD.unet(config)
     network = ControlNetModel.from_unet(unet)
@@ -205,7 +222,7 @@ def _classes(batch: Batch) -> Tensor:
 
 
 def _stretched(batch: Batch) -> Tensor:
-    near = grey(batch, "depth")
+    near = shown(batch, "depth")
     return near / near.amax((2, 3), keepdim=True).clamp(min=1e-6)
 
 
@@ -227,7 +244,6 @@ _TUNED = {
     "learning_rate": 1e-5,
     "adam_beta2": 0.999,
     "lr_warmup_steps": 10,
-    "max_train_steps": 10000,
     "gradient_checkpointing": True,
     "ema_decay": 0.9999,
 }
@@ -242,10 +258,13 @@ SD15 = [
     *recipes(
         SD15_WORLD,
         ProbeConfig(
-            max_train_steps=5000, train_batch_size=8, learning_rate=1e-3, lr_scheduler="constant", lr_warmup_steps=0
+            train_batch_size=8, learning_rate=1e-3, adam_weight_decay=0, lr_scheduler="constant", lr_warmup_steps=0
         ),
+        PlainConfig(**_TUNED),
         AlignedConfig(**_TUNED),
-        MinimalImpactConfig(**{**_TUNED, "train_batch_size": 16, "gradient_accumulation_steps": 8}),
+        MinimalImpactConfig(
+            **{**_TUNED, "train_batch_size": 16, "gradient_accumulation_steps": 8, "max_train_steps": 10000}
+        ),
         {"max_train_steps": 2000},
     ),
 ]

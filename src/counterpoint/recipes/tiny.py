@@ -31,7 +31,7 @@ TOKENS = 40
 """Tokens of a prompt, start and end included; no caption of a scene takes more than 31."""
 LATENT_CHANNELS = 16
 TEXT_WIDTH = 128
-KINDS = Literal["canny", "hed", "depth", "pose", "seg"]
+KINDS = Literal["canny", "hed", "depth", "lineart", "pose", "seg"]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

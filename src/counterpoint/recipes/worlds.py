@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from counterpoint.conditions.lines import GAIN, RATIO, SHARPNESS, line_width
 from counterpoint.control.features import Layers, widths
 from counterpoint.data.balance import Balanced
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES
@@ -19,6 +22,8 @@ from counterpoint.models.probe import Probe
 from counterpoint.recipes import parts
 from counterpoint.training.stages.diffusion import add_lora
 from counterpoint.types import Batch, Samples, UserError
+
+_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -106,16 +111,16 @@ class Scenes:
 
     def wanted(self, kind: str) -> Callable[[Batch], Tensor]:
         """The scene's classes, or the condition image."""
-        return (lambda batch: batch["seg"].long()) if kind == "seg" else lambda batch: grey(batch, kind)
+        return (lambda batch: batch["seg"].long()) if kind == "seg" else lambda batch: shown(batch, kind)
 
     def reader(self, config: parts.FamilyConfig, kind: str) -> nn.Module:
-        """Judge B.
+        """Judge B; lines are drawn from the picture as they were from the scene.
 
         Raises:
-            UserError: it does not read this, or is not trained.
+            UserError: it is not trained.
         """
-        if kind not in {"depth", "hed", "seg"}:
-            raise UserError(f"judge B reads depth, hed and seg from scenes, not {kind}")
+        if kind == "lineart":
+            return _Drawn()
         judge = PerceptionModel.from_pretrained(_there(config, "judges/b"), local_files_only=True)
         return _Head(parts.fast(judge), kind)
 
@@ -130,9 +135,9 @@ class Scenes:
             time_width=unet.time_embedding.linear_2.out_features,
             width=64,
             head=(48, 24),
-            out=self.classes if kind == "seg" else 1,
-            bounded=kind != "seg",
+            **readable(kind, self.classes),
             size=64 if kind in {"hed", "lineart", "canny"} else 32,
+            upsample=kind in {"hed", "lineart", "canny"},
         )
         return parts.fast(network)
 
@@ -151,10 +156,15 @@ def tuned(place: Path, rank: int = 0) -> ControlNetModel:
     return network
 
 
-def grey(batch: Batch, kind: str) -> Tensor:
-    """A condition image that is grey, ``(b, 1, h, w)`` in 0..1."""
-    maps: Tensor = batch[f"control:{kind}"][..., 0].float()[:, None] / 255
-    return maps
+def shown(batch: Batch, kind: str) -> Tensor:
+    """Condition images in 0..1: of poses, whose colours tell limbs apart, ``(b, 3, h, w)``, else ``(b, 1, h, w)``."""
+    maps: Tensor = batch[f"control:{kind}"].permute(0, 3, 1, 2).float() / 255
+    return maps if kind == "pose" else maps[:, :1]
+
+
+def readable(kind: str, classes: int) -> dict[str, Any]:
+    """What a probe's head makes of a kind of control: logits of classes, colours, or grey."""
+    return {"out": {"seg": classes, "pose": 3}.get(kind, 1), "bounded": kind != "seg"}
 
 
 def _there(config: parts.FamilyConfig, place: str) -> Path:
@@ -175,6 +185,25 @@ class _Head(nn.Module):
         reading = self.judge(pictures)
         read: Tensor = {"depth": reading.depth, "hed": reading.edge, "seg": reading.seg}[self.kind]
         return read
+
+
+class _Drawn(nn.Module):
+    """What :func:`counterpoint.conditions.lines.lines` draws, with gradients: pictures in -1..1 -> ``(b, 1, h, w)`` in
+    0..1."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        grey = (pictures * pictures.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True) / 2 + 0.5
+        sigma = line_width(min(grey.shape[2:]))
+        fine, coarse = (_blurred(grey, width) for width in (sigma, RATIO * sigma))
+        return (GAIN * (coarse * SHARPNESS - fine).relu()).tanh()
+
+
+def _blurred(grey: Tensor, sigma: float) -> Tensor:
+    radius = round(4 * sigma)
+    places = torch.arange(-radius, radius + 1, dtype=grey.dtype, device=grey.device)
+    kernel = (-(places**2) / (2 * sigma**2)).softmax(0)
+    padded = F.pad(grey, (radius,) * 4, "replicate")
+    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])
 
 
 SCENES = Scenes()

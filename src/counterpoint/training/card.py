@@ -10,7 +10,7 @@ from pathlib import Path
 from diffusers import ControlNetModel
 from huggingface_hub import ModelCardData
 
-from counterpoint.training.config import TrainConfig, as_json
+from counterpoint.training.config import TrainConfig
 from counterpoint.training.stage import Stage
 
 CARD = "README.md"
@@ -42,13 +42,14 @@ pipe = counterpoint.load("{base}", controls={{"{kind}": "{folder}"}})
 _LAST = 5
 
 
-def write_card(folder: Path, stage: Stage, config: TrainConfig, processes: int = 1) -> None:
+def write_card(folder: Path, stage: Stage, config: TrainConfig, settings: str, processes: int = 1) -> None:
     """Write the card beside the exported network.
 
     Args:
         folder: the run's output, with its ``log.jsonl``.
         stage: what was trained.
         config: all settings.
+        settings: what ``train.json`` holds.
         processes: that shared each step.
     """
     base = str(getattr(config, "pretrained_model_name_or_path", "") or "")
@@ -73,6 +74,6 @@ def write_card(folder: Path, stage: Stage, config: TrainConfig, processes: int =
         samples=config.train_batch_size * config.gradient_accumulation_steps * processes,
         world=f", {processes} processes" if processes > 1 else "",
         log="\n".join(table) if log else "It was too short for one.",
-        settings=as_json(config),
+        settings=settings,
     )
     (folder / CARD).write_text(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from counterpoint.training.order import Draws
@@ -38,7 +39,20 @@ class Stage(nn.Module):
 
 @dataclass(frozen=True)
 class Job:
-    """A stage and the samples it learns from."""
+    """A stage and the samples it learns from; the name of their recipe, which a resumed run has to share."""
 
     stage: Stage
     samples: Samples
+    recipe: str = ""
+
+
+def mean_over_processes(number: Tensor) -> Tensor:
+    """The mean of a number over the processes that share a step; all of them must ask together.
+
+    Gradients are averaged over processes. A sum divided by such a count is, over all of them, the mean of one process.
+    """
+    number = number.float()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(number)
+        number /= dist.get_world_size()
+    return number

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -29,6 +28,7 @@ from counterpoint.training.card import write_card
 from counterpoint.training.compiling import check_compiler, compile_in_place
 from counterpoint.training.config import TrainConfig, as_json, differences
 from counterpoint.training.convergence import sudden_rise
+from counterpoint.training.machine import check_machine, check_shardable
 from counterpoint.training.optimizer import make_optimizer
 from counterpoint.training.order import Draws, Order
 from counterpoint.training.sharding import like, load_whole, shard, split_optimizer, whole
@@ -59,7 +59,7 @@ class _Fetch(Dataset):
 
 
 class DivergenceError(UserError):
-    """The loss is not finite any more."""
+    """The loss or its gradient is not finite any more."""
 
 
 Validate = Callable[[], dict[str, float]]
@@ -82,16 +82,21 @@ def train(job: Job, config: TrainConfig, *, resume: Path | bool = False, validat
 
     Raises:
         CheckpointError: nothing to resume, a damaged checkpoint, or settings that would change the result.
-        UserError: the output folder holds another run and ``resume`` is not set.
+        UserError: the output folder holds another run and ``resume`` is not set, there are no samples, or this machine
+            lacks what the settings ask for.
         Interrupted: a signal arrived; everything up to the current step is saved.
-        DivergenceError: the loss is not finite; the newest checkpoint holds the last good state.
+        DivergenceError: the loss or its gradient is not finite; the newest checkpoint holds the last good state.
     """
-    folder = resumable(config, resume)
+    config = config.resolved()
+    folder = resumable(config, resume, job.recipe)
+    check_machine(config)
+    if len(job.samples) == 0:
+        raise UserError("there is nothing to learn from: the data set is empty")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     return _Run(job, config, validate).start(folder)
 
 
-def resumable(config: TrainConfig, resume: Path | bool) -> Path | None:
+def resumable(config: TrainConfig, resume: Path | bool, recipe: str = "") -> Path | None:
     """The checkpoint that a run would continue from, or ``None`` for a new run.
 
     Raises:
@@ -105,7 +110,7 @@ def resumable(config: TrainConfig, resume: Path | bool) -> Path | None:
         return None
     folder = checkpoint.newest(output, lambda message: print(message, file=sys.stderr)) if resume is True else resume
     checkpoint.verify(folder)
-    changed = differences(json.loads((folder / "train.json").read_text()), config)
+    changed = differences(json.loads((folder / "train.json").read_text()), config, recipe)
     if changed:
         raise checkpoint.CheckpointError(
             f"{folder} was made with other settings, the result would not be that of one run: {'; '.join(changed)}"
@@ -117,17 +122,12 @@ class _Run:
     def __init__(self, job: Job, config: TrainConfig, validate: Validate | None) -> None:
         torch.set_flush_denormal(True)
         self.config, self.stage, self.validate = config, job.stage, validate
-        self.samples = job.samples
-        tracker = None if config.report_to == "none" else config.report_to
-        if tracker and tracker not in map(str, get_available_trackers()):
-            raise UserError(
-                f"report_to={tracker}: the package {tracker} is not installed; install it, or report nowhere"
-            )
+        self.samples, self.settings = job.samples, as_json(config, job.recipe)
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # or several processes would each believe to be alone
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
-            log_with=tracker,
+            log_with=None if config.report_to == "none" else config.report_to,
             project_dir=config.output_dir,
         )
         trained = self.stage.trained_modules()
@@ -142,7 +142,7 @@ class _Run:
                 if isinstance(network, ModelMixin) and network._supports_gradient_checkpointing:
                     network.enable_gradient_checkpointing()
         if config.fsdp:
-            self._check_shardable()
+            check_shardable(config, self.accelerator.num_processes)
             self.unsplit = {name: copy.deepcopy(module).to("meta") for name, module in trained.items()}
             self.stage.to(self.accelerator.device)
             for module in trained.values():
@@ -166,17 +166,6 @@ class _Run:
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
         self.step, self.stop = 0, False
 
-    def _check_shardable(self) -> None:
-        if self.accelerator.num_processes == 1:
-            raise UserError("fsdp splits networks among several processes: start it with torchrun")
-        refused = {
-            "torch_compile=true": self.config.torch_compile,
-            "use_8bit_adam=true": self.config.use_8bit_adam,
-            "mixed_precision=fp16": self.config.mixed_precision == "fp16",
-        }
-        if wrong := [setting for setting, there in refused.items() if there]:
-            raise UserError(f"fsdp takes no {wrong[0]}")
-
     @property
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
@@ -187,10 +176,10 @@ class _Run:
             self._load(folder)
         output.mkdir(parents=True, exist_ok=True)
         if self.is_main:
-            (output / "train.json").write_text(as_json(self.config))
+            (output / "train.json").write_text(self.settings)
             self._trim_log()
         if self.config.report_to != "none":
-            self.accelerator.init_trackers("counterpoint", config=json.loads(as_json(self.config)))
+            self.accelerator.init_trackers("counterpoint", config=json.loads(self.settings))
         with _signals(self):
             self._loop()
         with self._averaged():
@@ -208,7 +197,7 @@ class _Run:
                     self.stage.set_submodule(name, self.unsplit[name])
         if self.is_main:
             self.stage.export(output)
-            write_card(output, self.stage, self.config, self.accelerator.num_processes)
+            write_card(output, self.stage, self.config, self.settings, self.accelerator.num_processes)
         self.accelerator.wait_for_everyone()
 
     def _loop(self) -> None:
@@ -247,14 +236,13 @@ class _Run:
                 # one process's trouble, or its signal, is everybody's: none must wait for one that has stopped
                 heard = torch.stack([loss.detach().float(), loss.new_tensor(float(self.stop)).float()])
                 value, stop = self.accelerator.reduce(heard, "mean").tolist()
-                if not math.isfinite(value):
-                    raise DivergenceError(
-                        f"the loss is {value} at step {self.step}; the newest checkpoint in {config.output_dir} "
-                        "holds the last good state; start again with a smaller learning_rate"
-                    )
+                self._check_finite("loss", value)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    extra["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+                    norm = whole(accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm))
+                    if accelerator.scaler is None:  # which would leave such a step out, and scale less from then on
+                        self._check_finite("gradient's norm", float(norm))
+                    extra["grad_norm"] = norm
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, number in {"loss": loss, **extra}.items():
@@ -287,6 +275,16 @@ class _Run:
                     raise Interrupted(path)
         bar.close()
 
+    def _check_finite(self, what: str, value: float) -> None:
+        """Stop before a step would spoil the weights."""
+        if math.isfinite(value):
+            return
+        there = checkpoint.found(self.config.output_dir)
+        good = f"{there[-1][1]} holds the last good state" if there else "no checkpoint had been written"
+        raise DivergenceError(
+            f"the {what} is {value} at step {self.step}; {good}; start again with a smaller learning_rate"
+        )
+
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """The averaged weights in place of the trained ones."""
@@ -317,7 +315,7 @@ class _Run:
                 contiguous = {key: value.contiguous() for key, value in tensors.items()}
                 save_file(contiguous, folder / f"{name}.safetensors")
             torch.save(state, folder / "state.pt")
-            (folder / "train.json").write_text(as_json(self.config))
+            (folder / "train.json").write_text(self.settings)
 
         if self.is_main:
             path = checkpoint.save(self.config.output_dir, self.step, write, self.config.checkpoints_total_limit)

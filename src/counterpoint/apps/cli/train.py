@@ -26,6 +26,7 @@ def train(
 ) -> None:
     """Train a model by a recipe."""
     from counterpoint.recipes import RECIPES
+    from counterpoint.training.config import as_json, nearest_first, override
     from counterpoint.types import UserError
 
     if not recipe:
@@ -33,22 +34,22 @@ def train(
             print(f"{name}\t{one.summary}")
         return
     if recipe not in RECIPES:
-        raise UserError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
-
-    from counterpoint.training.config import as_json, override
+        raise UserError(f"unknown recipe {recipe!r}; there are {', '.join(nearest_first(recipe, RECIPES))}")
 
     config = override(RECIPES[recipe].config, settings or [])
     if dry_run:
-        print(as_json(config))
+        print(as_json(config, recipe))
         return
 
     from counterpoint.apps.cli import output
+    from counterpoint.training.machine import check_machine
     from counterpoint.training.trainer import Interrupted, resumable
     from counterpoint.training.trainer import train as run
 
     start = resume == LATEST or (Path(resume) if resume else False)
     output.quiet_libraries()
-    resumable(config, start)  # before the data is prepared: a wrong path should not cost a minute
+    resumable(config, start, recipe)  # before the data is prepared: a wrong setting should not cost a minute
+    check_machine(config)
     try:
         job = RECIPES[recipe].build(config)
         print(run(job, config, resume=start, validate=_validation(job.stage, config)))

@@ -1,7 +1,8 @@
 """Conservativity: is what a ControlNet adds the gradient of something?
 
 Asym and NAsym of the Jacobian that goes through the ControlNet (Chao et al. 2022, arXiv:2209.12753; Minimal Impact
-ControlNet, ICLR 2025, section 5.2.1), on noisy real pictures, in units of predicted noise.
+ControlNet, ICLR 2025, section 5.2.1), on noisy real pictures, in units of predicted noise. A network that was trained
+with an injection is measured with it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from counterpoint.control.influence import influence
+from counterpoint.control.influence import influence, trained_injection
 from counterpoint.data.pairs import Case
 from counterpoint.evaluation.suite import Finished, Method, Readers, Row, Task, stack
 from counterpoint.evaluation.suites.fusion import Cases
@@ -67,6 +68,7 @@ class Conservativity:
         latents = process.add_noise(clean, noise, timestep)
         text = PromptEncoder([pipe.tokenizer], [pipe.text_encoder])([case.prompt for case in cases]).embeddings
         hint = stack([case.images[kind] for case in cases]).to(clean)
-        field = influence(pipe.unet, pipe.controls[kind], hint, text, timestep, latents)
+        network = pipe.controls[kind]
+        field = influence(pipe.unet, network, hint, text, timestep, latents, trained_injection(network))
         with sdpa_kernel(SDPBackend.MATH):
             return asymmetry(field, latents, probe)

@@ -24,15 +24,14 @@ def cross_entropy(logits: Float[Tensor, "b k h w"], classes: Int[Tensor, "b h w"
 
 
 def sparse_mse(read: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-    """Half the mean squared error where the target is at its minimum, half that everywhere else.
+    """Half the mean squared error where the target is at its range's minimum, 0, half that everywhere else.
 
-    Edges and poses are mostly black: without this, black would be nearly all that counts. A sample of one value has the
-    plain mean.
+    Edges and poses are mostly black: without this, black would be nearly all that counts. A sample that is black
+    everywhere, or nowhere, has the plain mean.
     """
-    error, target = (read - wanted).square().flatten(1), wanted.flatten(1)
-    low = target == target.amin(1, keepdim=True)
+    error, low = (read - wanted).square().flatten(1), wanted.flatten(1) <= 0
 
     def mean(mask: Tensor) -> Tensor:
         return torch.where(mask, error, 0.0).sum(1) / mask.sum(1).clamp(min=1)
 
-    return torch.where(low.all(1), error.mean(1), (mean(low) + mean(~low)) / 2)
+    return torch.where(low.all(1) | ~low.any(1), error.mean(1), (mean(low) + mean(~low)) / 2)

@@ -18,16 +18,19 @@ Window = tuple[int, int]
 def estimate_x0(
     x_t: Float[Tensor, "b ..."],
     prediction: Float[Tensor, "b ..."],
-    alpha_bar: Float[Tensor, " b"],
+    level: Float[Tensor, " b"],
     prediction_type: str,
 ) -> Float[Tensor, "b ..."]:
-    """The clean latents that a prediction implies (Eq. 7): ``(x_t - sqrt(1 - a) eps) / sqrt(a)``, or of ``v``."""
-    a = alpha_bar.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t.dtype)
+    """The clean latents that a prediction implies (Eq. 7): ``(x_t - sqrt(1 - a) eps) / sqrt(a)``, or of ``v``; of a
+    flow ``x_t - s v``. ``level`` is ``a``, of a flow ``s``, as in :func:`diffusion.add_noise`."""
+    a = level.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t.dtype)
     if prediction_type == "epsilon":
         return (x_t - (1 - a).sqrt() * prediction) / a.sqrt()
     if prediction_type == "v_prediction":
         return a.sqrt() * x_t - (1 - a).sqrt() * prediction
-    raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction_type!r}")
+    if prediction_type == "flow_prediction":
+        return x_t - a * prediction
+    raise ValueError(f"unknown prediction_type {prediction_type!r}")
 
 
 def within(t: Int[Tensor, " b"], window: Window) -> Bool[Tensor, " b"]:
@@ -35,9 +38,13 @@ def within(t: Int[Tensor, " b"], window: Window) -> Bool[Tensor, " b"]:
     return (t >= window[0]) & (t <= window[1])
 
 
-def masked_mean(losses: Float[Tensor, " b"], mask: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
-    """The mean over the samples of a mask; 0 where there is none."""
-    return torch.where(mask, losses, 0.0).sum() / mask.sum().clamp(min=1)
+def masked_mean(
+    losses: Float[Tensor, " b"], mask: Bool[Tensor, " b"], count: Float[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """The mean over the samples of a mask; 0 where there is none. ``count`` is what to divide by, if several processes
+    share the samples: how many a process has on average."""
+    count = mask.sum() if count is None else count
+    return torch.where(mask, losses, 0.0).sum() / torch.where(count > 0, count, 1)
 
 
 def valid_mean(error: Float[Tensor, "b h w"], classes: Int[Tensor, "b h w"], ignore: int = -1) -> Float[Tensor, " b"]:

@@ -7,8 +7,10 @@ readings differ, neither is to be trusted. Nothing is detached: disagreement its
 from __future__ import annotations
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from counterpoint.training.losses.reward import valid_mean
 
 Maps = Float[Tensor, "b c h w"]
 Places = Float[Tensor, "b h w"]
@@ -30,6 +32,10 @@ def uncertain_error(error: Places, uncertainty: Places, scale: float) -> Float[T
     return ((-uncertainty).exp() * error + scale * uncertainty).flatten(1).mean(1)
 
 
-def uncertain_class_error(error: Places, uncertainty: Places, scale: float) -> Float[Tensor, " b"]:
-    """The same for classes, whose divergence is scaled first: ``exp(-scale u) error + scale u``."""
-    return uncertain_error(error, scale * uncertainty, 1.0)
+def uncertain_class_error(
+    error: Places, uncertainty: Places, classes: Int[Tensor, "b h w"], scale: float
+) -> Float[Tensor, " b"]:
+    """The same for classes, whose divergence is scaled first: ``exp(-scale u) error + scale u``, over places whose
+    class is not -1."""
+    u = scale * uncertainty
+    return valid_mean((-u).exp() * error + u, classes)

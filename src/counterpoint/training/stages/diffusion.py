@@ -12,26 +12,30 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from counterpoint.control.attach import taking_in
+from counterpoint.control.influence import trained_injection
 from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
 from counterpoint.training.losses.reward import masked_mean
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Stage
-from counterpoint.types import Batch
+from counterpoint.types import Batch, Residuals
 
 
 class Noisy(NamedTuple):
-    """A batch on its way to noise: clean latents, noise, timesteps, their ``alpha_bar``, text embeddings."""
+    """A batch on its way to noise: clean latents, noise, timesteps, their noise levels, text embeddings, and what is
+    predicted; see :mod:`counterpoint.training.losses.diffusion`."""
 
     x0: Tensor
     noise: Tensor
     t: Tensor
-    alpha_bar: Tensor
+    level: Tensor
     text: Tensor
+    prediction_type: str
 
     @property
     def x_t(self) -> Tensor:
         """The noisy latents."""
-        return add_noise(self.x0, self.noise, self.alpha_bar)
+        return add_noise(self.x0, self.noise, self.level, self.prediction_type)
 
 
 class DiffusionStage(Stage):
@@ -41,7 +45,7 @@ class DiffusionStage(Stage):
         unet: the denoiser.
         text_encoder: frozen.
         tokenizer: of the text encoder.
-        scheduler: its noise schedule and prediction type.
+        scheduler: its noise schedule and prediction type; a flow has no schedule but the share of its timesteps.
         proportion_empty_prompts: share of samples whose caption is dropped, for classifier-free guidance.
         snr_gamma: Min-SNR weight of the loss; ``None`` weighs all timesteps alike.
         debiased: whether noisy timesteps weigh more (:func:`snr_weight`).
@@ -81,20 +85,24 @@ class DiffusionStage(Stage):
         noise = draws.normal(times, *x0.shape[1:]).flatten(0, 1)
         t = draws.integers(self.scheduler.config.num_train_timesteps, times).flatten()
         text = self._text([caption for caption in batch["caption"] for _ in range(times)], draws)
-        return Noisy(x0, noise, t, self.scheduler.alphas_cumprod.to(x0.device)[t], text)
+        return Noisy(x0, noise, t, self._level(t), text, self.scheduler.config.prediction_type)
+
+    def _level(self, t: Tensor) -> Tensor:
+        if self.scheduler.config.prediction_type == "flow_prediction":
+            return (t + 1) / (self.scheduler.config.num_train_timesteps + 1)
+        return self.scheduler.alphas_cumprod.to(t.device)[t]
 
     def _denoise(self, noisy: Noisy, batch: Batch) -> Tensor:
         return self._predict(noisy.x_t, noisy.t, noisy.text, batch).float()
 
     def _losses(self, noisy: Noisy, prediction: Tensor) -> Tensor:
         """Of each sample."""
-        kind = self.scheduler.config.prediction_type
-        return diffusion_loss(prediction, target(noisy.x0, noisy.noise, noisy.alpha_bar, kind))
+        return diffusion_loss(prediction, target(noisy.x0, noisy.noise, noisy.level, noisy.prediction_type))
 
     def _weighted(self, noisy: Noisy, losses: Tensor) -> Tensor:
         """Their mean, weighted."""
-        kind = self.scheduler.config.prediction_type
-        return (losses * snr_weight(noisy.alpha_bar, self.snr_gamma, kind, self.debiased)).mean()
+        weight = snr_weight(noisy.level, self.snr_gamma, noisy.prediction_type, self.debiased)
+        return (losses * weight).mean()
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
         return self.unet(x, t, text).sample
@@ -113,6 +121,7 @@ class DiffusionStage(Stage):
 class ControlNetStage(DiffusionStage):
     """The same loss with a trainable ControlNet on a frozen denoiser (Zhang et al. 2023, arXiv:2302.05543).
 
+    A network that was trained with an injection is taken in by it again.
     Of a ControlNet with a LoRA (:func:`add_lora`), the LoRA alone learns; it is exported beside the merged network.
 
     Args:
@@ -125,6 +134,7 @@ class ControlNetStage(DiffusionStage):
     def __init__(self, controlnet: ControlNetModel, kind: str, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)
         self.controlnet, self.field = controlnet, f"control:{kind}"
+        self.inject = trained_injection(controlnet)
         if self.noises_per_sample > 1:
             times = self.noises_per_sample
             encoder = controlnet.controlnet_cond_embedding
@@ -132,7 +142,8 @@ class ControlNetStage(DiffusionStage):
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
         down, mid = self.controlnet(x, t, text, self._hint(batch), return_dict=False)
-        return self.unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+        with taking_in(self.unet, Residuals(tuple(down), mid), self.inject) as extra:
+            return self.unet(x, t, text, **extra).sample
 
     def _hint(self, batch: Batch) -> Tensor:
         hint: Tensor = batch[self.field].permute(0, 3, 1, 2).float().div(255)

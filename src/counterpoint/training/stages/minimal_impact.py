@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from counterpoint.control.influence import influence
 from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
 from counterpoint.training.losses.conservativity import Estimator, conservativity_loss
+from counterpoint.training.losses.reward import Window, masked_mean, within
 from counterpoint.training.order import Draws
+from counterpoint.training.stage import mean_over_processes
 from counterpoint.training.stages.diffusion import ControlNetStage, Noisy
 from counterpoint.types import Batch, Inject, UserError
 
@@ -25,8 +28,11 @@ class MinimalImpactStage(ControlNetStage):
         inject: how the host takes the control in; the network's configuration keeps it.
         weight: of the conservativity loss, as a sum over all entries of ``J``.
         estimator: of it.
-        share: samples of each batch on which it is estimated: two estimators ask for second derivatives, the third
-            for four more predictions.
+        of: ``"eps"`` or ``"score"``, ``-eps / sigma_t``: what ``J`` is the Jacobian of. The second is dominated by
+            the cleanest timesteps, where ``1 / sigma_t^2`` exceeds 1000.
+        window: timesteps at which it counts.
+        share: samples of each batch on which it is estimated, spread evenly: two estimators ask for second derivatives,
+            the third for four more predictions.
     """
 
     def __init__(
@@ -35,11 +41,16 @@ class MinimalImpactStage(ControlNetStage):
         inject: Inject = torch.add,
         weight: float = 0.0,
         estimator: Estimator = "paired",
+        of: Literal["eps", "score"] = "eps",
+        window: Window = (0, 999),
         share: float = 0.25,
         **settings: object,
     ) -> None:
         super().__init__(*args, **settings)
         self.inject, self.weight, self.estimator, self.share = inject, weight, estimator, share
+        self.of, self.window = of, window
+        if of == "score" and self.scheduler.config.prediction_type != "epsilon":
+            raise UserError("conservativity_of=score wants a denoiser that predicts the noise")
         trained = asdict(inject) if isinstance(inject, BalancedInjection) else None
         if self.controlnet.config.get(INJECTION, trained) != trained:
             raise UserError(
@@ -54,28 +65,34 @@ class MinimalImpactStage(ControlNetStage):
         total = self._weighted(noisy, losses)
         if self.weight == 0:
             return total, {}
-        asymmetry = self._asymmetry(noisy, batch, draws).mean()
+        few = self._few(len(noisy.t))
+        inside = within(noisy.t[few], self.window)
+        asymmetry = self._asymmetry(noisy, batch, draws, few)
+        asymmetry = masked_mean(asymmetry, inside, mean_over_processes(inside.sum()))
         return total + self.weight * asymmetry, {"diffusion": losses.detach().mean(), "asymmetry": asymmetry.detach()}
 
-    def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
-        return influence(self.unet, self.controlnet, self._hint(batch), text, t, x, self.inject)(x)
+    def _few(self, samples: int) -> Tensor:
+        """Places of the samples on which the price is estimated."""
+        count = max(1, round(self.share * samples))
+        return torch.arange(count) * samples // count
 
-    def _asymmetry(self, noisy: Noisy, batch: Batch, draws: Draws) -> Tensor:
-        """One estimate for each of the first samples."""
+    def _asymmetry(self, noisy: Noisy, batch: Batch, draws: Draws, few: Tensor) -> Tensor:
+        """One estimate for each of a few samples."""
         shape = noisy.x0.shape[1:]
         first, second = (2.0 * (draws.uniform(*shape) < 0.5) - 1 for _ in range(2))
-        few = slice(max(1, round(self.share * len(noisy.t))))
         x = noisy.x_t[few]
         field = influence(
             self.unet, self.controlnet, self._hint(batch)[few], noisy.text[few], noisy.t[few], x, self.inject
         )
+        variance = 1 - noisy.level[few] if self.of == "score" else 1.0
         with torch.autocast(x.device.type, enabled=False):  # differences want all digits
             if self.estimator == "paired":
-                return conservativity_loss(field, x, first[few], second=second[few], estimator="paired")
+                found = conservativity_loss(field, x, first[few], second=second[few], estimator="paired")
+                return found / variance
             if any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
                 raise UserError(
                     f"conservativity_estimator={self.estimator} takes second derivatives, and those cannot be "
                     "checkpointed: --set gradient_checkpointing=false, or the paired estimator"
                 )
             with sdpa_kernel(SDPBackend.MATH):
-                return conservativity_loss(field, x, first[few], self.estimator)
+                return conservativity_loss(field, x, first[few], self.estimator) / variance

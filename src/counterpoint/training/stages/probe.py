@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from counterpoint.control.features import Layers, collecting
-from counterpoint.models.probe import Probe
+from counterpoint.control.features import Layers, collecting, widths
+from counterpoint.models.probe import Probe, reversed_time
 from counterpoint.training.losses import alignment
 from counterpoint.training.losses.reward import Window, masked_mean, within
 from counterpoint.training.order import Draws
+from counterpoint.training.stage import mean_over_processes
 from counterpoint.training.stages.diffusion import DiffusionStage, Noisy
 from counterpoint.training.stages.reward import RewardStage
-from counterpoint.types import Batch
+from counterpoint.types import Batch, UserError
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,16 @@ class Target:
 
     Attributes:
         layers: the features that it reads.
-        wanted: batch -> maps ``(b, 1, h, w)`` in 0..1, or classes ``(b, h, w)``.
+        wanted: batch -> maps ``(b, 1, h, w)``, or in colour ``(b, 3, h, w)``, in 0..1, or classes ``(b, h, w)``.
         kind: ``"map"``, ``"sparse"`` for maps that are mostly black, or ``"classes"``.
+        reverse: whether the probe is told timesteps that count from the noisiest one, as the published heads were in
+            their training.
     """
 
     layers: Layers
     wanted: Callable[[Batch], Tensor]
     kind: str = "map"
+    reverse: bool = False
 
     def losses(self, read: Tensor, batch: Batch) -> Tensor:
         """Of each sample; the target is brought to the size of what was read."""
@@ -42,7 +46,8 @@ class Target:
             small = F.interpolate(wanted[:, None].float(), read.shape[2:], mode="nearest-exact")
             return alignment.cross_entropy(read, small[:, 0].long())
         small = F.interpolate(wanted, read.shape[2:], mode="area")
-        picture = (read.mean(1, keepdim=True) + 1) / 2
+        picture = (read + 1) / 2
+        picture = picture.mean(1, keepdim=True) if small.shape[1] == 1 else picture
         return (alignment.sparse_mse if self.kind == "sparse" else alignment.mse)(picture, small)
 
 
@@ -64,7 +69,8 @@ class ProbeStage(DiffusionStage):
         noisy = self._noisy(batch, draws)
         with torch.no_grad(), collecting(self.unet, self.target.layers) as features:
             self._denoise(noisy, batch)
-        losses = self.target.losses(self.probe(features, embed_time(self.unet, noisy.t)).float(), batch)
+        read = self.probe(features, embed_time(self.unet, noisy.t)).float()
+        losses = self.target.losses(read, batch)
         noisiest = noisy.t >= self.scheduler.config.num_train_timesteps // 2
         extra = {"noisy": masked_mean(losses.detach(), noisiest), "clean": masked_mean(losses.detach(), ~noisiest)}
         return losses.mean(), extra
@@ -81,6 +87,9 @@ class AlignmentStage(RewardStage):
         target: what it should read.
         alignment_weight: of its loss.
         alignment_window: timesteps at which it counts.
+
+    Raises:
+        UserError: the probe is for another denoiser.
     """
 
     def __init__(
@@ -95,6 +104,7 @@ class AlignmentStage(RewardStage):
         super().__init__(*args, **settings)
         self.probe, self.target = probe, target
         self.alignment_weight, self.alignment_window = alignment_weight, alignment_window
+        check_probe(probe, self.unet, target.layers)
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.aligned: list[Tensor] = []
@@ -105,9 +115,12 @@ class AlignmentStage(RewardStage):
     def _denoise(self, noisy: Noisy, batch: Batch) -> Tensor:
         with collecting(self.unet, self.target.layers) as features:
             prediction = super()._denoise(noisy, batch)
-            read = self.probe(features, embed_time(self.unet, noisy.t)).float()
+            total = self.scheduler.config.num_train_timesteps
+            t = reversed_time(noisy.t, total) if self.target.reverse else noisy.t
+            read = self.probe(features, embed_time(self.unet, t)).float()
         inside = within(noisy.t, self.alignment_window)
-        self.aligned.append(masked_mean(self.target.losses(read, batch), inside))
+        count = mean_over_processes(inside.sum())
+        self.aligned.append(masked_mean(self.target.losses(read, batch), inside, count))
         return prediction
 
 
@@ -116,3 +129,18 @@ def embed_time(unet: UNet2DConditionModel, t: Tensor) -> Tensor:
     """The denoiser's own embedding of its timesteps."""
     embedded: Tensor = unet.time_embedding(unet.time_proj(t).to(unet.dtype))
     return embedded
+
+
+def check_probe(probe: Probe, unet: UNet2DConditionModel, layers: Layers) -> None:
+    """Hold a probe against what it would read.
+
+    Raises:
+        UserError: it is for another denoiser, or for other layers.
+    """
+    there = (widths(unet, layers), unet.time_embedding.linear_2.out_features)
+    wanted = (list(probe.config["dims"]), probe.config["time_width"])
+    if wanted != there:
+        raise UserError(
+            f"the probe is for another denoiser: it reads {layers} layers of {wanted[0]} channels and timesteps of "
+            f"{wanted[1]}, here they have {there[0]} and {there[1]}"
+        )

@@ -23,6 +23,7 @@ from counterpoint.training.losses.uncertainty import (
     uncertain_error,
 )
 from counterpoint.training.order import Draws
+from counterpoint.training.stage import mean_over_processes
 from counterpoint.training.stages.diffusion import ControlNetStage, Noisy
 from counterpoint.types import Batch
 
@@ -51,10 +52,11 @@ class Reward:
         return valid_mean(error, wanted) if self.classes else error.flatten(1).mean(1)
 
     def doubted(self, reading: Tensor, second: Tensor, wanted: Tensor, scale: float) -> Tensor:
-        """Of each sample, the error where two readings agree, and the price of their disagreement."""
+        """Of each sample, the error where two readings agree, and the price of their disagreement; places of class -1
+        do not count."""
         error = self.error(reading, wanted)
         if self.classes:
-            return uncertain_class_error(error, divergence(reading, second), scale)
+            return uncertain_class_error(error, divergence(reading, second), wanted, scale)
         return uncertain_error(error, disagreement(reading, second), scale)
 
 
@@ -71,6 +73,7 @@ class RewardStage(ControlNetStage):
         window: timesteps at which it counts.
         uncertainty: scale of Ctrl-U's uncertainty, which asks for a second prediction from the next noisier timestep;
             without one, ControlNet++'s plain reward.
+        ramp: optimizer steps over which the weight grows from 0, as in Ctrl-U's code for depth and seg.
     """
 
     def __init__(
@@ -82,11 +85,12 @@ class RewardStage(ControlNetStage):
         weight: float,
         window: Window = (0, 200),
         uncertainty: float | None = None,
+        ramp: int = 0,
         **settings: object,
     ) -> None:
         super().__init__(*args, **settings)
         self.reward, self.readers, self.vae = reward, readers, vae
-        self.weight, self.window, self.uncertainty = weight, window, uncertainty
+        self.weight, self.window, self.uncertainty, self.ramp = weight, window, uncertainty, ramp
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(batch, draws)
@@ -98,28 +102,28 @@ class RewardStage(ControlNetStage):
         if self.uncertainty is not None:
             last = self.scheduler.config.num_train_timesteps - 1
             t = (noisy.t + 1).clamp(max=last)
-            second = noisy._replace(t=t, alpha_bar=self.scheduler.alphas_cumprod.to(t.device)[t])
+            second = noisy._replace(t=t, level=self._level(t))
             later = second, self._denoise(second, batch)
             total = (total + self._weighted(second, self._losses(*later))) / 2
-        price = losses.new_zeros(())
+        price, count = losses.new_zeros(()), mean_over_processes(inside.sum())
         if inside.any():
-            price = self._price(noisy, prediction, later, batch, inside)
+            price = self._prices(noisy, prediction, later, batch, inside).sum() / count
         extra = {"diffusion": losses.detach().mean(), "reward": price.detach()}
-        return total + self.weight * price, extra
+        weight = self.weight * min(1.0, step / self.ramp) if self.ramp else self.weight
+        return total + weight * price, extra
 
-    def _price(
+    def _prices(
         self, noisy: Noisy, prediction: Tensor, later: tuple[Noisy, Tensor] | None, batch: Batch, inside: Tensor
     ) -> Tensor:
-        """What the readings inside the window cost, the mean over its samples."""
+        """What the readings inside the window cost, each."""
         wanted = self.reward.wanted(batch)[inside]
         reading = self._read(noisy, prediction, inside)
         if later is None or self.uncertainty is None:
-            return self.reward.price(reading, wanted).mean()
-        return self.reward.doubted(reading, self._read(*later, inside), wanted, self.uncertainty).mean()
+            return self.reward.price(reading, wanted)
+        return self.reward.doubted(reading, self._read(*later, inside), wanted, self.uncertainty)
 
     def _read(self, noisy: Noisy, prediction: Tensor, rows: Tensor) -> Tensor:
         """Readings of the pictures that predictions imply."""
-        kind = self.scheduler.config.prediction_type
-        latents = estimate_x0(noisy.x_t[rows], prediction[rows], noisy.alpha_bar[rows], kind)
+        latents = estimate_x0(noisy.x_t[rows], prediction[rows], noisy.level[rows], noisy.prediction_type)
         pictures = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
         return self.reward.read(pictures.clamp(-1, 1)).float()

@@ -1,0 +1,42 @@
+"""What a machine must have for a configuration, asked before any data is prepared."""
+
+from __future__ import annotations
+
+import torch
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import is_bf16_available
+
+from counterpoint.training.config import TrainConfig
+from counterpoint.types import UserError
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Hold a configuration against this machine.
+
+    Raises:
+        UserError: a precision that it does not have, or a tracker that is not installed.
+    """
+    if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise UserError("mixed_precision=fp16 needs an accelerator, and here is a CPU: take bf16 or no")
+    if config.mixed_precision == "bf16" and not is_bf16_available(ignore_tpu=True):
+        raise UserError("mixed_precision=bf16: this accelerator does not have it: take fp16 or no")
+    tracker = config.report_to
+    if tracker != "none" and tracker not in map(str, get_available_trackers()):
+        raise UserError(f"report_to={tracker}: the package {tracker} is not installed; install it, or report nowhere")
+
+
+def check_shardable(config: TrainConfig, processes: int) -> None:
+    """Hold ``fsdp`` against the rest of a configuration.
+
+    Raises:
+        UserError: there is one process, or a setting that does not go with split networks.
+    """
+    if processes == 1:
+        raise UserError("fsdp splits networks among several processes: start it with torchrun")
+    refused = {
+        "torch_compile=true": config.torch_compile,
+        "use_8bit_adam=true": config.use_8bit_adam,
+        "mixed_precision=fp16": config.mixed_precision == "fp16",
+    }
+    if wrong := [setting for setting, there in refused.items() if there]:
+        raise UserError(f"fsdp takes no {wrong[0]}")
