@@ -11,11 +11,14 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from counterpoint.control.features import widths
+from counterpoint.models.probe import Probe
 from counterpoint.recipes import parts
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Job
-from counterpoint.training.stages.diffusion import ControlNetStage
+from counterpoint.training.stages.probe import AlignmentStage, Target
+from counterpoint.training.stages.reward import Reward
 from counterpoint.training.trainer import Interrupted, train
 from tests.conftest import random_parts
 
@@ -31,8 +34,9 @@ class Noise:
         return {"latents": latents, "caption": ["a red ball"] * len(indices), "control:pose": images}
 
 
-class Stopping(ControlNetStage):
-    """The last of the processes hears Ctrl-C."""
+class Stopping(AlignmentStage):
+    """Rewards and alignment count in windows that hold another number of samples on each process; the last of the
+    processes hears Ctrl-C."""
 
     stop = -1
 
@@ -42,11 +46,30 @@ class Stopping(ControlNetStage):
         return super().forward(batch, draws, step)
 
 
+def wanted(batch: Batch) -> Tensor:
+    return batch["control:pose"].permute(0, 3, 1, 2)[:, :1] / 255
+
+
 def main(out: str, batch: str, fsdp: str, stop: str, resume: str) -> None:
     given = random_parts(controls=1)
-    network = parts.fast(given["networks"][0])
-    host = (given["unet"], given["text_encoder"], given["tokenizer"], DDPMScheduler(num_train_timesteps=1000))
-    stage = Stopping(network, "pose", *host)
+    network, unet = parts.fast(given["networks"][0]), given["unet"]
+    host = (unet, given["text_encoder"], given["tokenizer"], DDPMScheduler(num_train_timesteps=1000))
+    probe = Probe(widths(unet, "attention"), unet.time_embedding.linear_2.out_features, 32, (16, 8), 1, size=16)
+    reward = Reward(lambda pictures: pictures.mean(1, keepdim=True), wanted)
+    stage = Stopping(
+        probe,
+        Target("attention", wanted),
+        reward,
+        torch.nn.Identity(),
+        given["vae"],
+        network,
+        "pose",
+        *host,
+        weight=0.3,
+        window=(0, 400),
+        alignment_weight=0.5,
+        alignment_window=(200, 900),
+    )
     stage.stop = int(stop)
     config = TrainConfig(
         output_dir=Path(out),

@@ -26,8 +26,8 @@ def run(out: Path, processes: int, batch: int, fsdp: str = "-", stop: int = -1, 
     return "" if done.returncode == 0 else done.stderr + done.stdout
 
 
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+def logged(out: Path, name: str = "loss") -> list[float]:
+    return [json.loads(line)[name] for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -38,7 +38,8 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert run(tmp_path / "one", 1, 8) == ""
     for name in ("ddp", "fsdp"):
         assert run(tmp_path / name, 2, 4, name) == ""
-        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+        for what in ("loss", "reward", "alignment"):
+            assert logged(tmp_path / name, what) == pytest.approx(logged(tmp_path / "one", what), abs=1e-5)
         torch.testing.assert_close(weights(tmp_path / name), weights(tmp_path / "one"), rtol=0, atol=1e-4)
         assert run(tmp_path / f"{name}-cut", 2, 4, name, stop=5) == ""
         assert not (tmp_path / f"{name}-cut" / "config.json").exists(), "it was stopped"
