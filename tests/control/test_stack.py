@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.control.keys import Lending
+from counterpoint.control.sites import fuse
 from counterpoint.control.stack import Branch, Weight, run_stack
 from counterpoint.fusion import FUSIONS
 from counterpoint.types import Fusion, Keys, Moment, UserError
@@ -151,3 +152,36 @@ def test_decay_weakens_all_but_the_deepest_site(parts: dict) -> None:
     assert torch.equal(full.mid, weak.mid)
     for depth, (one, other) in enumerate(zip(full.down, weak.down, strict=True)):
         torch.testing.assert_close(other, one * 0.5 ** (len(full.down) - depth))
+
+
+@torch.no_grad()
+def test_a_control_that_comes_first_is_no_part_of_the_unconditional_half(parts: dict) -> None:
+    """Zeros in its place would wipe the others out under mgda, and halve them under mean."""
+    hint, args = torch.rand(2, 3, 64, 64), (torch.randn(2, 4, 8, 8), moment(0), torch.randn(2, 24, 32))
+    first = Branch("a", parts["networks"][0], hint, conditional_only=True)
+    other = Branch("b", parts["networks"][1], hint)
+    for name in ("sum", "mean", "mgda", "pix"):
+        found = run_stack([first, other], FUSIONS[name], *args)
+        alone, both = (
+            run_stack(some, FUSIONS[name], *args) for some in ([other], [replace(first, conditional_only=False), other])
+        )
+        assert torch.equal(found.mid[:1], alone.mid[:1]), name
+        torch.testing.assert_close(found.mid[1:], both.mid[1:])
+    assert not run_stack([first], FUSIONS["sum"], *args).mid[:1].any()
+
+
+def test_what_does_not_fit_together_is_named() -> None:
+    def said(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+        return [torch.randn(*shape) for shape in shapes]
+
+    small, large = said((2, 8, 4, 4), (2, 8, 2, 2)), said((2, 8, 4, 4), (2, 16, 2, 2))
+    with pytest.raises(UserError, match=r"fit together at mid \(pose \(2, 8, 2, 2\), depth \(2, 16, 2, 2\)\)"):
+        fuse(FUSIONS["pix"], {"pose": small, "depth": large})
+    with pytest.raises(UserError, match=r"numbers of sites \(pose 2, depth 1\)"):
+        fuse(FUSIONS["sum"], {"pose": small, "depth": large[:1]})
+    with pytest.raises(UserError, match=r"made \(8, 4, 4\) of \(2, 2, 8, 4, 4\) at down\.0"):
+        fuse(Fusion("mine", "", lambda features: features.mean((0, 1))), {"pose": small, "depth": small})
+    with pytest.raises(UserError, match=r"site 'down\.7'"):
+        fuse(replace(FUSIONS["sum"], sites={"down.7": FUSIONS["mean"].combine}), {"pose": small})
+    pooled = said((2, 8, 1, 1), (2, 8, 1, 1))
+    assert fuse(FUSIONS["sum"], {"pose": small, "style": pooled})[0].shape == (2, 8, 4, 4)

@@ -118,6 +118,35 @@ def test_extreme_scales_stay_finite_in_half_precision(name: str, scale: float) -
     assert torch.isfinite(OPERATORS[name]((features(3, SHAPES[0]) * scale).half())).all()
 
 
+@pytest.mark.parametrize("name", sorted({*OPERATORS} - {"sum", "mgda"}))
+def test_finite_branches_stay_finite_near_the_limit_of_half_precision(name: str) -> None:
+    """All but those whose scale is a sum's."""
+    x = 6e4 * features(3, (2, 4, 3, 3)).sign()
+    x[1] *= 1e-3
+    if "inject" not in name:  # a host and a control that add up to more than there is are not a rule's mistake
+        assert OPERATORS[name](x.half()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [*EXCHANGE, *INJECT])
+def test_tokens_are_maps_in_a_row(name: str) -> None:
+    maps = features(2, (2, 6, 4, 4))
+    tokens = maps.flatten(3).transpose(2, 3)
+    if name in EXCHANGE:
+        torch.testing.assert_close(EXCHANGE[name](tokens), EXCHANGE[name](maps).flatten(3).transpose(2, 3))
+    else:
+        rule = get_fusion(f"{name}:granularity=pixel").inject
+        torch.testing.assert_close(rule(*tokens), rule(*maps).flatten(2).transpose(1, 2))
+
+
+def test_a_function_is_a_rule() -> None:
+    def halved(features: Tensor) -> Tensor:
+        return features.mean(0) / 2
+
+    assert get_fusion(halved).combine is halved
+    assert get_fusion(halved).name == "halved"
+    assert get_fusion(FUSIONS["pix"]) is FUSIONS["pix"]
+
+
 @operators
 def test_same_again(name: str) -> None:
     x = features(3, SHAPES[0])

@@ -160,9 +160,10 @@ def adapters(parts: dict, count: int = 2) -> tuple[Any, Call]:
     names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     pipe = StableDiffusionAdapterPipeline(
         **{name: parts[name] for name in names},
-        adapter=MultiAdapter(several),
+        adapter=MultiAdapter(several) if count > 1 else several[0],
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return pipe, caller(pipe, "a person on meadow", hints(count), adapter_conditioning_scale=[0.8] * count)
+    images, scale = (hints(count), [0.8] * count) if count > 1 else (hints(1)[0], 0.8)
+    return pipe, caller(pipe, "a person on meadow", images, adapter_conditioning_scale=scale)

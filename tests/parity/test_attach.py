@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import (
+    FluxControlNetModel,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetInpaintPipeline,
     StableDiffusionPipeline,
@@ -61,11 +62,12 @@ def test_sum_is_stock_in_every_family(family: tuple[Any, families.Call]) -> None
     assert torch.equal(call(), wanted), "afterwards nothing is left"
 
 
-def test_one_control_is_stock_under_every_rule(parts: dict) -> None:
-    pipe, call = families.sdxl(parts, count=1)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_one_control_is_stock_under_every_rule(parts: dict, kind: str) -> None:
+    pipe, call = FAMILIES[kind](parts, count=1)
     wanted = call()
     for rule in FUSIONS.values():
-        if rule.inject is torch.add:
+        if rule.inject is torch.add and (rule.exchange is None or kind == "sdxl"):
             with attach(pipe, rule):
                 assert torch.equal(call(), wanted), rule.name
 
@@ -223,9 +225,15 @@ def compiled(pipe: Any) -> None:
         (None, {"controls": ["pose"]}, "1 names .pose. for 2 controls"),
         (None, {"controls": ["pose", "pose"]}, "two controls have one name"),
         (None, {"fusion": "sum", "foreground": "0"}, "lends no keys"),
-        (None, {"fusion": "cross", "subject_mask": torch.ones(3, 1, 8, 8)}, "3 subject masks for a batch of 4"),
+        (None, {"fusion": "cross", "subject_mask": torch.ones(3, 1, 8, 8)}, "3 subject masks and 2 images"),
         (None, {"fusion": "pix", "control_mask": {"0": torch.ones(4, 1, 8, 8)}}, "4 masks for 0 and 2 images"),
         (None, {"control_mask": {"2": Image.new("L", (8, 8))}}, "no control '2'"),
+        (None, {"fusion": "pix", "control_mask": {"0": torch.ones(1, 1, 7, 31)}}, "31 x 7 and its picture 64 x 64"),
+        (None, {"fusion": "pix", "control_mask": {"0": torch.full((1, 1, 8, 8), float("nan"))}}, "numbers in 0..1"),
+        (None, {"fusion": "pix", "control_mask": {"0": 255 * torch.ones(1, 1, 8, 8)}}, "numbers in 0..1"),
+        (None, {"fusion": "pix", "gate_silence": True}, "wants to know what the controls show"),
+        (None, {"subject": "person", "subject_mask": torch.ones(1, 1, 8, 8)}, "give one of them"),
+        (None, {"fusion": "channel:delta=1.5"}, "a ratio in 0..1"),
         (compiled, {"fusion": "cross", "subject": "person"}, "UNet2DConditionModel, which is compiled"),
     ],
 )
@@ -253,6 +261,24 @@ def test_what_a_family_cannot_give(parts: dict, kind: str, how: dict, message: s
     pipe, _ = FAMILIES[kind](parts)
     with pytest.raises(UserError, match=message), attach(pipe, **how):
         pass
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning")  # of diffusers to itself
+def test_blocks_that_do_not_pair_are_named(parts: dict) -> None:
+    pipe, call = families.flux(parts)
+    other = FluxControlNetModel(**{**pipe.controlnet.nets[0].config, "num_layers": 4, "num_single_layers": 0})
+    pipe.controlnet.nets[1] = families.speak(other)
+    with pytest.raises(UserError, match=r"double and single blocks \(0 \(2, 2\), 1 \(4, None\)\)"), attach(pipe, "pix"):
+        call()
+
+
+def test_condition_images_are_encoded_once(parts: dict) -> None:
+    pipe, seen = stock(parts, 2), []
+    for network in pipe.controlnet.nets:
+        network.controlnet_cond_embedding.register_forward_hook(lambda *_: seen.append(1))
+    with attach(pipe, "sum"):
+        pipe(PROMPT, image=hints(2), **CALL)
+    assert len(seen) == 2
 
 
 def test_a_pipeline_without_controls(parts: dict) -> None:

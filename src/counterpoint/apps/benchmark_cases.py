@@ -13,7 +13,8 @@ from counterpoint.api import aggregate, load
 from counterpoint.apps.benchmark import Case
 from counterpoint.conditions.layout import Instance, Layout, Reference
 from counterpoint.control.keys import Lending
-from counterpoint.control.stack import Branch, fuse
+from counterpoint.control.sites import fuse
+from counterpoint.control.stack import Branch
 from counterpoint.fusion import FUSIONS
 from counterpoint.models.gligen import with_fusers
 from counterpoint.models.interact import InteractionEmbedding
@@ -72,7 +73,7 @@ def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> Compari
         down, mid = networks[0](
             noise(2, *latents.shape[1:]), 500, torch.cat(texts), branches[0].hint, return_dict=False
         )
-    said = [[noise(*site.shape) for site in (*down, mid)] for _ in branches]
+    said = {branch.name: [noise(*site.shape) for site in (*down, mid)] for branch in branches}
 
     def operator(rule: Fusion) -> Case:
         return torch.no_grad()(lambda: fuse(rule, said))

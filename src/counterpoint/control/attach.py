@@ -61,6 +61,10 @@ def hints_encoded_once(networks: Sequence[nn.Module]) -> Iterator[None]:
             network.controlnet_cond_embedding = encoder
 
 
+_REMEMBERED = 7
+"""Pictures beside the newest one: parts of a batch are asked for in turns."""
+
+
 class _Remembering(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -72,5 +76,5 @@ class _Remembering(nn.Module):
             if picture is hint and version == hint._version:
                 return known
         made: Tensor = self.encoder(hint)
-        self.seen.append((hint, hint._version, made))
+        self.seen = [*self.seen[-_REMEMBERED:], (hint, hint._version, made)]
         return made

@@ -35,10 +35,15 @@ def coverage(hint: Float[Tensor, "b 3 h w"], kind: ControlKind, reach: float = R
     return _blur(grown, radius / 3).clamp(0, 1).to(hint.dtype)
 
 
-def covered(name: str, hint: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:
-    """The coverage of a control by its name, ``kind`` or ``kind:label``; ``None`` if its kind has no silence."""
+def is_silenced(name: str) -> bool:
+    """Whether a control's name, ``kind`` or ``kind:label``, tells that part of its picture may say nothing."""
     kind = CONTROL_KINDS.get(kind_of(name))
-    return None if kind is None or kind.silent is None else coverage(hint, kind)
+    return kind is not None and kind.silent is not None
+
+
+def covered(name: str, hint: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:
+    """The coverage of a control by its name; ``None`` if its kind has no silence."""
+    return coverage(hint, CONTROL_KINDS[kind_of(name)]) if is_silenced(name) else None
 
 
 def _blur(maps: Float[Tensor, "b 1 h w"], sigma: float) -> Float[Tensor, "b 1 h w"]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from counterpoint.control.keys import KeyValues, Lending, injecting_keys, keeping_keys
 from counterpoint.control.keys_flux import injecting_flux_keys, keeping_flux_keys
 from counterpoint.control.lockstep import Walk, run_lockstep, walk
+from counterpoint.control.sites import fuse, shaped, site_names, stacked
 from counterpoint.types import Fusion, Latents, Moment, Residuals, UserError
 
 
@@ -85,6 +86,7 @@ class Branch:
         region: how strongly it speaks where, in 0..1, one a row of the latents and at any resolution; ``None`` is
             everywhere.
         decay: what a site's residual loses for every site that is deeper.
+        conditional_only: whether it is no part of the unconditional half of a guided batch.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Branch:
     windows: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
     region: Float[Tensor, "b 1 _ _"] | None = None
     decay: float = 1.0
+    conditional_only: bool = False
     _cut: dict[tuple[int, ...], Branch] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -188,12 +191,24 @@ def run_stack(
         return walk(one.network, latents, moment.timestep, text, one.hint, strengths[name], added)
 
     said = speak(order, fusion, alone, walked)
-    spoken = [shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()]
-    sites = fuse(fusion, spoken)
+    spoken = {name: shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()}
+    sites = _fuse_halves(fusion, spoken, {branch.name for branch in active if branch.conditional_only})
     if watch is not None:
-        names = [*(f"down.{number}" for number in range(len(sites) - 1)), "mid"]
-        watch(moment, list(by_name), dict(zip(names, zip(_stacked(spoken), sites, strict=True), strict=True)))
+        heard = zip(site_names(len(sites)), zip(stacked(spoken), sites, strict=True), strict=True)
+        watch(moment, list(by_name), dict(heard))
     return Residuals(tuple(sites[:-1]), sites[-1])
+
+
+def _fuse_halves(fusion: Fusion, spoken: Mapping[str, Sequence[Tensor]], absent: set[str]) -> list[Tensor]:
+    """Fuse the branches; in the unconditional half without those that are no part of it, since a vector of zeros is
+    not silence to every rule."""
+    if not absent:
+        return fuse(fusion, spoken)
+    half = len(next(iter(spoken.values()))[0]) // 2
+    with_all = fuse(fusion, {name: [site[half:] for site in sites] for name, sites in spoken.items()})
+    others = {name: [site[:half] for site in sites] for name, sites in spoken.items() if name not in absent}
+    without = fuse(fusion, others) if others else [torch.zeros_like(site) for site in with_all]
+    return [torch.cat(both) for both in zip(without, with_all, strict=True)]
 
 
 def _by_active(
@@ -325,35 +340,3 @@ def expand_rows(masks: Tensor, rows: int, what: str) -> Tensor:
     if len(masks) not in {rows, rows / 2}:
         raise UserError(f"{len(masks)} {what} for a batch of {rows}; give one, or one an image")
     return masks.repeat(rows // len(masks), 1, 1, 1)
-
-
-def shaped(sites: Sequence[Tensor], region: Tensor | None, decay: float) -> list[Tensor]:
-    """One branch's features as its region and decay have them, from the first site to the deepest."""
-    if decay != 1:
-        sites = [site * decay ** (len(sites) - 1 - depth) for depth, site in enumerate(sites)]
-    if region is not None:
-        sites = [site * F.interpolate(region, site.shape[2:], mode="area").to(site.dtype) for site in sites]
-    return list(sites)
-
-
-def fuse(fusion: Fusion, said: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Several branches' features, one at each site.
-
-    Args:
-        fusion: the rule; sites are called ``down.0``, ``down.1`` and so on, the last one ``mid``.
-        said: of each branch, its features from the first site to the deepest.
-    """
-    if len({len(sites) for sites in said}) > 1:
-        counts = ", ".join(str(len(sites)) for sites in said)
-        raise UserError(f"the controls speak at different numbers of sites ({counts}): their networks are of two kinds")
-    *down, mid = _stacked(said)
-    sites = [fusion.at(f"down.{number}")(site) for number, site in enumerate(down)]
-    return [*sites, fusion.at("mid", last=True)(mid)]
-
-
-def _stacked(said: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """At each site the features of all branches; one that is pooled over the picture says the same everywhere."""
-    return [
-        torch.stack(torch.broadcast_tensors(*site))  # type: ignore[no-untyped-call]
-        for site in zip(*said, strict=True)
-    ]

@@ -35,13 +35,19 @@ class SubjectMap:
         self.places = places
         self.grid = (math.ceil(size[0] / 2**level), math.ceil(size[1] / 2**level))
         self.total: Tensor | None = None
+        self.weights: Tensor | None = None
 
     def add(self, query: Float[Tensor, "b t c"], key: Float[Tensor, "b s c"], layer: Attention) -> None:
         """Take in one layer; of a guided batch the conditional half, which comes last, serves both."""
         n = len(self.places)
         q, k = (x[-n:].reshape(n, x.shape[1], layer.heads, -1).transpose(1, 2).float() for x in (query, key))
         attention = (q @ k.transpose(2, 3) * layer.scale).softmax(-1).mean(1)
-        found = torch.stack([one[:, list(places)].mean(1) for one, places in zip(attention, self.places, strict=True)])
+        if self.weights is None:
+            self.weights = torch.zeros(n, key.shape[1])
+            for row, places in zip(self.weights, self.places, strict=True):
+                row[list(places)] = 1 / len(places)
+            self.weights = self.weights.to(attention.device)
+        found = torch.einsum("bts,bs->bt", attention, self.weights)
         self.total = found if self.total is None else self.total + found
 
     def mask(self, threshold: float = THRESHOLD) -> Float[Tensor, "b 1 h w"]:

@@ -12,11 +12,13 @@ from typing import Any, get_args, get_type_hints
 from counterpoint.fusion.add import add, largest, mean
 from counterpoint.fusion.cross import authors_exchange, channel_fusion, pix_fusion
 from counterpoint.fusion.maxfusion import maxfusion, maxfusion_exchange
-from counterpoint.fusion.minimal_impact import BalancedInjection, Granularity, Reading, balanced_combination
-from counterpoint.types import Fusion, Keys, UserError
+from counterpoint.fusion.minimal_impact import CAP, BalancedInjection, Granularity, Reading, balanced_combination
+from counterpoint.types import Combine, Fusion, Keys, UserError
 
 
 def _mgda(reading: Reading = "min-norm", granularity: Granularity = "sample") -> Fusion:
+    """Min-norm by default: it is what MGDA means, and opposes no branch. Where a branch is silent it wipes out the
+    others, and ``literal`` keeps them."""
     combine = balanced_combination(reading, granularity=granularity)
     return Fusion(
         "mgda",
@@ -27,13 +29,17 @@ def _mgda(reading: Reading = "min-norm", granularity: Granularity = "sample") ->
 
 
 def _minimal_impact(
-    combination: Reading = "literal", injection: Reading = "literal", granularity: Granularity = "sample"
+    combination: Reading = "literal",
+    injection: Reading = "literal",
+    granularity: Granularity = "sample",
+    cap: float = CAP,
 ) -> Fusion:
+    """Literal by default, the equations as the paper prints them: a silent branch takes nothing from the others."""
     return Fusion(
         "minimal-impact",
         "balanced combination and injection, for ControlNets that were trained with it",
         balanced_combination(combination, total_scale=1, granularity=granularity),
-        inject=BalancedInjection(injection, granularity=granularity),
+        inject=BalancedInjection(injection, cap, granularity),
         cite=("minimal-impact", "mgda"),
     )
 
@@ -46,30 +52,30 @@ def _channel(delta: float = 0.7) -> Fusion:
     return Fusion("channel", "of each channel the stronger branch", channel_fusion(delta), cite=("cross-controlnet",))
 
 
-def _pix_channel(delta: float = 0.7) -> Fusion:
+def _pix_channel(delta: float = 0.7, delta2: float = 0.7) -> Fusion:
     summary = "pix, and channel at the last site"
     return Fusion(
-        "pix+channel", summary, pix_fusion(delta), {"last": channel_fusion(delta)}, cite=("cross-controlnet",)
+        "pix+channel", summary, pix_fusion(delta), {"last": channel_fusion(delta2)}, cite=("cross-controlnet",)
     )
 
 
-def _cross(delta: float = 0.7, start: float = 0.1, layer: int = 0) -> Fusion:
+def _cross(delta: float = 0.7, delta2: float = 0.7, start: float = 0.1, layer: int = 0) -> Fusion:
     return Fusion(
         "cross",
         "pix+channel, and the foreground lends its keys and values",
         pix_fusion(delta),
-        {"last": channel_fusion(delta)},
+        {"last": channel_fusion(delta2)},
         keys=Keys(start, layer),
         cite=("cross-controlnet",),
     )
 
 
-def _cross_authors(delta: float = 0.7, start: float = 0.1, layer: int = 0) -> Fusion:
+def _cross_authors(delta: float = 0.7, delta2: float = 0.7, start: float = 0.1, layer: int = 0) -> Fusion:
     return Fusion(
         "cross-authors",
         "cross as its authors' code has it, with an exchange between the branches",
         pix_fusion(delta, authors=True),
-        {"last": channel_fusion(delta, authors=True)},
+        {"last": channel_fusion(delta2, authors=True)},
         exchange=authors_exchange(delta),
         exchange_skips=False,
         keys=Keys(start, layer),
@@ -101,12 +107,17 @@ FUSIONS = {name: build() for name, build in RULES.items()}
 """Name -> rule at its defaults. Command line, studio, tests, citations and docs follow from this table."""
 
 
-def get_fusion(name: str) -> Fusion:
-    """The rule of a name: ``cross``, with settings ``cross:delta=0.5``, over the schedule ``0:cross,0.5:sum``.
+def get_fusion(name: str | Fusion | Combine) -> Fusion:
+    """The rule of a name: ``cross``, with settings ``cross:delta=0.5``, over the schedule ``0:cross,0.5:sum``; a rule
+    as it is; or one of your own from any function ``(n, b, c, h, w) -> (b, c, h, w)``.
 
     Raises:
         UserError: there is none, or it has no such setting or value; the message lists those there are.
     """
+    if isinstance(name, Fusion):
+        return name
+    if callable(name):
+        return Fusion(getattr(name, "__name__", "custom"), "a function of the caller's", name)
     if not _STAGE.match(name):
         return _rule(name)
     _, *parts = _STAGE.split(name)

@@ -17,8 +17,10 @@ def add(features: Features) -> Tensor:
 
 
 def mean(features: Features) -> Tensor:
-    """``1/N sum_n f_n``."""
-    return add(features) / len(features) if len(features) > 1 else features[0]
+    """``1/N sum_n f_n``, added in float32: in half precision a sum may be infinite where its mean is not."""
+    if len(features) == 1:
+        return features[0]
+    return (add(features.float()) / len(features)).to(features.dtype)
 
 
 def largest(features: Features) -> Tensor:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.fusion.layout import Maps, agreement, average, on_maps
+from counterpoint.fusion.layout import Maps, agreement, average, exchange_on_maps, on_maps
 from counterpoint.fusion.maxfusion import hand_over
-from counterpoint.types import Combine, Exchange
+from counterpoint.types import Combine, Exchange, UserError
 
 PlaceMaps = Float[Tensor, "n b h w"]
 BINOMIAL, AUTHORS = 4, 12
@@ -44,6 +44,7 @@ def authors_exchange(delta: float = 0.7) -> Exchange:
     """What the branches tell each other in the authors' public code, which the paper does not mention: PixFusion's
     choice, handed over as in MaxFusion."""
 
+    @exchange_on_maps
     def exchange(features: Maps) -> Maps:
         return hand_over(features, *_choose(features, delta, authors=True))
 
@@ -58,7 +59,12 @@ def channel_fusion(delta: float = 0.7, *, authors: bool = False) -> Combine:
     Args:
         delta: threshold of the ratio of deviations, in 0..1.
         authors: as the public code has it: variance for standard deviation.
+
+    Raises:
+        UserError: ``delta`` is outside 0..1; above 1 nobody would be strong enough.
     """
+    if not 0 <= delta <= 1:
+        raise UserError(f"the threshold of ChannelFusion is a ratio in 0..1, got {delta:g}")
 
     @on_maps
     def channel(features: Maps) -> Tensor:

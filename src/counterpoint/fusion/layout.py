@@ -33,19 +33,36 @@ def on_maps(rule: Callable[[Maps], Tensor]) -> Callable[..., Tensor]:
             return features[0]
         if features.ndim == 5:
             return rule(features)
-        if features.ndim != 4:
-            raise UserError(
-                f"{rule.__name__} takes (branches, batch, channels, height, width) or (branches, batch, tokens, "
-                f"channels), got {tuple(features.shape)}"
-            )
-        rows, columns = grid or _square(features.shape[2])
-        if rows * columns != features.shape[2]:
-            raise UserError(f"a grid of {rows} x {columns} does not hold {features.shape[2]} tokens")
-        n, b, _, c = features.shape
-        maps = features.transpose(2, 3).reshape(n, b, c, rows, columns)
-        return rule(maps).flatten(2).transpose(1, 2)
+        return rule(_laid_out(rule.__name__, features, grid)).flatten(2).transpose(1, 2)
 
     return combined
+
+
+def exchange_on_maps(rule: Callable[[Maps], Maps]) -> Callable[..., Features]:
+    """The same for what branches tell each other, ``(n, b, ...) -> (n, b, ...)``."""
+
+    @wraps(rule)
+    def exchanged(features: Features, grid: Grid | None = None) -> Features:
+        if len(features) == 1:
+            return features
+        if features.ndim == 5:
+            return rule(features)
+        return rule(_laid_out(rule.__name__, features, grid)).flatten(3).transpose(2, 3)
+
+    return exchanged
+
+
+def _laid_out(rule: str, features: Features, grid: Grid | None) -> Maps:
+    if features.ndim != 4:
+        raise UserError(
+            f"{rule} takes (branches, batch, channels, height, width) or (branches, batch, tokens, channels), got "
+            f"{tuple(features.shape)}"
+        )
+    rows, columns = grid or _square(features.shape[2])
+    if rows * columns != features.shape[2]:
+        raise UserError(f"a grid of {rows} x {columns} does not hold {features.shape[2]} tokens")
+    n, b, _, c = features.shape
+    return features.transpose(2, 3).reshape(n, b, c, rows, columns)
 
 
 def average(features: Features, weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from counterpoint.fusion.layout import Maps, agreement, average, on_maps
+from counterpoint.fusion.layout import Maps, agreement, average, exchange_on_maps, on_maps
 
 DELTA = 0.7
 """Correlation above which branches are averaged."""
@@ -23,6 +23,7 @@ def maxfusion(features: Maps) -> Tensor:
     return average(features, chosen[:, :, None].float())
 
 
+@exchange_on_maps
 def maxfusion_exchange(features: Maps) -> Maps:
     """What the branches tell each other: the chosen ones take their mean, the others the winner at their own scale."""
     with torch.no_grad():
@@ -38,8 +39,6 @@ def hand_over(features: Maps, chosen: Tensor, winners: Tensor) -> Maps:
         chosen: ``(n, b, h, w)``: who is averaged.
         winners: likewise: who won.
     """
-    if len(features) == 1:
-        return features
     x = features.float()
     with torch.no_grad():
         deviation = (x - x.mean(2, keepdim=True)).square().mean(2, keepdim=True).sqrt()
@@ -47,7 +46,8 @@ def hand_over(features: Maps, chosen: Tensor, winners: Tensor) -> Maps:
         scale = torch.where(strongest > 0, deviation / strongest, 1.0)
     first = average(features, winners[:, :, None].float()).float()
     shared = average(features, chosen[:, :, None].float()).float()
-    return torch.where(chosen[:, :, None], shared, scale * first).to(features.dtype)
+    limit = torch.finfo(features.dtype).max  # a strong branch's scale may be more than half precision holds
+    return torch.where(chosen[:, :, None], shared, (scale * first).clamp(-limit, limit)).to(features.dtype)
 
 
 def _choose(x: Maps) -> tuple[Tensor, Tensor]:

@@ -77,11 +77,13 @@ class BalancedInjection:
     @property
     def rule(self) -> str:
         """The name of a rule that takes controls in so."""
-        return f"minimal-impact:injection={self.reading},granularity={self.granularity}"
+        cap = "" if self.cap == CAP else f",cap={self.cap:g}"
+        return f"minimal-impact:injection={self.reading},granularity={self.granularity}{cap}"
 
     def __call__(self, host: Tensor, control: Tensor) -> Tensor:
         """The host's feature with the control in it; both ``(b, c, h, w)`` or ``(b, tokens, c)``."""
-        over = tuple(range(1, host.ndim)) if self.granularity == "sample" else (1,)
+        channels = 2 if host.ndim == 3 else 1
+        over = tuple(range(1, host.ndim)) if self.granularity == "sample" else (channels,)
         e, f = host.float(), control.float()
         size = torch.maximum(e.abs(), f.abs()).amax(over, keepdim=True)
         size = torch.where(size > 0, size, 1.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,31 @@ from counterpoint.sampling.loop import Settle, Step
 from counterpoint.types import Denoiser, Latents, Moment, UserError
 
 MIXES = ("paper", "unit", "slerp")
+NOISES = ("shared", "separate")
+MEANS = ("own", "stale")
+STEPS = 3
+"""How many steps are shared where nothing is said."""
+AUTO = 0.5
+"""Eta where nothing is said, as a share of ``|x' - mu|``."""
+Eta = float | str
 Many = Float[Tensor, "n b c h w"]
+
+
+def _amount(eta: Eta) -> tuple[float, bool]:
+    """An eta's number, and whether it is a share of the way or a length."""
+    if eta == "auto":
+        return AUTO, True
+    if isinstance(eta, str):
+        return float(eta.removesuffix("x")), eta.endswith("x")
+    return float(eta), False
+
+
+def _is_eta(eta: Eta) -> bool:
+    try:
+        amount, of_the_way = _amount(eta)
+    except (TypeError, ValueError):
+        return False
+    return 0 <= amount < math.inf and (amount <= 1 or not of_the_way)
 
 
 @dataclass(frozen=True)
@@ -32,81 +56,109 @@ class Aggregation:
     Attributes:
         weights: one fewer than there are models, in 0..1: how much of what came before is kept when the next model is
             mixed in; one number is for all of them.
-        steps: how many of the first steps are shared.
+        steps: the window: how many of the first steps are shared; :data:`STEPS` if neither this nor ``sigma`` is given.
         mix: ``"paper"`` has Algorithm 2's coefficients, whose squares do not sum to 1 for more than two models;
             ``"unit"`` those that do; ``"slerp"`` turns along the arc between latents as they are, where the other two
             take them for orthogonal and make correlated ones longer.
-        pull: how far each model is pulled back to its own mean, one for all or one each: a share of the way in 0..1,
-            or with ``absolute`` a length in units of the latents, at most all the way.
-        absolute: whether ``pull`` is a length, as in the paper.
-        authors: their code instead: each model starts from its own noise, sharing begins with the second step, and the
-            mean is that of the step before.
+        eta: how far each model is pulled back to its own mean, one for all or one each: ``45`` is a length in units of
+            the latents, as in the paper, at most all the way; ``"0.4x"`` a share of the way; ``"auto"`` is our share,
+            :data:`AUTO`.
+        sigma: the window in noise, in place of ``steps``: steps are shared while ``sigma_t`` is at least this, where
+            ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``.
+        noise: ``"shared"``, one start for all models, or ``"separate"``, one each.
+        mean: ``"own"`` is the mean of the step itself (Eq. 10), for DDIM where it leads; ``"stale"`` that of the step
+            before, as in the authors' code. The first step has none before it, so sharing begins with the second.
     """
 
     weights: tuple[float, ...] = (0.5,)
-    steps: int = 3
+    steps: int | None = None
     mix: str = "slerp"
-    pull: tuple[float, ...] = (0.5,)
-    absolute: bool = False
-    authors: bool = False
+    eta: tuple[Eta, ...] = ("auto",)
+    sigma: float | None = None
+    noise: str = "shared"
+    mean: str = "own"
 
     def __post_init__(self) -> None:
-        if self.mix not in MIXES:
-            raise UserError(f"unknown mix {self.mix!r}; there are {', '.join(MIXES)}")
-        if not self.weights or any(not 0 <= weight <= 1 for weight in self.weights):
+        for name, value, known in (("mix", self.mix, MIXES), ("noise", self.noise, NOISES), ("mean", self.mean, MEANS)):
+            if value not in known:
+                raise UserError(f"unknown {name} {value!r} of an aggregation; there are {', '.join(known)}")
+        if not self.weights or any(isinstance(weight, str) or not 0 <= weight <= 1 for weight in self.weights):
             raise UserError(f"weights of an aggregation lie in 0..1, got {_said(self.weights)}")
-        if not self.pull or any(not (0 <= pull < math.inf and (self.absolute or pull <= 1)) for pull in self.pull):
-            raise UserError(f"pulls are shares in 0..1, or lengths with absolute, got {_said(self.pull)}")
-        if self.steps < 0:
-            raise UserError(f"an aggregation shares at least 0 steps, got {self.steps}")
+        if not self.eta or not all(_is_eta(one) for one in self.eta):
+            raise UserError(
+                f"eta of an aggregation is a length such as 45, a share such as 0.5x, at most 1x, or auto; got "
+                f"{_said(self.eta)}"
+            )
+        if self.steps is not None and self.sigma is not None:
+            raise UserError("an aggregation's window is in steps or in sigma: give one of them")
+        if self.steps is not None and (type(self.steps) is not int or self.steps < 0):
+            raise UserError(f"an aggregation shares a whole number of steps, at least 0, got {self.steps}")
+        if self.sigma is not None and not 0 < self.sigma < math.inf:
+            raise UserError(f"sigma of an aggregation is a positive number, got {self.sigma}")
 
     @classmethod
     def parse(cls, text: str) -> Aggregation:
-        """Read ``steps=3,weights=0.47:0.5,mix=paper,pull=45:40:35,absolute=true``; what is left out is the default.
+        """Read ``steps=3,weights=0.47:0.5,mix=paper,eta=45:40:35``, or one of :data:`PRESETS`, alone or with settings
+        after it (``authors,steps=5``); what is left out is the default.
 
         Raises:
             UserError: an unknown setting or a value that makes no sense.
         """
+        parts = [part.strip() for part in text.split(",")] if text.strip() else []
+        base = cls()
+        if parts and "=" not in parts[0]:
+            if parts[0] not in PRESETS:
+                raise UserError(f"unknown aggregation {parts[0]!r}; there are {', '.join(PRESETS)}, and settings such "
+                                "as steps=3")  # fmt: skip
+            base = PRESETS[parts.pop(0)]
         given: dict[str, Any] = {}
-        for part in text.split(",") if text else ():
+        for part in parts:
             name, _, value = part.partition("=")
             if name not in _READ:
                 raise UserError(f"unknown setting {name!r} of an aggregation; there are {', '.join(_READ)}")
             try:
                 given[name] = _READ[name](value)
-            except (ValueError, KeyError):
+            except ValueError:
                 raise UserError(f"{part}: an aggregation's {name} cannot be {value!r}") from None
-        return cls(**given)
+        return replace(base, **given)
 
-    def for_models(self, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Weights and pulls for a number of models.
+    def for_models(self, count: int) -> tuple[tuple[float, ...], tuple[Eta, ...]]:
+        """Weights and etas for a number of models.
 
         Raises:
-            UserError: there are too few models, or another number of weights or pulls.
+            UserError: there are too few models, or another number of weights or etas.
         """
         if count < 2:
             raise UserError(f"an aggregation wants at least two models, got {count}")
-        return _each("weights", self.weights, count - 1), _each("pulls", self.pull, count)
+        return _each("weights", self.weights, count - 1), _each("etas", self.eta, count)
 
-    def shares(self, index: int) -> bool:
-        """Whether a step, counted from 0, is shared."""
-        return index < self.steps if not self.authors else 1 <= index <= self.steps
+    def shares(self, index: int, sigma: float) -> bool:
+        """Whether a step, counted from 0, with a ``sigma_t`` before it, is shared."""
+        first = 1 if self.mean == "stale" else 0
+        if self.sigma is not None:
+            return index >= first and sigma >= self.sigma
+        return first <= index < first + (STEPS if self.steps is None else self.steps)
 
 
 _READ: dict[str, Callable[[str], Any]] = {
     "weights": lambda text: tuple(float(one) for one in text.split(":")),
     "steps": int,
+    "sigma": float,
     "mix": str,
-    "pull": lambda text: tuple(float(one) for one in text.split(":")),
-    "absolute": {"true": True, "false": False}.__getitem__,
-    "authors": {"true": True, "false": False}.__getitem__,
+    "eta": lambda text: tuple(text.split(":")),
+    "noise": str,
+    "mean": str,
 }
-PAPER = {
-    "interact+migc": Aggregation((0.5,), 3, "paper", (45.0, 55.0), absolute=True),
-    "interact+ip": Aggregation((0.45,), 3, "paper", (45.0, 55.0), absolute=True),
-    "interact+migc+ip": Aggregation((0.47, 0.5), 3, "paper", (45.0, 40.0, 35.0), absolute=True),
+_PAPER = Aggregation((0.5,), mix="paper", eta=(45.0, 55.0))
+PRESETS = {
+    "paper": _PAPER,
+    "paper-style": replace(_PAPER, weights=(0.45,)),
+    "paper-three": replace(_PAPER, weights=(0.47, 0.5), eta=(45.0, 40.0, 35.0)),
+    "authors": replace(_PAPER, noise="separate", mean="stale"),
 }
-"""The paper's recipes (section 4), for latents of 4 x 64 x 64; the first takes 50 steps, the others 10."""
+"""The paper's recipes (section 4) for InteractDiffusion with MIGC, with an IP-Adapter and with both, and the first as
+the authors' code has it. Lengths are those for latents of 4 x 64 x 64. The first and the last take 50 steps, the
+others 10."""
 
 
 def coefficients(weights: Sequence[float], mix: str) -> tuple[float, ...]:
@@ -152,14 +204,15 @@ def _slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     return turned
 
 
-def pulled(mixed: Latents, mean: Latents, pull: float, absolute: bool) -> Latents:
+def pulled(mixed: Latents, mean: Latents, eta: Eta) -> Latents:
     """Manifold optimisation (Eq. 10): the mixture, moved towards a model's mean and never beyond; each sample by
     itself, where the paper's norm has no batch."""
+    amount, of_the_way = _amount(eta)
     away = (mixed - mean).float()
-    if not absolute:
-        return (mixed.float() - pull * away).to(mixed.dtype)
+    if of_the_way:
+        return (mixed.float() - amount * away).to(mixed.dtype)
     length = away.flatten(1).norm(dim=1)[:, None, None, None]
-    share = torch.where(length > 0, (pull / length.clamp(min=1e-12)).clamp(max=1), 0.0)
+    share = torch.where(length > 0, (amount / length.clamp(min=1e-12)).clamp(max=1), 0.0)
     return (mixed.float() - share * away).to(mixed.dtype)
 
 
@@ -171,7 +224,7 @@ def sample_aggregated(
     timesteps: Tensor,
     aggregation: Aggregation,
     *,
-    settle: Settle | None = None,
+    settles: Sequence[Settle | None] = (None,),
     finished: Callable[[], None] | None = None,
 ) -> Iterator[Step]:
     """Denoise with several models, one event a step; the last event holds the first model's result.
@@ -179,30 +232,20 @@ def sample_aggregated(
     Args:
         denoisers: the models, the one whose picture it becomes first; guidance included.
         scheduler: DDIM, with its timesteps set. It has no memory of earlier steps, so edited latents are all it sees.
-        latents: the noise to start from: one for all, or with ``authors`` one each.
+        latents: what to start from: one for all, or with separate noise one each.
         timesteps: all of them.
         aggregation: how.
-        settle: changes the first model's latents after every step.
+        settles: what changes a model's latents after every step: one for all, or one each.
         finished: called when the helpers are not needed any more, so that they can leave memory.
 
     Raises:
         UserError: another scheduler, or numbers that do not fit.
     """
-    if not isinstance(scheduler, DDIMScheduler):
-        raise UserError(
-            f"aggregation edits latents between steps, which {type(scheduler).__name__} would undo or misread: use ddim"
-        )
-    weights, pulls = aggregation.for_models(len(denoisers))
-    if len(latents) != len(denoisers) and (aggregation.authors or len(latents) != 1):
-        one = "one each" if aggregation.authors else "one, or one each"
-        raise UserError(f"{len(latents)} starts for {len(denoisers)} models; give {one}")
-    if len(found := {tuple(one.shape) for one in latents}) > 1:
-        raise UserError(f"models that are aggregated share their latents' shape, got {sorted(found)}")
-    if aggregation.authors and scheduler.config.prediction_type != "epsilon":
-        raise UserError("the authors' mean is one of predicted noise; these models predict something else")
-    mine = list(latents) * (1 if len(latents) == len(denoisers) else len(denoisers))
-    models = list(denoisers)
-    last = max((index for index in range(len(timesteps)) if aggregation.shares(index)), default=-1)
+    _check(scheduler, aggregation, latents, len(denoisers))
+    weights, etas = aggregation.for_models(len(denoisers))
+    models, mine = list(denoisers), _repeated(latents, len(denoisers))
+    last = max((index for index, t in enumerate(timesteps) if aggregation.shares(index, _sigma(scheduler, t))),
+               default=-1)  # fmt: skip
     stale: list[Tensor] = []
     for index, timestep in enumerate(timesteps):
         if index == last + 1:
@@ -214,18 +257,43 @@ def sample_aggregated(
                 for model, one in zip(models, mine, strict=True)]  # fmt: skip
         steps = [scheduler.step(one, timestep, here, return_dict=False)[0]
                  for one, here in zip(said, mine, strict=True)]  # fmt: skip
-        if aggregation.shares(index):
+        if aggregation.shares(index, _sigma(scheduler, timestep)):
             means = steps
-            if aggregation.authors:
+            if aggregation.mean == "stale":
                 means = [_stale_mean(scheduler, int(timestep), *pair) for pair in zip(mine, stale, strict=True)]
             mixed = aggregate(torch.stack(steps), weights, aggregation.mix)
-            steps = [pulled(mixed, mean, pull, aggregation.absolute) for mean, pull in zip(means, pulls, strict=True)]
-        if settle is not None:
-            steps = [settle(steps[0], moment), *steps[1:]]
-        mine, stale = steps, said
+            steps = [pulled(mixed, mean, eta) for mean, eta in zip(means, etas, strict=True)]
+        mine = [one if settle is None else settle(one, moment)
+                for one, settle in zip(steps, _repeated(settles, len(steps)), strict=False)]  # fmt: skip
+        stale = said
         yield Step(moment, mine[0])
     if last + 1 >= len(timesteps) and finished is not None:
         finished()
+
+
+def _check(scheduler: SchedulerMixin, aggregation: Aggregation, latents: Sequence[Latents], count: int) -> None:
+    if not isinstance(scheduler, DDIMScheduler):
+        raise UserError(
+            f"aggregation edits latents between steps, which {type(scheduler).__name__} would undo or misread: use ddim"
+        )
+    separate = aggregation.noise == "separate"
+    if len(latents) != count and (separate or len(latents) != 1):
+        raise UserError(
+            f"{len(latents)} starts for {count} models; give {'one each' if separate else 'one, or one each'}"
+        )
+    if len(found := {tuple(one.shape) for one in latents}) > 1:
+        raise UserError(f"models that are aggregated share their latents' shape, got {sorted(found)}")
+    if aggregation.mean == "stale" and scheduler.config.prediction_type != "epsilon":
+        raise UserError("the authors' stale mean is one of predicted noise; these models predict something else")
+
+
+def _repeated(given: Sequence[Any], count: int) -> list[Any]:
+    return list(given) * (count if len(given) == 1 else 1)
+
+
+def _sigma(scheduler: DDIMScheduler, timestep: Tensor) -> float:
+    product = float(scheduler.alphas_cumprod[int(timestep)])
+    return math.sqrt((1 - product) / product) if product > 0 else math.inf
 
 
 def _stale_mean(scheduler: DDIMScheduler, timestep: int, latents: Tensor, prediction: Tensor) -> Tensor:
@@ -236,11 +304,11 @@ def _stale_mean(scheduler: DDIMScheduler, timestep: int, latents: Tensor, predic
     return mean
 
 
-def _each(what: str, given: Sequence[float], count: int) -> tuple[float, ...]:
+def _each(what: str, given: Sequence[Any], count: int) -> tuple[Any, ...]:
     if len(given) not in {1, count}:
         raise UserError(f"{len(given)} {what} for {count + (what == 'weights')} models; give one, or {count}")
-    return tuple(given) * (count if len(given) == 1 else 1)
+    return tuple(_repeated(given, count))
 
 
-def _said(numbers: Sequence[float]) -> str:
-    return ", ".join(f"{number:g}" for number in numbers) or "none"
+def _said(values: Sequence[object]) -> str:
+    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values) or "none"

@@ -101,8 +101,9 @@ def make_branches(
             hint=torch.cat([hints[name]] * (2 if guided else 1)),
             weights=tuple(one if isinstance(one, Weight) else Weight.parse(one) for one in weight),
             windows=tuple(zip(*_alike(start, end), strict=True)),
-            region=_for_both_halves(regions[name], mode, hints[name]) if guided else regions[name],
+            region=regions[name] if regions[name] is None or not guided else torch.cat([regions[name]] * 2),
             decay=_DECAY[mode],
+            conditional_only=guided and mode == "control",
         )
         for name, mode, weight, start, end in zip(
             names,
@@ -129,14 +130,6 @@ def _pictures(value: Any, count: int, name: str) -> list[Any]:
 def _alike(one: list[Any], other: list[Any]) -> tuple[list[Any], list[Any]]:
     """Two lists, of which one may stand for all, equally long."""
     return one * (len(other) if len(one) == 1 else 1), other * (len(one) if len(other) == 1 else 1)
-
-
-def _for_both_halves(region: Tensor | None, mode: str, hint: Tensor) -> Tensor | None:
-    """A region for a guided batch; nothing of the unconditional half if the control comes first."""
-    if mode != "control":
-        return None if region is None else torch.cat([region] * 2)
-    region = torch.ones_like(hint[:, :1]) if region is None else region
-    return torch.cat([torch.zeros_like(region), region])
 
 
 def check_injection(fusion: Fusion, networks: Mapping[str, nn.Module]) -> None:
@@ -232,12 +225,12 @@ def find_lending(
     Raises:
         UserError: the rule lends no keys, or the settings do not fit the controls.
     """
+    if subject and masks:
+        raise UserError("subject and subject_mask both say where the subject is: give one of them")
     front, words = ([text] if isinstance(text, str) else list(text or ()) for text in (foreground, subject))
     told = masks or words
-    if len(networks) < 2 and rule.keys:
-        return None
     front = check_foreground(rule, networks, front, len(told))
-    if not rule.keys:
+    if not rule.keys or len(networks) < 2:
         return None
     if not told:
         warnings.warn(f"{rule.name} {NO_SUBJECT}", stacklevel=4)

@@ -16,33 +16,37 @@ from typing import Any
 import torch
 from diffusers import (
     ControlNetModel,
-    ControlNetUnionModel,
     DiffusionPipeline,
-    FluxControlNetModel,
-    FluxMultiControlNetModel,
-    MultiAdapter,
 )
-from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
-from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.control.attach import injecting
-from counterpoint.control.coverage import covered
+from counterpoint.control.attach import hints_encoded_once, injecting
+from counterpoint.control.coverage import covered, is_silenced
 from counterpoint.control.keys import Lending
-from counterpoint.control.lockstep import Walk, walk
-from counterpoint.control.stack import expand_rows, fuse, shaped, speak, surround
+from counterpoint.control.lockstep import Walk
+from counterpoint.control.sites import fuse, shaped
+from counterpoint.control.stack import expand_rows, speak, surround
 from counterpoint.control.subject import finding_subjects
+from counterpoint.sampling.containers import (
+    ADAPTERS,
+    FLUX,
+    UNETS,
+    WALKED,
+    Forward,
+    find_container,
+    layout_of,
+    networks_of,
+    only,
+    part_of,
+    shown,
+    walk_of,
+)
 from counterpoint.sampling.controls import NO_SUBJECT, check_foreground, check_injection
 from counterpoint.sampling.prompt import subject_places
 from counterpoint.types import Fusion, Moment, Residuals, UserError
 
 Region = Float[Tensor, "b 1 h w"]
-Forward = Callable[..., Any]
-_PER_CONTROL = ("controlnet_cond", "controlnet_mode", "control_type", "control_type_idx", "conditioning_scale")
-_UNETS = (ControlNetModel, MultiControlNetModel, ControlNetUnionModel, MultiControlNetUnionModel)
-_FLUX = (FluxControlNetModel, FluxMultiControlNetModel)
-_WALKED = (ControlNetModel, MultiControlNetModel)
 
 
 @contextmanager
@@ -60,6 +64,7 @@ def attached(
     """Let a rule join the controls of a diffusers pipeline. See :func:`counterpoint.attach`."""
     inside = _Inside(pipeline, fusion, names, foreground, subject, subject_masks, dict(regions or {}), gate_silence)
     with ExitStack() as stack:
+        stack.enter_context(hints_encoded_once([one for one in inside.networks if _is_plain(one)]))
         stack.enter_context(_replaced(inside.container, _slot(inside.container), inside.controls))
         if inside.watches_host:
             stack.enter_context(_replaced(pipeline.unet, _slot(pipeline.unet), inside.host))
@@ -83,8 +88,8 @@ class _Inside:
         gate_silence: bool,
     ) -> None:
         self.pipeline, self.fusion, self.regions, self.gate_silence = pipeline, fusion, regions, gate_silence
-        self.container = _container(pipeline)
-        self.networks = _networks(self.container)
+        self.container = find_container(pipeline)
+        self.networks = networks_of(self.container)
         self.names, self.foreground = list(names), list(foreground)
         self.subject, self.subject_masks = list(subject), list(subject_masks)
         self.lending: Lending | None = None
@@ -107,7 +112,9 @@ class _Inside:
         self.count = copies * (len(prompts) or len(call["prompt_embeds"]))
         front = self.foreground or self.names[:1] or ["0"]
         masks = self.subject_masks
-        if isinstance(self.container, _FLUX) and self.fusion.keys and not masks:
+        for mask in masks:
+            self._check_count(mask, "subject masks")
+        if isinstance(self.container, FLUX) and self.fusion.keys and not masks:
             everywhere = torch.ones(1, 1, 1, 1, device=self.pipeline._execution_device)  # as the paper has it (A.5)
             masks = [everywhere] * len(front)
         if masks:
@@ -122,7 +129,7 @@ class _Inside:
 
     def controls(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around the container's ``forward``: every active control alone, then the rule."""
-        images = call["xs"] if "xs" in call else call["controlnet_cond"]
+        images = shown(call)
         names = self._named(len(images) if isinstance(images, list) else 1)
         count = len(names)
         scales = call.get("adapter_weights" if "xs" in call else "conditioning_scale")
@@ -133,8 +140,8 @@ class _Inside:
             return original(**call)
         moment = self._moment(call.get("timestep"))
         rule = self.fusion.during(moment.progress)
-        parts = {name: _part(self.container, call, i, scales) for name, i in active.items()}
-        layout = _layout(self.container, call)
+        parts = {name: part_of(self.container, call, i, scales) for name, i in active.items()}
+        layout = layout_of(self.container, call)
         shape = (
             call["sample"].shape
             if "sample" in call
@@ -144,21 +151,24 @@ class _Inside:
         order = surround(networks, rule, self.lending, moment, shape)
 
         def alone(name: str) -> Any:
-            with _only(self.container, active[name]):
+            with only(self.container, active[name]):
                 return original(**parts[name])
 
         def walked(name: str) -> Walk:
-            return _walk(self.networks[active[name]], parts[name], scales[active[name]])
+            return walk_of(self.networks[active[name]], parts[name], scales[active[name]])
 
         said = speak(order, rule, alone, walked)
-        flat = []
+        flat, sizes = {}, {}
         for name in active:
-            sites, sizes = layout.flatten(said[name])
+            sites, sizes[name] = layout.flatten(said[name])
             region = self._region(name, parts[name])
             if region is not None:
                 region = expand_rows(region, len(sites[0]), f"masks for {name}")
-            flat.append(shaped(sites, region, 1.0))
-        return layout.rebuild(fuse(rule, flat), sizes)
+            flat[name] = shaped(sites, region, 1.0)
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise UserError(f"the controls speak to different numbers of double and single blocks ({listed})")
+        return layout.rebuild(fuse(rule, flat), sizes[name])
 
     def host(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around the host's ``forward``: features go in by the rule, and subjects are watched."""
@@ -178,26 +188,34 @@ class _Inside:
         if timestep is None:
             return Moment(0, len(steps), steps[0])
         now = torch.as_tensor(timestep).flatten()[0].to(steps)
-        if isinstance(self.container, _FLUX):
+        if isinstance(self.container, FLUX):
             now = now * 1000
         first = len(steps) - getattr(self.pipeline, "_num_timesteps", len(steps))  # image-to-image starts later
         return Moment(int((steps[first:] - now).abs().argmin()), len(steps) - first, torch.as_tensor(timestep))
 
     def _region(self, name: str, part: Mapping[str, Any]) -> Tensor | None:
         """Where a control speaks: its mask, or what its image covers."""
+        hint = shown(part)
+        while isinstance(hint, list):
+            hint = hint[0]
         if name in self.regions:
             region = self.regions[name]
-            if self.count is not None and len(region) not in {1, self.count}:
-                raise UserError(f"{len(region)} masks for {name} and {self.count} images; give one, or one an image")
+            self._check_count(region, f"masks for {name}")
+            if hint.ndim == 4 and region[0].numel() > 1 and not _alike(region.shape[2:], hint.shape[2:]):
+                raise UserError(
+                    f"the mask for {name} is {region.shape[3]} x {region.shape[2]} and its picture "
+                    f"{hint.shape[3]} x {hint.shape[2]}: give it the picture's shape, at any resolution"
+                )
             return region
         if not self.gate_silence:
             return None
-        hint = part["xs"] if "xs" in part else part["controlnet_cond"]
-        while isinstance(hint, list):
-            hint = hint[0]
         if name not in self.covered or self.covered[name][0] is not hint:
             self.covered[name] = (hint, covered(name, hint))
         return self.covered[name][1]
+
+    def _check_count(self, masks: Tensor, what: str) -> None:
+        if self.count is not None and len(masks) not in {1, self.count}:
+            raise UserError(f"{len(masks)} {what} and {self.count} images; give one, or one an image")
 
     def _named(self, count: int) -> list[str]:
         """The controls' names; holds the settings against them."""
@@ -220,17 +238,24 @@ class _Inside:
         keys, walks = self.fusion.keys, any(rule.exchange for rule in self.fusion.rules)
         if not keys:
             check_foreground(self.fusion, {}, self.foreground, len(told))
-        if self.fusion.stages and isinstance(self.container, MultiAdapter):
+        if self.subject and self.subject_masks:
+            raise UserError("subject and subject_mask both say where the subject is: give one of them")
+        if self.fusion.stages and isinstance(self.container, ADAPTERS):
             raise UserError(f"{kind} speaks once, before the first step: it can have one rule only")
-        if told and isinstance(self.container, MultiAdapter):
+        if told and isinstance(self.container, ADAPTERS):
             raise UserError(f"{kind} has no keys to lend: leave subject and subject_mask out")
-        if self.subject and isinstance(self.container, _FLUX):
+        if self.subject and isinstance(self.container, FLUX):
             raise UserError(f"{kind}'s model does not tell where a word is painted: show it with subject_mask")
-        if self.gate_silence and isinstance(self.container, _FLUX):
+        if self.gate_silence and isinstance(self.container, FLUX):
             raise UserError(f"{kind} sees encoded images, whose silence cannot be read: give control_mask")
-        if walks and not isinstance(self.container, _WALKED):
+        if self.gate_silence and not any(is_silenced(name) for name in self.names):
+            raise UserError(
+                "gate_silence wants to know what the controls show: name them, controls=['pose', ...]; only edges, "
+                "lines and poses have a silent value, others take a control_mask"
+            )
+        if walks and not isinstance(self.container, WALKED):
             raise UserError(f"{self.fusion.name} walks ControlNets side by side and cannot walk {kind}; try cross")
-        if any(rule.inject is not torch.add for rule in self.fusion.rules) and not isinstance(self.container, _UNETS):
+        if any(rule.inject is not torch.add for rule in self.fusion.rules) and not isinstance(self.container, UNETS):
             raise UserError(f"{self.fusion.name} changes how a U-Net takes features in; {kind} feeds none: try mgda")
         reached = [self.container]
         reached += [module for network in self.networks if told or walks for module in network.modules()]
@@ -241,92 +266,18 @@ class _Inside:
                     f"{self.fusion.name} must reach inside {type(getattr(module, '_orig_mod', module)).__name__}, "
                     "which is compiled: attach to the pipeline as it was loaded"
                 )
-        if keys and not told and isinstance(self.container, _UNETS):
+        if keys and not told and isinstance(self.container, UNETS):
             warnings.warn(f"{self.fusion.name} {NO_SUBJECT}", stacklevel=6)
 
 
-def _container(pipeline: DiffusionPipeline) -> nn.Module:
-    for name in ("controlnet", "adapter"):
-        module: Any = getattr(pipeline, name, None)
-        if isinstance(getattr(module, "_orig_mod", module), (*_UNETS, *_FLUX, MultiAdapter)):
-            return module  # type: ignore[no-any-return]
-    raise UserError(f"{type(pipeline).__name__} holds no ControlNets and no T2I-Adapters that can be joined")
+def _is_plain(network: nn.Module) -> bool:
+    """A ControlNet that nobody has compiled."""
+    return isinstance(network, ControlNetModel) and network._compiled_call_impl is None
 
 
-def _networks(container: nn.Module) -> list[nn.Module]:
-    return list(getattr(container, "nets", None) or getattr(container, "adapters", None) or [container])
-
-
-def _part(container: nn.Module, call: Mapping[str, Any], index: int, scales: Sequence[float]) -> dict[str, Any]:
-    """A call for one control, from the call for all."""
-    if "xs" in call:
-        return {"xs": [call["xs"][index]], "adapter_weights": [scales[index]]}
-    part: dict[str, Any] = {
-        key: [value[index]] if key in _PER_CONTROL and isinstance(value, (list, tuple)) else value
-        for key, value in call.items()
-    }
-    if isinstance(container, ControlNetUnionModel):
-        part["control_type"] = torch.zeros_like(call["control_type"])
-        part["control_type"][:, part["control_type_idx"][0]] = 1
-    return {**part, "return_dict": False}
-
-
-@contextmanager
-def _only(container: nn.Module, index: int) -> Iterator[None]:
-    """Let a container hold one network."""
-    name = "adapters" if isinstance(container, MultiAdapter) else "nets"
-    whole: Any = container._modules.get(name, ())
-    if len(whole) < 2:
-        yield
-        return
-    container._modules[name] = nn.ModuleList([whole[index]])
-    try:
-        yield
-    finally:
-        container._modules[name] = whole
-
-
-def _walk(network: nn.Module, part: Mapping[str, Any], scale: float) -> Walk:
-    if part["guess_mode"]:
-        raise UserError("guess_mode weighs a network's own sites and cannot be walked: leave it out, or fuse by pix")
-    timestep = torch.as_tensor(part["timestep"], device=part["sample"].device)
-    hint = part["controlnet_cond"]
-    return walk(
-        network,
-        part["sample"],
-        timestep,
-        part["encoder_hidden_states"],
-        hint[0] if isinstance(hint, list) else hint,
-        scale,
-        part.get("added_cond_kwargs"),
-    )
-
-
-class _Layout:
-    """How one family of containers answers, as a list of maps from the first site to the deepest, and back."""
-
-    def __init__(self, flatten: Forward, rebuild: Forward, grid: tuple[int, int] | None = None) -> None:
-        self.flatten, self.rebuild, self.grid = flatten, rebuild, grid
-
-
-def _layout(container: nn.Module, call: Mapping[str, Any]) -> _Layout:
-    if isinstance(container, MultiAdapter):
-        return _Layout(lambda said: (list(said), None), lambda sites, _: sites)
-    if isinstance(container, _UNETS):
-        return _Layout(lambda said: ([*said[0], said[1]], None), lambda sites, _: (sites[:-1], sites[-1]))
-    height, width = (int(call["img_ids"][:, axis].max()) + 1 for axis in (1, 2))
-
-    def flatten(said: Any) -> tuple[list[Tensor], tuple[int | None, int | None]]:
-        tokens = [site for group in said for site in group or ()]
-        maps = [site.transpose(1, 2).reshape(len(site), -1, height, width) for site in tokens]
-        return maps, (None if said[0] is None else len(said[0]), None if said[1] is None else len(said[1]))
-
-    def rebuild(sites: list[Tensor], sizes: tuple[int | None, int | None]) -> tuple[Any, Any]:
-        tokens = [site.flatten(2).transpose(1, 2) for site in sites]
-        double = tokens[: sizes[0] or 0]
-        return (double if sizes[0] else None), (tokens[len(double) :] if sizes[1] else None)
-
-    return _Layout(flatten, rebuild, (height, width))
+def _alike(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sizes have one shape, to the rounding of a small one."""
+    return abs(size[0] * other[1] - size[1] * other[0]) <= max(*size, *other)
 
 
 def _slot(module: nn.Module) -> str:

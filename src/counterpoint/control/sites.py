@@ -1,0 +1,73 @@
+"""What branches say at each site, made one feature by a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from counterpoint.types import Fusion, UserError
+
+
+def shaped(sites: Sequence[Tensor], region: Tensor | None, decay: float) -> list[Tensor]:
+    """One branch's features as its region and decay have them, from the first site to the deepest."""
+    if decay != 1:
+        sites = [site * decay ** (len(sites) - 1 - depth) for depth, site in enumerate(sites)]
+    if region is not None:
+        sites = [site * F.interpolate(region, site.shape[2:], mode="area").to(site.dtype) for site in sites]
+    return list(sites)
+
+
+def site_names(count: int) -> list[str]:
+    """What a U-Net's sites are called, from the first to the deepest."""
+    return [*(f"down.{number}" for number in range(count - 1)), "mid"]
+
+
+def fuse(fusion: Fusion, said: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+    """Several branches' features, one at each site.
+
+    Args:
+        fusion: the rule; sites are called as :func:`site_names` has them.
+        said: branch -> its features from the first site to the deepest.
+
+    Raises:
+        UserError: the branches do not fit together, the rule names a site that is not there, or makes something of
+            another shape.
+    """
+    whole = stacked(said)
+    names = site_names(len(whole))
+    if unknown := sorted({*fusion.sites} - {*names, "last"}):
+        raise UserError(f"{fusion.name} has a rule for the site {unknown[0]!r}; there are {', '.join(names)}, last")
+    fused = []
+    for name, features in zip(names, whole, strict=True):
+        one = fusion.at(name, last=name == "mid")(features)
+        if one.shape != features.shape[1:]:
+            raise UserError(
+                f"{fusion.name} made {tuple(one.shape)} of {tuple(features.shape)} at {name}: a rule takes "
+                "(n, b, c, h, w) and returns (b, c, h, w)"
+            )
+        fused.append(one)
+    return fused
+
+
+def stacked(said: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+    """At each site the features of all branches; one that is pooled over the picture says the same everywhere."""
+    counts = {name: len(sites) for name, sites in said.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(f"the controls speak at different numbers of sites ({listed}): {_ONE_FAMILY}")
+    found = []
+    for place, features in zip(
+        site_names(len(next(iter(said.values())))), zip(*said.values(), strict=True), strict=True
+    ):
+        whole = max((one.shape for one in features), key=lambda shape: shape[2:].numel())
+        if any(one.shape != whole and one.shape != (*whole[:2], 1, 1) for one in features):
+            listed = ", ".join(f"{name} {tuple(one.shape)}" for name, one in zip(said, features, strict=True))
+            raise UserError(f"the controls do not fit together at {place} ({listed}): {_ONE_FAMILY}")
+        found.append(torch.stack([one.expand(whole) for one in features]))
+    return found
+
+
+_ONE_FAMILY = "use ControlNets made for one model"
