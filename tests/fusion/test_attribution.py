@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterpoint.fusion import FUSIONS
-from counterpoint.fusion.attribution import shares
+from counterpoint.fusion.attribution import correlation, min_norm_shares, shares
 
 
 def features(n: int = 3) -> torch.Tensor:
@@ -57,3 +57,15 @@ def test_every_rule_can_be_read(rule, dtype: torch.dtype) -> None:
     found = shares(f, rule.combine(f))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.sum(0), torch.ones(2, 5, 4))
+
+
+def test_correlation_and_opposition_by_their_equations() -> None:
+    x = torch.randn(3, 2, 8, 2, 2, dtype=torch.float64)
+    pairs = [
+        torch.corrcoef(torch.stack([x[i, 1, :, 0, 1], x[j, 1, :, 0, 1]]))[0, 1] for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+    torch.testing.assert_close(correlation(x)[1, 0, 1].double(), torch.stack(pairs).mean(), atol=1e-5, rtol=1e-5)
+    x[1] = 0
+    assert correlation(x).isfinite().all()
+    torch.testing.assert_close(min_norm_shares(x), torch.tensor([[0.0, 1.0, 0.0]] * 2))
+    assert (correlation(x[:1]) == 1).all()

@@ -69,6 +69,21 @@ def test_a_rule_that_hears_one_control_only(pipe: Pipeline) -> None:
     assert set(report.sites[0]) == {"down.0", "down.1", "down.2", "down.3", "mid"}
 
 
+def test_every_site_tells_winners_agreement_and_opposition(pipe: Pipeline) -> None:
+    pipe.controls["seg"] = pipe.controls["pose"]
+    report = pipe(
+        "a person", [HINTS[0], HINTS[0]], generator=torch.manual_seed(0), report=True, num_images_per_prompt=2, **FAST
+    ).report
+    assert report is not None
+    site = report.sites[1]["mid"]
+    assert site.winners.shape == (2, *site.winners.shape[1:])
+    torch.testing.assert_close(site.rho, torch.ones(2))
+    torch.testing.assert_close(site.min_norm, torch.full((2, 2), 0.5))
+    page = report.html(1, advice=["louder"])
+    assert page.count("winners at down.0") == 1
+    assert "louder" in page
+
+
 def test_the_page_needs_nothing_but_itself(pipe: Pipeline, tmp_path: Path) -> None:
     report = run(pipe, gate_silence=True).report
     assert report is not None

@@ -89,6 +89,25 @@ def tune(
     return trials
 
 
+def advice(request: GenerateRequest, heard: Mapping[str, float], readings: Mapping[str, Reading]) -> list[str]:
+    """What might help the control that is followed least, untried; nothing where nobody could be read back.
+
+    Args:
+        request: what was made.
+        heard: control -> its share of what the model heard.
+        readings: controls as they were read back.
+    """
+    if not readings:
+        return []
+    followed = {label: reading.agreement for label, reading in readings.items()}
+    least = min(followed, key=lambda label: followed[label])
+    options = ", or ".join(options for options, _ in variants(request, heard, followed))
+    return [
+        f"{least} is followed least: {followed[least]:.2f} of 1, and {100 * heard[least]:.0f} % of what was heard. "
+        f"Worth trying: {options}. --tune {FEWEST} tries them."
+    ]
+
+
 def variants(
     request: GenerateRequest, heard: Mapping[str, float], followed: Mapping[str, float]
 ) -> list[tuple[str, GenerateRequest]]:

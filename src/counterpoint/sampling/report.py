@@ -8,20 +8,38 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor
 
-from counterpoint.fusion.attribution import shares
+from counterpoint.fusion.attribution import correlation, min_norm_shares, shares
 from counterpoint.pages import render
 from counterpoint.types import Features, Moment
 
 _COLOURS = ("#e4572e", "#2e86de", "#1faa59", "#b620e0", "#e0a800", "#00a7a7")
 """One a control, from the seventh on again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What happened at one site in one step.
+
+    Attributes:
+        parts: each control's part, the mean over images and places, ``(n,)``.
+        winners: at each place the control of the largest part, ``(b, h, w)``; -1 where all were silent.
+        rho: how far the active controls correlate, the mean over places, ``(b,)`` in -1..1.
+        min_norm: each control's weight in the combination that opposes none of them, ``(b, n)``; 0 for silent ones.
+    """
+
+    parts: Float[Tensor, " n"]
+    winners: Int8[Tensor, "b h w"]
+    rho: Float[Tensor, " b"]
+    min_norm: Float[Tensor, "b n"]
 
 
 @dataclass(eq=False)
@@ -33,7 +51,7 @@ class Report:
         prompts: one an image.
         size: rows and columns of the latents.
         maps: one a step: each control's part at each place, the mean over sites, ``(n, b, h, w)``; silent steps are 0.
-        sites: one a step: site -> each control's part, the mean over images and places, ``(n,)``.
+        sites: one a step: site -> what happened there.
         images: the pictures, if they were decoded to PIL.
         hints: control -> its condition images, ``(b, 3, h, w)`` in 0..1.
         regions: control -> where it was allowed to speak, ``(b, 1, h, w)`` in 0..1; those that were restricted only.
@@ -43,7 +61,7 @@ class Report:
     prompts: list[str]
     size: tuple[int, int]
     maps: list[Float[Tensor, "n b h w"]] = field(default_factory=list)
-    sites: list[dict[str, Tensor]] = field(default_factory=list)
+    sites: list[dict[str, Site]] = field(default_factory=list)
     images: list[PIL.Image.Image] = field(default_factory=list)
     hints: dict[str, Tensor] = field(default_factory=dict)
     regions: dict[str, Tensor] = field(default_factory=dict)
@@ -58,12 +76,15 @@ class Report:
         count = len(self.prompts)
         whole = torch.zeros(len(self.names), count, *self.size)
         rows = [self.names.index(name) for name in names]
-        by_site: dict[str, Tensor] = {}
+        by_site: dict[str, Site] = {}
         for site, (features, fused) in sites.items():
-            found = shares(features[:, -count:], fused[-count:]).cpu()
-            part = torch.zeros(len(self.names))
+            mine = features[:, -count:]
+            found = shares(mine, fused[-count:]).cpu()
+            part, weights = torch.zeros(len(self.names)), torch.zeros(count, len(self.names))
             part[rows] = found.mean((1, 2, 3))
-            by_site[site] = part
+            weights[:, rows] = min_norm_shares(mine).cpu()
+            won = torch.where(found.amax(0) > 0, torch.tensor(rows)[found.argmax(0)], -1).to(torch.int8)
+            by_site[site] = Site(part, won, correlation(mine).mean((1, 2)).cpu(), weights)
             whole[rows] += F.interpolate(found, self.size, mode="nearest") / len(sites)
         self.maps[moment.index], self.sites[moment.index] = whole, by_site
 
@@ -81,12 +102,18 @@ class Report:
         """Write the page of one of the images."""
         Path(path).write_text(self.html(image))
 
-    def html(self, image: int = 0, readings: Mapping[str, tuple[PIL.Image.Image, float]] | None = None) -> str:
+    def html(
+        self,
+        image: int = 0,
+        readings: Mapping[str, tuple[PIL.Image.Image, float]] | None = None,
+        advice: Sequence[str] = (),
+    ) -> str:
         """One self-contained page about one of the images.
 
         Args:
             image: which.
             readings: control -> how it was read back from the picture, and how well that agrees with it, 0..1.
+            advice: sentences about what to change.
         """
         share = self.shares(image)
         steps = [
@@ -97,10 +124,8 @@ class Report:
             }
             for step in range(len(self.maps))
         ]
-        sites = dict.fromkeys(site for step in self.sites for site in step)
-        by_site = {
-            site: torch.stack([step[site] for step in self.sites if site in step]).mean(0).tolist() for site in sites
-        }
+        names = dict.fromkeys(site for step in self.sites for site in step)
+        by_site = {name: self._site([step.get(name) for step in self.sites], image) for name in names}
         return render(
             "report.html",
             names=self.names,
@@ -114,7 +139,24 @@ class Report:
             parts={name: _data(self._part(i, image)) for i, name in enumerate(self.names)},
             steps=steps,
             sites=by_site,
+            advice=advice,
         )
+
+    def _site(self, steps: Sequence[Site | None], image: int) -> dict[str, Any]:
+        """One site over all steps: parts, correlation and weights as means, winners as a strip of small maps."""
+        heard = [step for step in steps if step is not None]
+        side = max(heard[0].winners.shape[1:])
+        cells = [
+            _coloured(np.full((side, side), -1) if step is None else step.winners[image].numpy(), side)
+            for step in steps
+        ]
+        strip = np.concatenate([np.pad(cell, ((0, 0), (0, 2), (0, 0)), constant_values=255) for cell in cells], 1)
+        return {
+            "parts": torch.stack([step.parts for step in heard]).mean(0).tolist(),
+            "rho": float(torch.stack([step.rho[image] for step in heard]).mean()),
+            "min_norm": torch.stack([step.min_norm[image] for step in heard]).mean(0).tolist(),
+            "winners": _data(PIL.Image.fromarray(strip)),
+        }
 
     def _part(self, control: int, image: int) -> PIL.Image.Image:
         """One control's part over all steps, white is all of it."""
@@ -123,11 +165,20 @@ class Report:
     def _overlay(self, step: int, image: int) -> str:
         """The winners in their colours."""
         winners = self.winners(step, image)
-        picture = np.zeros((*winners.shape, 3), np.uint8)
-        for i in range(len(self.names)):
-            colour = _COLOURS[i % len(_COLOURS)]
-            picture[winners == i] = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-        return _data(PIL.Image.fromarray(picture))
+        return _data(PIL.Image.fromarray(_coloured(winners, max(winners.shape))))
+
+
+_CELL = 24
+"""Pixels of a side of a small map."""
+
+
+def _coloured(winners: np.ndarray, side: int) -> np.ndarray:
+    """Controls in their colours, black where nobody won; each place as large as fits :data:`_CELL`."""
+    picture = np.zeros((*winners.shape, 3), np.uint8)
+    for winner in np.unique(winners[winners >= 0]):
+        colour = _COLOURS[winner % len(_COLOURS)]
+        picture[winners == winner] = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    return np.kron(picture, np.ones((max(1, _CELL // side),) * 2 + (1,), np.uint8))
 
 
 def _picture(values: Tensor) -> PIL.Image.Image:

@@ -92,7 +92,10 @@ def generate(
         ),
     ] = None,
     aggregation: Annotated[
-        str, typer.Option(metavar="SETTINGS", help="How they do: steps=3,weights=0.5,pull=0.5,mix=slerp.")
+        str,
+        typer.Option(
+            metavar="SETTINGS", help="How they do: steps=3,weights=0.5,eta=auto,mix=slerp, or paper or authors."
+        ),
     ] = "",
     model: Annotated[str, typer.Option(help="tiny, a diffusers folder, a .safetensors file or a hub id.")] = "tiny",
     config: Annotated[
@@ -209,7 +212,7 @@ def generate(
         config=config,
         lora=tuple(lora or ()),
         layout=layout,
-        aggregate=tuple(aggregate.split(",")) if aggregate else (),
+        aggregate=tuple(one.strip() for one in aggregate.split(",")) if aggregate else (),
         aggregation=aggregation,
         fusion=fusion,
         scheduler=scheduler or ("ddim" if aggregate else "unipc"),
@@ -293,11 +296,20 @@ def _looked(
     from counterpoint.apps import tune as tuning
     from counterpoint.apps.cli import output
 
+    trials = []
+    if tune:
+        with output.progress("tuning", unit="trial") as listen:
+            trials = tuning.tune(request, result.pipe, maps, tune, listen)
+        for trial in trials:
+            followed = ", ".join(f"{label} {value:.2f}" for label, value in trial.followed.items())
+            output.say(f"{trial.options or 'as asked'}: {followed}")
+        output.say(tuning.verdict(trials))
     pages = [path.with_suffix(".html") for path in paths] if result.report else []
     for number, page in enumerate(pages):
-        readings = {label: (one.image, one.agreement) for label, one in tuning.read_back(result, maps, number).items()}
-        html = result.report.html(number, readings)
-        record.write_text(page, html)
+        read = tuning.read_back(result, maps, number)
+        advice = [tuning.verdict(trials)] if trials else tuning.advice(request, result.report.shares(number), read)
+        readings = {label: (one.image, one.agreement) for label, one in read.items()}
+        record.write_text(page, result.report.html(number, readings, advice))
     if result.layout is not None:
         from counterpoint.conditions.layout import draw_layout
 
@@ -305,14 +317,6 @@ def _looked(
             pages.append(path.with_suffix(".layout.png"))
             drawn = PIL.Image.fromarray(draw_layout(np.asarray(image), result.layout))
             record.save_png(drawn, pages[-1], {"layout_of": path.name})
-    if not tune:
-        return pages, []
-    with output.progress("tuning", unit="trial") as listen:
-        trials = tuning.tune(request, result.pipe, maps, tune, listen)
-    for trial in trials:
-        followed = ", ".join(f"{label} {value:.2f}" for label, value in trial.followed.items())
-        output.say(f"{trial.options or 'as asked'}: {followed}")
-    output.say(tuning.verdict(trials))
     return pages, trials
 
 
