@@ -111,7 +111,7 @@ def probe(world: World, config: Any) -> Job:
     """A probe that reads a control from the frozen denoiser's features, at every timestep."""
     torch.manual_seed(config.seed)
     kind, unet = config.control_type, world.unet(config)
-    target = Target(_layers(kind), world.wanted(kind), LOSSES[kind])
+    target = Target(usual_layers(kind), world.wanted(kind), LOSSES[kind])
     stage = ProbeStage(world.new_probe(unet, target.layers, kind), target, unet, **world.denoising(config))
     return Job(stage, world.samples(config, kind))
 
@@ -139,7 +139,7 @@ def innercontrol(world: World, config: Any) -> Job:
     """ControlNet++, and a probe reads the control from inner features at nearly every timestep."""
     kind, reads = config.control_type, world.probe(config, config.control_type)
     rewarded = _rewarded(world, config)
-    layers = _layers(kind)
+    layers = usual_layers(kind)
     if widths(rewarded[-1], layers) != list(reads.config["dims"]):  # published heads are of either sort
         layers = "attention" if layers == "convolution" else "convolution"
     stage = AlignmentStage(
@@ -153,7 +153,7 @@ def innercontrol(world: World, config: Any) -> Job:
     return Job(stage, _samples(world, config))
 
 
-def _layers(kind: str) -> Layers:
+def usual_layers(kind: str) -> Layers:
     """Depth is read from self-attention, the others from convolutions (appendix A.1)."""
     return "attention" if kind == "depth" else "convolution"
 

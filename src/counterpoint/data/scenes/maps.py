@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from counterpoint.conditions.canny import canny
+from counterpoint.conditions.lines import lines
 from counterpoint.conditions.openpose import draw_pose
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data.scenes.render import Scene
@@ -25,10 +26,11 @@ def depth_map(depth: np.ndarray) -> Image:
 
 
 def control_map(scene: Scene, kind: str) -> Image:
-    """The scene's condition image of a kind in ``canny``, ``hed``, ``pose``, ``depth``, ``seg``."""
+    """The scene's condition image of a kind in ``canny``, ``hed``, ``lineart``, ``pose``, ``depth``, ``seg``."""
     return {
         "canny": lambda: canny(scene.image),
         "hed": lambda: soft_edge(scene.image),
+        "lineart": lambda: lines(scene.image),
         "pose": lambda: draw_pose(scene.keypoints, SIZE, SIZE),
         "depth": lambda: depth_map(scene.depth),
         "seg": lambda: seg_map(scene.seg),
