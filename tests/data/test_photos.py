@@ -6,12 +6,16 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from counterpoint.data import tables
 from counterpoint.data.balance import Balanced
 from counterpoint.data.photos import ImageFolder, Photo, TarShards, read_segments
 from counterpoint.data.samples import PhotoSamples, open_photos
@@ -86,6 +90,8 @@ def test_an_image_folder(tmp_path: Path) -> None:
         ([{"text": "x"}], "line 1: no JSON object with a file_name"),
         ([{"file_name": "1.png", "text": 3}], "line 1: names of files and the text are strings"),
         ([], "is empty"),
+        ([b'{"file_name": "1.png", "text": "a", "text": "b"}'], "line 1: the key text is there twice"),
+        ([FULL, b"", b"{"], "line 3: no JSON object"),
     ],
 )
 def test_a_broken_image_folder(tmp_path: Path, rows: list, said: str) -> None:
@@ -94,6 +100,120 @@ def test_a_broken_image_folder(tmp_path: Path, rows: list, said: str) -> None:
         (root / "metadata.jsonl").write_text("")
     with pytest.raises(UserError, match=said):
         open_photos(root, 16)
+
+
+def test_empty_lines_are_no_rows(tmp_path: Path) -> None:
+    assert len(open_photos(folder(tmp_path / "set", FULL, b"", b"  ", {"file_name": "2.png"}), 16)) == 2
+
+
+def test_a_file_that_goes_away_is_damage(tmp_path: Path) -> None:
+    photos = open_photos(folder(tmp_path / "set", FULL), 16)
+    (tmp_path / "set" / "edges.png").unlink()
+    with pytest.raises(UserError, match=r"there is no file .*edges.png"):
+        photos[0]
+    plain = shard(tmp_path / "a.tar", {"a.png": png(1)})
+    photos = open_photos(plain, 16)
+    plain.unlink()
+    with pytest.raises(UserError, match=r"a.tar:a cannot be read"):
+        photos[0]
+
+
+def test_maps_of_other_proportions_belong_to_no_photo(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", FULL)
+    (root / "edges.png").write_bytes(png(255, 24, 16))
+    assert open_photos(root, 16)[0].maps["canny"].shape == (16, 16, 3)
+    (root / "edges.png").write_bytes(png(255, 48, 48))
+    with pytest.raises(UserError, match=r"1.png \(canny\) has 48 x 48 pixels, its photo 48 x 32: other proportions"):
+        open_photos(root, 16)[0]
+
+
+def test_splits_as_the_hub_has_them(tmp_path: Path) -> None:
+    folder(tmp_path / "validation", {"file_name": "2.png"})
+    assert open_photos(tmp_path, 16)[0].name == "2.png"
+    folder(tmp_path / "test", {"file_name": "0.png"})
+    with pytest.raises(UserError, match="has no split train; name one of its folders test, validation"):
+        open_photos(tmp_path, 16)
+    folder(tmp_path / "train", FULL)
+    assert open_photos(tmp_path, 16)[0].text == "one"
+
+
+def test_segments_by_sam_will_do(tmp_path: Path) -> None:
+    row = {"file_name": "1.png", "sam_file_name": "segments.png"}
+    one = open_photos(folder(tmp_path / "set", row), 16)[0]
+    np.testing.assert_array_equal(one.segments, np.where(np.arange(16) < 8, 7, 70000)[None].repeat(16, 0))
+    samples = PhotoSamples([one], ("control:canny", "segments"), {"canny": lambda photo: np.full_like(photo, 255)})
+    halves = {tuple(Balanced(samples, "canny", seed).batch([0])["control:canny"][0, 0, ::15, 0]) for seed in range(30)}
+    assert {tuple(map(int, half)) for half in halves} == {(255, 255), (255, 0), (0, 255)}
+
+
+def test_photos_as_img2dataset_leaves_them(tmp_path: Path) -> None:
+    (tmp_path / "00000").mkdir()
+    (tmp_path / "00000" / "0.jpg").write_bytes(png(1))
+    (tmp_path / "00000" / "0.json").write_text('{"caption": "from the list", "url": "x"}')
+    assert open_photos(tmp_path, 16)[0].text == "from the list"
+
+
+def test_a_list_of_addresses_is_no_set_of_pictures(tmp_path: Path) -> None:
+    listed = pa.Table.from_pydict({"URL": ["x"], "TEXT": ["a"]})
+    pq.write_table(listed, tmp_path / "part.parquet")
+    for place in (tmp_path, tmp_path / "part.parquet"):
+        with pytest.raises(UserError, match="becomes pictures with img2dataset"):
+            open_photos(place, 16)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "part.parquet").rename(tmp_path / "data" / "train-0.parquet")
+    with pytest.raises(UserError, match=r"has no pictures; .* img2dataset"):
+        open_photos(tmp_path, 16)
+
+
+def test_maps_among_photos_are_not_taken_for_photos(tmp_path: Path) -> None:
+    for part in ("images", "canny"):
+        (tmp_path / part).mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    PIL.Image.fromarray(noise).save(tmp_path / "images" / "a.png")
+    edges = np.zeros_like(noise)
+    edges[20] = 255
+    PIL.Image.fromarray(edges).save(tmp_path / "canny" / "a.png")
+    with pytest.raises(UserError, match=r"canny.a.png looks like a map of the photo of its name"):
+        open_photos(tmp_path, 16)
+    PIL.Image.fromarray(noise[::-1].copy()).save(tmp_path / "canny" / "a.png")
+    assert len(open_photos(tmp_path, 16)) == 2, "photos may share their names"
+
+
+def test_columns_by_other_names(tmp_path: Path) -> None:
+    write_parquet(tmp_path, ["picture", "prompt", "hint"])
+    for path in (tmp_path / "data").iterdir():
+        path.rename(path.with_name(path.name.replace("validation", "train")))
+    photos = open_photos(tmp_path, 16, image="picture", text="prompt", maps={"depth": "hint"})
+    assert (photos[5].text, photos[5].maps["depth"].max()) == ("row 5", 50)
+    with pytest.raises(UserError, match="has no columns to be named"):
+        open_photos(folder(tmp_path / "set", FULL), 16, text="prompt")
+
+
+def test_row_groups_are_read_once_while_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path, ["image", "text"])
+    photos = parquet(tmp_path, 16, split="validation")
+    asked = []
+    for group in photos.rows.parts:
+        file = group.file
+        group.file = SimpleNamespace(read_row_group=lambda *a, file=file: asked.append(a) or file.read_row_group(*a))
+    order = [6, 0, 3, 1, 5, 2, 0, 6, 4]
+    assert [photos[number].text for number in order] == [f"row {number}" for number in order]
+    assert len(asked) == 4, "four groups, in any order"
+    monkeypatch.setattr(tables, "MOST_CACHED", 0)
+    photos[0], photos[6]
+    assert len(tables._Group.cached) == 1
+
+
+def test_a_damaged_page_is_damage(tmp_path: Path) -> None:
+    write_parquet(tmp_path, ["image", "text"])
+    path = tmp_path / "data" / "validation-00000-of-00002.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:300] = b"\xff" * 296
+    path.write_bytes(content)
+    photos = parquet(tmp_path, 16, split="validation")
+    with pytest.raises(UserError, match="row group 0 is damaged"):
+        photos[0]
+    assert photos[6].text == "row 6"
 
 
 def test_shards_in_place(tmp_path: Path) -> None:

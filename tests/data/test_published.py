@@ -54,7 +54,7 @@ def coco(folder: Path, people: list[dict]) -> Path:
 
 def test_coco_takes_whole_people_and_cuts_their_masks_with_the_photo(tmp_path: Path) -> None:
     photos = CocoPeople(coco(tmp_path, [person(1, 7), person(2, 3, num_keypoints=4), person(3, 5)]), 32)
-    assert [photo["id"] for photo in photos.photos] == [5, 7]
+    assert [photo.id for photo in photos.photos] == [5, 7]
     one = photos[0]
     assert one.image.shape == one.maps["pose"].shape == (32, 32, 3)
     # half the size, then 8 of 48 columns are cut on either side: 30..60 becomes 7..22
@@ -117,6 +117,25 @@ def test_parquet_rows_in_order_over_files_and_groups(tmp_path: Path) -> None:
         assert photos[row].text == f"row {row}"
         assert (photos[row].image == row * 10).all()
         assert photos[row].maps["seg"].shape == (32, 32, 3)
+
+
+def test_published_classes_come_with_the_case(tmp_path: Path) -> None:
+    """``seg_map`` counts from 1, and 0 is unlabelled; without it colours are all there is."""
+
+    def cell(values: np.ndarray) -> dict[str, object]:
+        file = io.BytesIO()
+        PIL.Image.fromarray(values).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    labels = np.repeat(np.array([[0, 150], [1, 13]], np.uint8), 16, 0).repeat(16, 1)
+    (tmp_path / "data").mkdir()
+    picture = cell(np.zeros((32, 32, 3), np.uint8))
+    row = {"image": picture, "control_seg": picture, "prompt": "a", "seg_map": cell(labels)}
+    for columns, wanted in ((tuple(row), [[-1, 149], [0, 12]]), (("image", "control_seg", "prompt"), None)):
+        table = pa.Table.from_pylist([{name: row[name] for name in columns}])
+        pq.write_table(table, tmp_path / "data" / "validation-00000.parquet")
+        case = PublishedCases({"ade20k": SETS["ade20k"](tmp_path, 32)}, {}).alone(0, "seg")
+        assert (None if case.classes is None else case.classes[::16, ::16].tolist()) == wanted
 
 
 def test_cases_of_published_photos(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderTiny
 
+from counterpoint.data.photos import Photo
 from counterpoint.recipes import RECIPES, photos
 from counterpoint.training.order import Draws
 from counterpoint.training.stages.codec import pictures
@@ -81,6 +84,48 @@ def test_latents_are_kept(tiny: Path, place: Path, monkeypatch: pytest.MonkeyPat
     (place / "metadata.jsonl").write_text(rows)
     photos.base(config)
     assert len(list((place.parent / "cache").rglob("*.npy"))) == 6, "other files, other latents"
+
+
+def test_damage_is_counted_once_over_all_shards(tiny: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "SHARD", 50)
+    good = Photo(np.zeros((32, 32, 3), np.uint8), "a")
+    vae = AutoencoderTiny.from_pretrained(tiny / "vae", local_files_only=True)
+    for bad, most in (({7}, True), ({7, 60}, False)):
+        samples = photos.PhotoSamples(Damaged(good, bad), ("caption",))
+        if most:
+            assert len(photos.EncodedPhotos(samples, vae, place / "1")) == 100
+            continue
+        with pytest.raises(UserError, match="2 of 100 photos are damaged, 1 may be"):
+            photos.EncodedPhotos(samples, vae, place / "2")
+
+
+class Damaged:
+    """A hundred times the same photo, but for some that cannot be read."""
+
+    def __init__(self, photo: Photo, bad: set[int]) -> None:
+        self.photo, self.bad = photo, bad
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, number: int) -> Photo:
+        if number in self.bad:
+            raise UserError(f"{number} is damaged")
+        return self.photo
+
+
+def test_columns_are_those_of_the_published_scripts(tiny: Path, place: Path) -> None:
+    row = {"picture": {"bytes": (place / "0.png").read_bytes()}, "prompt": "a photo of noise"}
+    table = pa.Table.from_pylist([{**row, "hint": row["picture"]}])
+    (place / "set" / "data").mkdir(parents=True)
+    pq.write_table(table, place / "set" / "data" / "train-0.parquet")
+    names = {"image_column": "picture", "caption_column": "prompt", "conditioning_image_column": "hint"}
+    config = settings("photo-controlnet", tiny, place / "set", control_type="depth", **names)
+    batch = photos.controlnet(config).samples.batch([0])
+    assert batch["caption"] == ["a photo of noise"]
+    assert batch["control:depth"].shape == (1, 64, 64, 3)
+    with pytest.raises(UserError, match="this recipe learns no control"):
+        photos.base(settings("photo-base", tiny, place / "set", **names))
 
 
 def test_an_unknown_control(tiny: Path, place: Path) -> None:

@@ -1,91 +1,115 @@
-"""COCO 2017 and ADE20K as they are published."""
+"""COCO 2017, ADE20K and the Oxford-IIIT pets as they are published."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 
 from counterpoint.conditions.image import read_image, resize
 from counterpoint.conditions.openpose import draw_pose, from_coco
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
-from counterpoint.data.photos import SUFFIXES, Photo, square_segments
+from counterpoint.data.annotations import Entry, Person, fill, read_annotations
+from counterpoint.data.photos import SUFFIXES, Photo, read_bytes, square, square_segments
 from counterpoint.types import Image, UserError
 
-_SLACK = 1.0
-"""Pixels by which an annotation may hang over its photo: they are rounded."""
 
+class AnnotatedPhotos:
+    """Photos of a folder with COCO's annotations: the first caption, everybody's pose, where people are, segments.
 
-class Coco:
-    """A split of COCO 2017: ``SPLIT/`` with what ``annotations/`` has of ``captions_SPLIT.json`` (the first caption),
-    ``person_keypoints_SPLIT.json`` (poses and where people are) and ``panoptic_SPLIT/`` (segments).
-
-    Raises:
-        UserError: there is no annotation at all, a photo or picture of segments is missing, or a person lies outside
-            the photo.
+    Args:
+        photos: their annotations.
+        folder: of their files.
+        size: to which pictures are brought.
+        segments: folder of the pictures of segments.
     """
 
-    def __init__(self, folder: Path, size: int, split: str = "train2017") -> None:
-        self.folder, self.size, self.split = folder / split, size, split
-        notes = folder / "annotations"
-        captions, people = _read(notes / f"captions_{split}.json"), _read(notes / f"person_keypoints_{split}.json")
-        if not self.folder.is_dir() or not (captions or people):
-            raise UserError(
-                f"COCO 2017 is not whole: {folder} lacks {split}, or captions_{split}.json and "
-                f"person_keypoints_{split}.json in annotations"
-            )
-        self.photos = sorted((captions or people)["images"], key=lambda one: one["id"])
-        self.texts: dict[int, str] = {}
-        for note in captions.get("annotations", ()):
-            self.texts.setdefault(note["image_id"], note["caption"].strip())
-        self.people: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for person in people.get("annotations", ()):
-            self.people[person["image_id"]].append(person)
-        self.knows_people = bool(people)
-        self.segments = notes / f"panoptic_{split}"
-        for photo in self.photos:
-            for person in self.people[photo["id"]]:
-                _check_inside(person, photo)
+    def __init__(self, photos: Sequence[Entry], folder: Path, size: int, segments: Path | None = None) -> None:
+        self.photos, self.folder, self.size, self.segments = list(photos), folder, size, segments
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, number: int) -> Photo:
-        photo = self.photos[number]
-        image = read_image(self.folder / photo["file_name"])
-        people = self.people[photo["id"]]
+        entry = self.photos[number]
+        if entry.damage:
+            raise UserError(entry.damage)
+        image = read_image(self.folder / entry.name)
+        height, width = image.shape[:2]
+        if (width, height) != (entry.width, entry.height):
+            raise UserError(
+                f"{entry.name} has {width} x {height} pixels; its annotations are for {entry.width} x {entry.height}"
+            )
         segments = None
-        if self.segments.is_dir():
-            file = self.segments / f"{Path(photo['file_name']).stem}.png"
-            if not file.is_file():
-                raise UserError(f"COCO 2017 is not whole: there is no {file}")
-            segments = square_segments(file.read_bytes(), str(file), self.size)
+        if self.segments is not None and entry.panoptic:
+            file = self.segments / entry.panoptic
+            segments = square_segments(read_bytes(file), str(file), self.size, (height, width))
         return Photo(
-            resize(image, self.size, self.size),
-            self.texts.get(photo["id"], ""),
-            {"pose": self._pose(image, people)} if self.knows_people else {},
-            self._mask(image, people) if self.knows_people else None,
+            square(image, self.size, entry.name),
+            entry.captions[0][1] if entry.captions else "",
+            {"pose": self._pose(image, entry.people)} if entry.knows_people else {},
+            self._mask(image, entry.people) if entry.knows_people else None,
             segments,
-            photo["file_name"],
+            entry.name,
         )
 
-    def _pose(self, image: Image, people: Sequence[dict[str, Any]]) -> Image:
+    def _pose(self, image: Image, people: Sequence[Person]) -> Image:
         height, width = image.shape[:2]
         scale = self.size / min(height, width)
         shift = (np.array([width, height]) * scale - self.size) // 2
-        joints = [openpose(person["keypoints"]) * scale - shift for person in people if person["num_keypoints"]]
+        joints = [openpose(person.keypoints) * scale - shift for person in people if person.seen]
         return draw_pose(joints, self.size, self.size)
 
-    def _mask(self, image: Image, people: Sequence[dict[str, Any]]) -> np.ndarray:
+    def _mask(self, image: Image, people: Sequence[Person]) -> np.ndarray:
         mask = np.zeros(image.shape[:2], np.uint8)
         for person in people:
-            _fill(mask, person["segmentation"])
+            fill(mask, person.segmentation)
         return resize(np.repeat(mask[..., None], 3, -1), self.size, self.size, kind="seg")[..., 0] > 0
+
+
+class Coco(AnnotatedPhotos):
+    """A split of COCO 2017: ``SPLIT/`` with what ``annotations/`` has of ``captions_SPLIT.json`` (the first caption),
+    ``person_keypoints_SPLIT.json`` (poses and where people are) and ``panoptic_SPLIT/`` (segments).
+
+    Raises:
+        UserError: there is no annotation at all, or too many are broken.
+    """
+
+    def __init__(self, folder: Path, size: int, split: str = "train2017") -> None:
+        notes = folder / "annotations"
+        files = [path for path in (notes / f"{sort}_{split}.json" for sort in _SORTS) if path.exists()]
+        if not (folder / split).is_dir() or not files:
+            raise UserError(
+                f"COCO 2017 is not whole: {folder} lacks {split}, or captions_{split}.json and "
+                f"person_keypoints_{split}.json in annotations"
+            )
+        if len(files) > 1:  # the list of panoptic segments is large, and needed for nothing but the photos' names
+            files = [path for path in files if not path.name.startswith("panoptic")]
+        segments = notes / f"panoptic_{split}"
+        super().__init__(read_annotations(files), folder / split, size, segments if segments.is_dir() else None)
+        for entry in self.photos:
+            entry.panoptic = entry.panoptic or f"{Path(entry.name).stem}.png"
+
+
+_SORTS = ("captions", "person_keypoints", "panoptic")
+
+
+def coco_splits(folder: Path) -> list[str]:
+    """The splits of COCO that a folder has annotations and photos of, the one for training first."""
+    found = {path.stem.rpartition("_")[2] for sort in _SORTS for path in folder.glob(f"annotations/{sort}_*.json")}
+    return sorted((split for split in found if (folder / split).is_dir()), key=lambda one: ("train" not in one, one))
+
+
+class CocoInOne(AnnotatedPhotos):
+    """Photos in ``images/`` whose annotations lie in one ``annotations.json``, in each photo's record or beside them.
+
+    Raises:
+        UserError: as :func:`~counterpoint.data.annotations.read_annotations`.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        super().__init__(read_annotations([folder / "annotations.json"]), folder / "images", size, folder)
 
 
 class CocoPeople(Coco):
@@ -104,15 +128,9 @@ class CocoPeople(Coco):
         if missing:
             raise UserError(f"COCO 2017 is not whole: there is no {', no '.join(missing)}")
         super().__init__(folder, size, "val2017")
-        self.texts = {}
-        self.photos = [
-            photo
-            for photo in self.photos
-            if any(
-                person["num_keypoints"] >= 12 and person["area"] >= 0.05 * photo["width"] * photo["height"]
-                for person in self.people[photo["id"]]
-            )
-        ]
+        self.photos = [entry for entry in self.photos if entry.shows_a_whole_person]
+        for entry in self.photos:
+            entry.captions = []
         if not self.photos:
             raise UserError(f"{path} has no photo with a whole person")
 
@@ -126,66 +144,64 @@ class Ade20k:
     """
 
     def __init__(self, folder: Path, size: int, split: str = "training") -> None:
-        self.size = size
-        self.paths = sorted(path for path in (folder / "images" / split).glob("*") if path.suffix.lower() in SUFFIXES)
-        self.notes = folder / "annotations" / split
-        if not self.paths:
-            raise UserError(f"ADE20K is not whole: there are no photos in {folder / 'images' / split}")
-        there = {path.stem for path in self.notes.glob("*.png")}
-        if missing := [path.stem for path in self.paths if path.stem not in there]:
-            raise UserError(f"ADE20K is not whole: {self.notes} lacks {missing[0]}.png")
+        self.size, self.notes = size, folder / "annotations" / split
+        self.paths = _labelled(folder / "images" / split, self.notes, "ADE20K")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Photo:
-        path = self.paths[number]
-        note = self.notes / f"{path.stem}.png"
-        classes = square_segments(note.read_bytes(), str(note), self.size)
+        image, classes = _with_labels(self.paths[number], self.notes, self.size)
         if classes.max() > len(ADE20K_PALETTE):
-            raise UserError(f"{note} has classes beyond {len(ADE20K_PALETTE)}")
+            raise UserError(f"{self.notes / self.paths[number].stem}.png has classes beyond {len(ADE20K_PALETTE)}")
         colours = np.concatenate([np.zeros((1, 3), np.uint8), ADE20K_PALETTE])
-        image = resize(read_image(path), self.size, self.size)
-        return Photo(image, maps={"seg": colours[classes]}, segments=classes, name=path.name)
+        return Photo(image, maps={"seg": colours[classes]}, segments=classes, name=self.paths[number].name)
+
+
+class Pets:
+    """The Oxford-IIIT Pet data set, or a part of it: ``images/``, and ``trimaps/`` or ``annotations/trimaps/``, whose
+    pictures hold 1 for the animal, 2 for what is behind it and 3 for the border between them, as segments.
+
+    Raises:
+        UserError: there is no photo, or one lacks its trimap.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.size = size
+        self.notes = next(path for path in pet_trimaps(folder) if path.is_dir())
+        self.paths = _labelled(folder / "images", self.notes, "the data set of pets")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Photo:
+        image, trimap = _with_labels(self.paths[number], self.notes, self.size)
+        return Photo(image, segments=trimap, name=self.paths[number].name)
+
+
+def pet_trimaps(folder: Path) -> tuple[Path, Path]:
+    """Where trimaps may lie."""
+    return folder / "trimaps", folder / "annotations" / "trimaps"
+
+
+def _labelled(photos: Path, notes: Path, what: str) -> list[Path]:
+    paths = sorted(path for path in photos.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UserError(f"{what} is not whole: there are no photos in {photos}")
+    there = {path.stem for path in notes.glob("*.png")}
+    if missing := [path.stem for path in paths if path.stem not in there]:
+        raise UserError(f"{what} is not whole: {notes} lacks {missing[0]}.png")
+    return paths
+
+
+def _with_labels(path: Path, notes: Path, size: int) -> tuple[Image, np.ndarray]:
+    """A photo and the numbers in the picture that is called as it is, as squares."""
+    image, note = read_image(path), notes / f"{path.stem}.png"
+    labels = square_segments(read_bytes(note), str(note), size, image.shape[:2])
+    return square(image, size, path), labels
 
 
 def openpose(keypoints: Sequence[float]) -> np.ndarray:
     """COCO's ``x, y, visible`` triples -> ``(18, 2)`` joints, ``nan`` where there is none."""
     given = np.array(keypoints, float).reshape(17, 3)
     return from_coco(np.where(given[:, 2:] > 0, given[:, :2], np.nan))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError:
-        raise UserError(f"{path} is damaged: it is no JSON") from None
-    return content
-
-
-def _check_inside(person: Mapping[str, Any], photo: Mapping[str, Any]) -> None:
-    given = np.array(person["keypoints"], float).reshape(17, 3)
-    points = [given[given[:, 2] > 0, :2]]
-    if isinstance(person["segmentation"], list):
-        points += [np.array(polygon, float).reshape(-1, 2) for polygon in person["segmentation"]]
-    every = np.concatenate(points)
-    size = np.array([photo["width"], photo["height"]])
-    if ((every < -_SLACK) | (every > size + _SLACK)).any():
-        raise UserError(
-            f"annotation {person['id']} lies outside its photo {photo['file_name']} ({size[0]} x {size[1]} pixels)"
-        )
-
-
-def _fill(mask: np.ndarray, segmentation: Any) -> None:
-    """Draw COCO's polygons, or its run lengths for crowds (columns first), into a mask."""
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        if isinstance(counts, list):  # COCO 2017 publishes plain counts only
-            runs = np.repeat(np.arange(len(counts)) % 2, counts)
-            mask |= runs.reshape(segmentation["size"][::-1]).T.astype(np.uint8)
-        return
-    for polygon in segmentation:
-        points = np.rint(np.array(polygon).reshape(-1, 2)).astype(np.int32)
-        cv2.fillPoly(mask, [points], 1)

@@ -5,6 +5,7 @@ Every source is a sequence: a number gives the same photo each time, so a shuffl
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -12,17 +13,21 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 
 from counterpoint.conditions.image import MAX_PIXELS, decode_image, read_image, resize
+from counterpoint.conditions.recognise import recognise
 from counterpoint.types import CONTROL_KINDS, Image, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Of files that are taken for pictures."""
 SEGMENTS = "segments"
 METADATA = "metadata.jsonl"
+MOST_DAMAGED = 0.01
+"""Share of photos that may be damaged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,29 +52,72 @@ class Photo:
 
 
 class Pictures:
-    """Any folder of pictures, also below it, in order of their paths; ``NAME.txt`` beside a picture is its caption.
+    """Any folder of photos, also below it, in order of their paths; ``NAME.txt`` beside one, or the ``caption`` of
+    ``NAME.json``, is its caption.
 
     BG-20K as it is unpacked, or a sample of LAION as img2dataset writes it.
 
+    Args:
+        folder: of the photos.
+        size: to which they are brought.
+        names: paths in the folder, if only some are meant, in their order.
+
     Raises:
-        UserError: there are none.
+        UserError: there are none, or some have the names of others and look like maps of them.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, size: int, names: Sequence[str] = ()) -> None:
         self.folder, self.size = folder, size
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        self.paths = [folder / name for name in names] or sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
+        )
         if not self.paths:
-            raise UserError(f"{folder} holds no pictures (jpg, png or webp)")
+            listed = any(folder.rglob("*.parquet"))
+            raise UserError(f"{folder} holds no pictures (jpg, png or webp)" + f"; {DOWNLOAD}" * listed)
+        if (found := _map_among(self.paths)) is not None:
+            raise UserError(
+                f"{found} looks like a map of the photo of its name, not like a photo: name the folder of the photos "
+                f"alone, or say in a {METADATA} which is which"
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Photo:
         path = self.paths[number]
-        caption = path.with_suffix(".txt")
-        text = decode_text(caption.read_bytes(), caption) if caption.exists() else ""
-        image = resize(read_image(path), self.size, self.size)
+        caption, record = path.with_suffix(".txt"), path.with_suffix(".json")
+        text = ""
+        if caption.exists():
+            text = decode_text(read_bytes(caption), caption)
+        elif record.exists():
+            text = _captioned(read_bytes(record), str(record))
+        image = square(read_image(path), self.size, path)
         return Photo(image, text, name=path.relative_to(self.folder).as_posix())
+
+
+DOWNLOAD = (
+    "a list of addresses (URL, TEXT) becomes pictures with img2dataset: name the folder that it writes, files or tar "
+    "shards (--output_format webdataset)"
+)
+_LOOKED_AT = 8
+
+
+def _map_among(paths: Sequence[Path]) -> Path | None:
+    """Of pictures that share their name with another, the first that is a map by its colours; a few are looked at."""
+    folders: dict[str, list[Path]] = {}
+    for path in paths:
+        folders.setdefault(path.stem, []).append(path)
+    shared = [path for same in folders.values() if len(same) > 1 for path in same]
+    for path in shared[:: max(1, len(shared) // _LOOKED_AT)][:_LOOKED_AT] + shared[:_LOOKED_AT]:
+        with contextlib.suppress(UserError, OSError), PIL.Image.open(path) as picture:
+            if picture.mode.startswith("I") or recognise(read_image(path)) is not None or _few_greys(picture):
+                return path
+    return None
+
+
+def _few_greys(picture: PIL.Image.Image) -> bool:
+    """Whether they are numbers: hardly any different ones."""
+    return picture.mode in {"P", "L"} and len(picture.getcolors() or range(256)) < 32
 
 
 class ImageFolder:
@@ -92,8 +140,8 @@ class ImageFolder:
 
     def __getitem__(self, number: int) -> Photo:
         row = self.rows[number]
-        files = {what: (self.folder / name).read_bytes() for what, name in _files(row).items()}
-        image = (self.folder / row["file_name"]).read_bytes()
+        files = {what: read_bytes(self.folder / name) for what, name in _files(row).items()}
+        image = read_bytes(self.folder / row["file_name"])
         return decode_photo(row["file_name"], image, row.get("text", ""), files, self.size)
 
 
@@ -127,11 +175,14 @@ class TarShards:
     def __getitem__(self, number: int) -> Photo:
         shard, key, places = self.samples[number]
         content = {}
-        with self.shards[shard].open("rb") as file:
-            for suffix, (offset, size) in places.items():
-                file.seek(offset)
-                content[suffix] = file.read(size)
         where = f"{self.shards[shard]}:{key}"
+        try:
+            with self.shards[shard].open("rb") as file:
+                for suffix, (offset, size) in places.items():
+                    file.seek(offset)
+                    content[suffix] = file.read(size)
+        except OSError as error:
+            raise UserError(f"{where} cannot be read: {error.strerror or error}") from None
         image = next(content[suffix] for suffix in content if f".{suffix}" in SUFFIXES)
         text = decode_text(content["txt"], where) if "txt" in content else _captioned(content.get("json"), where)
         files = {suffix.partition(".")[0]: content[suffix] for suffix in content if "." in suffix}
@@ -141,18 +192,58 @@ class TarShards:
 def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes], size: int) -> Photo:
     """A photo from the content of its files, brought to a square; what is no control and no segments is left out.
 
-    ``where`` becomes its name.
+    Without segments, SAM's picture of them will do. ``where`` becomes its name.
 
     Raises:
-        UserError: a file is damaged; the message begins with ``where``.
+        UserError: a file is damaged, or of other proportions than the photo; the message begins with ``where``.
     """
-    maps = {
-        kind: resize(decode_image(content, f"{where} ({kind})"), size, size, kind=kind)
-        for kind, content in files.items()
-        if kind in CONTROL_KINDS
-    }
-    segments = square_segments(files[SEGMENTS], f"{where} ({SEGMENTS})", size) if SEGMENTS in files else None
-    return Photo(resize(decode_image(image, where), size, size), text, maps, segments=segments, name=where)
+    photo, maps = decode_image(image, where), {}
+    for kind in (kind for kind in files if kind in CONTROL_KINDS):
+        made = decode_image(files[kind], f"{where} ({kind})")
+        check_shape(f"{where} ({kind})", made.shape[:2], photo.shape[:2])
+        maps[kind] = resize(made, size, size, kind=kind)
+    segmented = next((what for what in (SEGMENTS, "sam") if what in files), None)
+    segments = None
+    if segmented is not None:
+        segments = square_segments(files[segmented], f"{where} ({segmented})", size, photo.shape[:2])
+    return Photo(square(photo, size, where), text, maps, segments=segments, name=where)
+
+
+def check_shape(where: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Hold a map's height and width against its photo's: sizes may differ, proportions by rounding only.
+
+    Raises:
+        UserError: the map belongs to no such photo.
+    """
+    (height, width), (tall, wide) = shape, wanted
+    if abs(width * tall / (height * wide) - 1) > 0.01 + 1 / min(*shape, *wanted):
+        raise UserError(f"{where} has {width} x {height} pixels, its photo {wide} x {tall}: other proportions")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def square(picture: Image, size: int, where: object) -> Image:
+    """A picture brought to a square, which it covers.
+
+    Raises:
+        UserError: it is less than half as large: what is made up when it grows would be learned.
+    """
+    if 2 * min(picture.shape[:2]) < size:
+        tall, wide = picture.shape[:2]
+        raise UserError(f"{where} has {wide} x {tall} pixels, too few for a resolution of {size}")
+    return resize(picture, size, size)
 
 
 def decode_text(content: bytes, where: object) -> str:
@@ -171,19 +262,23 @@ def read_metadata(folder: Path, making: str = "") -> list[dict[str, str]]:
     """The rows of a folder's ``metadata.jsonl``; images of the kind that is in the ``making`` need not be there.
 
     Raises:
-        UserError: a line is not UTF-8, no JSON object with a ``file_name``, names a file a second time, or one that is
-            not in the folder.
+        UserError: a line is not UTF-8, no JSON object with a ``file_name``, has a key twice, names a file a second
+            time, or one that is not in the folder.
     """
     path = folder / METADATA
     there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     rows: list[dict[str, str]] = []
     lines: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_each_once)
             name = row["file_name"]
         except UnicodeDecodeError:
             raise UserError(f"{path}, line {number}: not UTF-8") from None
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
         except (json.JSONDecodeError, KeyError, TypeError):
             raise UserError(f"{path}, line {number}: no JSON object with a file_name") from None
         if not all(isinstance(value, str) for value in (name, row.get("text", ""), *_files(row).values())):
@@ -198,6 +293,14 @@ def read_metadata(folder: Path, making: str = "") -> list[dict[str, str]]:
     if not rows:
         raise UserError(f"{path} is empty")
     return rows
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise UserError(f"the key {next(name for name in seen if names.count(name) > 1)} is there twice")
+    return seen
 
 
 def _files(row: Mapping[str, str]) -> dict[str, str]:
@@ -247,9 +350,15 @@ def read_segments(content: bytes, where: str) -> np.ndarray:
     return _numbers(_coded(content, where))
 
 
-def square_segments(content: bytes, where: str, size: int) -> np.ndarray:
-    """The same, brought to a square as its photo is."""
-    return _numbers(resize(_coded(content, where), size, size, kind="seg"))
+def square_segments(content: bytes, where: str, size: int, photo: tuple[int, ...]) -> np.ndarray:
+    """The same, brought to a square as its photo is, whose height and width are given.
+
+    Raises:
+        UserError: it is damaged, or of other proportions.
+    """
+    coded = _coded(content, where)
+    check_shape(where, coded.shape[:2], photo)
+    return _numbers(resize(coded, size, size, kind="seg"))
 
 
 _BYTES = np.array([1, 256, 65536], np.int32)

@@ -5,14 +5,15 @@ Nothing is downloaded: a user names the folder, and what is missing in it is sai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.data.coco import CocoPeople
+from counterpoint.data.manifest import PROMPT, open_manifest
 from counterpoint.data.pairs import Case, Layout, everywhere, silenced
-from counterpoint.data.photos import Photo, Pictures
+from counterpoint.data.photos import SEGMENTS, Photo, Pictures
 from counterpoint.data.samples import Extract
 from counterpoint.data.tables import parquet
 from counterpoint.types import Image, UserError
@@ -23,10 +24,41 @@ SETS: dict[str, Callable[[Path, int], Sequence[Photo]]] = {
     "laion": Pictures,
     "multigen": lambda folder, size: parquet(folder, size, "text", {}, "validation"),
     "multigen-depth": lambda folder, size: parquet(folder, size, "text", {"depth": "control_depth"}, "validation"),
-    "ade20k": lambda folder, size: parquet(folder, size, "prompt", {"seg": "control_seg"}, "validation"),
+    "ade20k": lambda folder, size: parquet(
+        folder, size, "prompt", {"seg": "control_seg", SEGMENTS: "seg_map"}, "validation"
+    ),
 }  # type: ignore[dict-item]  # sequences in all that is needed: a length and numbered items
 """Published set -> what reads its folder at a size: MultiGen-20M's two evaluation sets and Captioned ADE20K as
 ControlNet++ (arXiv:2404.07987) published them."""
+
+
+PARTS = ("pairs", "photos", "backgrounds")
+"""What the cases of a manifest are named by: its file, and the folders of its pictures."""
+
+
+def check_sets(names: Collection[str]) -> None:
+    """Hold the names of sets against those that there are.
+
+    Raises:
+        UserError: there is no such set, or a manifest lacks its photos.
+    """
+    if unknown := sorted(set(names) - {*SETS, *PARTS}):
+        raise UserError(f"unknown data set {unknown[0]!r}; there are {', '.join((*SETS, *PARTS))}")
+    if set(PARTS) & set(names) and not {"pairs", "photos"} <= set(names):
+        raise UserError("pairs of your own need --data pairs=MANIFEST and --data photos=FOLDER")
+
+
+def open_sets(places: Mapping[str, Path], size: int) -> dict[str, Sequence[Photo]]:
+    """Published sets by name, and what a manifest lists of a user's.
+
+    Raises:
+        UserError: as :func:`check_sets`, or a part of one is missing.
+    """
+    check_sets(places)
+    sets = {name: SETS[name](place, size) for name, place in places.items() if name in SETS}
+    if "pairs" in places:
+        sets |= open_manifest(places["pairs"], places["photos"], places.get("backgrounds"), size)
+    return sets
 
 
 class PublishedCases:
@@ -50,7 +82,7 @@ class PublishedCases:
         images = {"pose": person.maps["pose"], background: self._map(other, background)}
         photos = {"pose": person.image, background: other.image}
         names = {"pose": person.name, background: other.name}
-        return Case("a photo of a person", images, everywhere(images), photos, person.person, "person", names)
+        return Case(PROMPT, images, everywhere(images), photos, person.person, "person", names)
 
     def complementary(self, number: int, kinds: tuple[str, ...] = ("hed", "seg")) -> Case:
         """Several maps of one captioned photo."""
@@ -64,8 +96,14 @@ class PublishedCases:
         own = {"pose": "coco2017", "depth": "multigen-depth", "seg": "ade20k"}.get(kind, "multigen")
         photo = self._photo(number, own)
         images = {kind: self._map(photo, kind)}
-        text = photo.text or "a photo of a person"
-        return Case(text, images, everywhere(images), {kind: photo.image}, photo.person, names={kind: photo.name})
+        text = photo.text or PROMPT
+        photos, names = {kind: photo.image}, {kind: photo.name}
+        classes = photo.segments - 1 if kind == "seg" and photo.segments is not None else None  # 0 is unlabelled
+        if classes is not None and classes.max() >= self.CLASSES:
+            raise UserError(
+                f"{photo.name} of {own}: its seg_map holds {classes.max() + 1}; classes are 1 to {self.CLASSES}"
+            )
+        return Case(text, images, everywhere(images), photos, photo.person, names=names, classes=classes)
 
     def silent(self, number: int, layout: Layout, kinds: tuple[str, str] = SILENT_KINDS, level: str = "brief") -> Case:
         """Two photos' maps, each silent where the other speaks; the caption is the first photo's."""

@@ -11,44 +11,60 @@ import numpy as np
 import torch
 
 from counterpoint.data.balance import segment
-from counterpoint.data.coco import Ade20k, Coco
-from counterpoint.data.photos import METADATA, ImageFolder, Photo, Pictures, TarShards
+from counterpoint.data.coco import Ade20k, Coco, CocoInOne, Pets, coco_splits, pet_trimaps
+from counterpoint.data.photos import DOWNLOAD, METADATA, MOST_DAMAGED, ImageFolder, Photo, Pictures, TarShards
 from counterpoint.data.tables import parquet, saved_dataset
 from counterpoint.types import Image, UserError
 
 Extract = Mapping[str, Callable[[Image], Image]]
 """Kind of control -> photo to condition image of the same size."""
-MOST_DAMAGED = 0.01
-"""Share of photos that may be damaged."""
 _log = logging.getLogger(__name__)
 
 
-def open_photos(place: Path, size: int) -> Sequence[Photo]:
-    """What a place holds: tar shards (a file, or a folder of them), a folder with ``metadata.jsonl``, COCO 2017 or
-    ADE20K (their training split), a data set that the datasets library saved, Parquet files as the hub has them, or
-    any folder of pictures.
+def open_photos(
+    place: Path, size: int, *, image: str = "image", text: str = "text", maps: Mapping[str, str] | None = None
+) -> Sequence[Photo]:
+    """What a place holds: tar shards (a file, or a folder of them), a folder with ``metadata.jsonl``, COCO 2017,
+    ADE20K or the Oxford-IIIT pets (the split for training where there are several), ``images/`` with one
+    ``annotations.json``, a data set that the datasets library saved, Parquet files as the hub has them, or any folder
+    of photos.
 
     Args:
         place: a file or folder.
         size: to which pictures are brought: they cover a square and are cut to it.
+        image: of a data set in columns, that of the picture.
+        text: likewise, that of the caption.
+        maps: likewise, kind -> that of its condition image; default whatever is called ``KIND`` or ``control_KIND``.
 
     Raises:
         UserError: it is none of these, or a part of it is broken.
     """
+    saved = (place / "dataset_dict.json").exists() or (place / "dataset_info.json").exists()
+    if saved or list(place.glob("data/*.parquet")):
+        return (saved_dataset if saved else parquet)(place, size, text, maps, image=image)
+    if (image, text, maps) != ("image", "text", None):
+        raise UserError(f"{place} has no columns to be named: it is neither Parquet files nor a saved data set")
     shards = [place] if place.suffix == ".tar" else sorted(place.glob("*.tar"))
     if shards:
         return TarShards(shards, size)
     if not place.is_dir():
-        raise UserError(f"there is no folder of photos and no tar file {place}")
+        hint = f": {DOWNLOAD}" if place.suffix == ".parquet" else ""
+        raise UserError(f"there is no folder of photos and no tar file {place}{hint}")
     if (place / METADATA).exists():
         return ImageFolder(place, size)
-    if list(place.glob("annotations/captions_train*.json")):
-        return Coco(place, size)
+    if splits := sorted(path.parent.name for path in place.glob(f"*/{METADATA}")):
+        if "train" not in splits and len(splits) > 1:
+            raise UserError(f"{place} has no split train; name one of its folders {', '.join(splits)}")
+        return ImageFolder(place / ("train" if "train" in splits else splits[0]), size)
+    if splits := coco_splits(place):
+        return Coco(place, size, splits[0])
+    if (place / "annotations.json").is_file() and (place / "images").is_dir():
+        return CocoInOne(place, size)
     if (place / "images" / "training").is_dir():
         return Ade20k(place, size)
-    if (place / "dataset_dict.json").exists() or (place / "dataset_info.json").exists():
-        return saved_dataset(place, size)
-    return parquet(place, size) if list(place.glob("data/*.parquet")) else Pictures(place, size)
+    if (place / "images").is_dir() and any(path.is_dir() for path in pet_trimaps(place)):
+        return Pets(place, size)
+    return Pictures(place, size)
 
 
 class PhotoSamples:
@@ -84,6 +100,23 @@ class PhotoSamples:
 
     def __len__(self) -> int:
         return self.length
+
+    def check(self) -> None:
+        """Look for what photos lack: in every row of an image folder, and in the first photo of all else.
+
+        Raises:
+            UserError: a field of :meth:`batch` can be made for none of them, or not for all.
+        """
+        if isinstance(self.photos, ImageFolder):
+            for kind in [field.removeprefix("control:") for field in self.fields if field.startswith("control:")]:
+                rows = self.photos.rows[: len(self)]
+                lacking = sum(not row.get(f"{kind}_file_name") for row in rows)
+                if lacking and kind not in self.extract:
+                    raise UserError(
+                        f"{lacking} of {len(rows)} photos have no {kind} image ({kind}_file_name), and nothing here "
+                        f"makes one: counterpoint extract {kind} --batch"
+                    )
+        self._row(0)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """The fields of several samples: pictures ``(b, h, w, 3)`` uint8, segments ``(b, h, w)``, captions as a list.

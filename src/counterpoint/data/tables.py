@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from counterpoint.data.photos import Photo, decode_photo
+from counterpoint.data.photos import DOWNLOAD, SEGMENTS, Photo, decode_photo
 from counterpoint.types import CONTROL_KINDS, UserError
 
+MOST_CACHED = 512 * 2**20
+"""Bytes of row groups that a process keeps: a shuffled order asks for one again and again."""
 _NEEDS = "{} needs {}: pip install 'counterpoint[data]'"
 
 
 def parquet(
-    folder: Path, size: int, text: str = "text", maps: Mapping[str, str] | None = None, split: str = "train"
+    folder: Path,
+    size: int,
+    text: str = "text",
+    maps: Mapping[str, str] | None = None,
+    split: str = "train",
+    *,
+    image: str = "image",
 ) -> Columns:
     """Rows of a split: ``data/SPLIT-*.parquet``.
 
@@ -24,8 +32,10 @@ def parquet(
         folder: of the data set.
         size: to which pictures are brought.
         text: column of the caption.
-        maps: kind -> column of its condition image; default whatever columns are called ``KIND`` or ``control_KIND``.
+        maps: kind -> column of its condition image, ``segments`` -> column of their numbers, which may be missing;
+            default whatever columns are called ``KIND`` or ``control_KIND``.
         split: as published.
+        image: column of the picture.
 
     Raises:
         UserError: no file, no pyarrow, or no such column.
@@ -41,20 +51,25 @@ def parquet(
         files = [pyarrow.parquet.ParquetFile(path, memory_map=True) for path in paths]
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise UserError(f"{folder}: a Parquet file is cut or none: {str(error).splitlines()[0]}") from None
-    found = _maps(files[0].schema_arrow.names) if maps is None else maps
-    columns = ("image", text, *found.values())
+    schema = files[0].schema_arrow
+    found = _maps(schema.names) if maps is None else maps
+    if SEGMENTS in found and not _is_picture(schema, found[SEGMENTS]):
+        found = {kind: column for kind, column in found.items() if kind != SEGMENTS}
+    columns = (image, text, *found.values())
     for path, file in zip(paths, files, strict=True):
         _check(str(path), columns, file.schema_arrow.names)
     groups = [
-        _Group(file, group, columns, file.metadata.row_group(group).num_rows)
-        for file in files
+        _Group(path, file, group, columns, file.metadata.row_group(group).num_rows)
+        for path, file in zip(paths, files, strict=True)
         for group in range(file.num_row_groups)
     ]
-    return Columns(_Joined(groups), size, text, found)
+    return Columns(_Joined(groups), size, text, found, image)
 
 
-def saved_dataset(folder: Path, size: int, text: str = "text") -> Columns:
-    """What ``datasets.Dataset.save_to_disk`` wrote; of several splits, ``train``.
+def saved_dataset(
+    folder: Path, size: int, text: str = "text", maps: Mapping[str, str] | None = None, *, image: str = "image"
+) -> Columns:
+    """What ``datasets.Dataset.save_to_disk`` wrote; of several splits, ``train``. Columns as for :func:`parquet`.
 
     Raises:
         UserError: it is none, or has no pictures or captions.
@@ -71,11 +86,11 @@ def saved_dataset(folder: Path, size: int, text: str = "text") -> Columns:
         if "train" not in rows:
             raise UserError(f"{folder} has no split train; it has {', '.join(rows)}")
         rows = rows["train"]
-    found = _maps(rows.column_names)
-    _check(str(folder), ("image", text, *found.values()), rows.column_names)
-    for column in ("image", *found.values()):
+    found = _maps(rows.column_names) if maps is None else maps
+    _check(str(folder), (image, text, *found.values()), rows.column_names)
+    for column in (image, *found.values()):
         rows = rows.cast_column(column, datasets.Image(decode=False))  # decoded here, where damage is counted
-    return Columns(rows, size, text, found)
+    return Columns(rows, size, text, found, image)
 
 
 class Columns:
@@ -86,10 +101,13 @@ class Columns:
         size: to which pictures are brought.
         text: column of the caption.
         maps: kind -> column of its condition image.
+        image: column of the picture.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], size: int, text: str, maps: Mapping[str, str]) -> None:
-        self.rows, self.size, self.text, self.maps = rows, size, text, dict(maps)
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], size: int, text: str, maps: Mapping[str, str], image: str = "image"
+    ) -> None:
+        self.rows, self.size, self.text, self.maps, self.image = rows, size, text, dict(maps), image
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,7 +118,7 @@ class Columns:
         text = row[self.text] or ""
         if not isinstance(text, str):
             raise UserError(f"{where}: the caption in {self.text} is no text")
-        return decode_photo(where, _content(row["image"], where), text, files, self.size)
+        return decode_photo(where, _content(row[self.image], where), text, files, self.size)
 
 
 class _Joined:
@@ -118,22 +136,35 @@ class _Joined:
 
 
 class _Group:
-    """The rows of a row group."""
+    """The rows of a row group, which is read as a whole; what was read last is kept for others that need it."""
 
-    def __init__(self, file: Any, group: int, columns: tuple[str, ...], length: int) -> None:
-        self.file, self.group, self.columns, self.length = file, group, columns, length
+    cached: ClassVar[OrderedDict[tuple[Path, int, tuple[str, ...]], Any]] = OrderedDict()
+
+    def __init__(self, path: Path, file: Any, group: int, columns: tuple[str, ...], length: int) -> None:
+        self.path, self.file, self.group, self.columns, self.length = path, file, group, columns, length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return _read(self.file, self.group, self.columns).slice(number, 1).to_pylist()[0]
+        return self._read().slice(number, 1).to_pylist()[0]
+
+    def _read(self) -> Any:
+        key = self.path, self.group, self.columns
+        if key not in self.cached:
+            try:
+                self.cached[key] = self.file.read_row_group(self.group, list(self.columns))
+            except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{self.path}: row group {self.group} is damaged: {reason}") from None
+        self.cached.move_to_end(key)
+        while len(self.cached) > 1 and sum(table.nbytes for table in self.cached.values()) > MOST_CACHED:
+            self.cached.popitem(last=False)
+        return self.cached[key]
 
 
-@lru_cache(maxsize=2)
-def _read(file: Any, group: int, columns: tuple[str, ...]) -> Any:
-    """A row group; cases that follow each other read the same one."""
-    return file.read_row_group(group, list(columns))
+def _is_picture(schema: Any, column: str) -> bool:
+    return column in schema.names and str(schema.field(column).type).startswith("struct")
 
 
 def _maps(columns: Sequence[str]) -> dict[str, str]:
@@ -142,6 +173,8 @@ def _maps(columns: Sequence[str]) -> dict[str, str]:
 
 
 def _check(where: str, wanted: Sequence[str], there: Sequence[str]) -> None:
+    if not set(wanted[:1]) & set(there) and {"url", "text"} <= {name.lower() for name in there}:
+        raise UserError(f"{where} has no pictures; {DOWNLOAD}")
     if absent := sorted(set(wanted) - set(there)):
         raise UserError(f"{where} has no column {', '.join(absent)}; it has {', '.join(there)}")
 

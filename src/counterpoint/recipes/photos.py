@@ -25,7 +25,7 @@ from counterpoint.training.stage import Job
 from counterpoint.training.stages.codec import CodecStage
 from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage
 from counterpoint.training.stages.judge import JudgeStage
-from counterpoint.types import CONTROL_KINDS, UserError, known_kind
+from counterpoint.types import CONTROL_KINDS, UserError
 
 SHARD = 2048
 """Photos whose latents share a file."""
@@ -35,9 +35,14 @@ _ENCODED = 16
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class PhotoConfig(parts.FamilyConfig):
     """``train_data_dir`` is whatever :func:`counterpoint.data.samples.open_photos` reads; photos are cut to squares of
-    ``resolution``, a multiple of 32. ``max_train_samples`` takes the first ones only."""
+    ``resolution``, a multiple of 32. ``max_train_samples`` takes the first ones only; of a data set in
+    columns, ``image_column``, ``caption_column`` and ``conditioning_image_column`` are those of the photo, its caption
+    and the control."""
 
     train_data_dir: Path = Path("photos")
+    image_column: str = "image"
+    caption_column: str = "text"
+    conditioning_image_column: str | None = None
     max_train_samples: int | None = Field(None, gt=0)
     resolution: int = Field(128, gt=0, multiple_of=32)
 
@@ -47,7 +52,7 @@ class PhotoControlConfig(PhotoConfig):
     """A ControlNet for a kind of control whose images came with the photos or can be made without a model;
     ``balanced`` silences it in random segments."""
 
-    control_type: str = "canny"
+    control_type: parts.AnyKind = "canny"
     balanced: bool = False
 
 
@@ -69,6 +74,8 @@ class EncodedPhotos:
 
     def __init__(self, samples: PhotoSamples, vae: AutoencoderTiny | AutoencoderKL, folder: Path) -> None:
         self.samples, self.vae, self.folder = samples, vae, folder
+        self.images = PhotoSamples(samples.photos, ("image",), most=len(samples))
+        self.images.damaged = samples.damaged  # a photo that is damaged is counted once
         starts = [start for start in range(0, len(samples), SHARD) if not self._path(start).exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for start in tqdm(starts, desc="computing latents", unit="shard", disable=not starts):
@@ -84,9 +91,8 @@ class EncodedPhotos:
         return {**self.samples.batch(indices), "latents": torch.from_numpy(rows)}
 
     def _encode(self, numbers: range) -> np.ndarray:
-        images = PhotoSamples(self.samples.photos, ("image",), most=len(self.samples))
         batches = (numbers[start : start + _ENCODED] for start in range(0, len(numbers), _ENCODED))
-        return parts.encode(self.vae, (images.batch(batch)["image"] for batch in batches))
+        return parts.encode(self.vae, (self.images.batch(batch)["image"] for batch in batches))
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:08d}.npy"
@@ -105,12 +111,8 @@ def base(config: PhotoConfig) -> Job:
 
 
 def controlnet(config: PhotoControlConfig) -> Job:
-    """As in the tiny family.
-
-    Raises:
-        UserError: there is no such kind of control.
-    """
-    kind = known_kind(config.control_type)
+    """As in the tiny family."""
+    kind = config.control_type
     torch.manual_seed(config.seed)
     unet = parts.unet(config)
     network: ControlNetModel = parts.new_controlnet(unet)
@@ -130,15 +132,25 @@ def segmenter(config: SegmenterConfig) -> Job:
 
 
 def _photos(config: PhotoConfig, *fields: str, find_segments: bool = False) -> PhotoSamples:
-    photos = open_photos(config.train_data_dir, config.resolution)
-    return PhotoSamples(photos, fields, PLAIN, find_segments=find_segments, most=config.max_train_samples)
+    maps = None
+    if (column := config.conditioning_image_column) is not None:
+        maps = {field.removeprefix("control:"): column for field in fields if field.startswith("control:")}
+        if not maps:
+            raise UserError(f"conditioning_image_column={column}: this recipe learns no control")
+    photos = open_photos(
+        config.train_data_dir, config.resolution, image=config.image_column, text=config.caption_column, maps=maps
+    )
+    samples = PhotoSamples(photos, fields, PLAIN, find_segments=find_segments, most=config.max_train_samples)
+    samples.check()
+    return samples
 
 
 def encoded(config: PhotoConfig, vae: AutoencoderTiny | AutoencoderKL, *fields: str) -> EncodedPhotos:
     """The photos of a configuration with their latents."""
     samples = _photos(config, "caption", *fields, find_segments=True)
     place = config.train_data_dir.resolve()
-    mark = hashlib.sha256(f"{parts.mark(config.pretrained_model_name_or_path / 'vae')}-{config.resolution}".encode())
+    weights = parts.mark(config.pretrained_model_name_or_path / "vae")
+    mark = hashlib.sha256(f"{weights}-{config.resolution}-{config.image_column}".encode())
     for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
         status = file.stat()
         mark.update(f"{file}-{status.st_size}-{status.st_mtime_ns}".encode())

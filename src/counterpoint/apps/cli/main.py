@@ -18,6 +18,7 @@ from counterpoint.apps.cli.evaluate import evaluate
 from counterpoint.apps.cli.extract import extract
 from counterpoint.apps.cli.generate import generate
 from counterpoint.apps.cli.models import models
+from counterpoint.apps.cli.pairs import pairs
 from counterpoint.apps.cli.replay import replay
 from counterpoint.apps.cli.serve import serve
 from counterpoint.apps.cli.studio import studio
@@ -40,6 +41,7 @@ app.command()(serve)
 app.command()(replay)
 app.command()(extract)
 app.command()(train)
+app.command()(pairs)
 app.command()(evaluate)
 app.command()(benchmark)
 app.add_typer(models, name="models")
