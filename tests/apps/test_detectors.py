@@ -17,7 +17,7 @@ from transformers import (
     SwinConfig,
 )
 
-from counterpoint.apps.detectors import by_classes, load_detector, load_mask_generator
+from counterpoint.apps.detectors import _distinct, by_classes, load_detector, load_mask_generator
 from counterpoint.types import UserError
 from tests.apps.test_annotators import save_sam
 
@@ -38,6 +38,12 @@ def test_patches_of_a_class_map() -> None:
     wanted[4:20, 16:40] = True
     np.testing.assert_array_equal(masks[0], wanted)
     assert not masks[1].any()
+
+
+def test_of_boxes_that_nearly_coincide_the_best_stays() -> None:
+    boxes = [(0.0, 0.0, 1.0, 0.95), (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.7), (0.5, 0.5, 1.0, 1.0)]
+    assert _distinct(boxes, [0.5, 0.9, 0.8, 0.3]) == [1, 2, 3]  # overlaps of 0.95, 0.7 and 0.25 with the best
+    assert _distinct([], []) == []
 
 
 def test_grounding_dino_in_its_own_folder(tmp_path: Path) -> None:

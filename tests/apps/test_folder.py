@@ -80,6 +80,92 @@ def test_segmentations(evaluate) -> None:
     assert record["rows"][1]["metrics"]["boundary_f"]["mean"] == 1
 
 
+def painted(folder: Path, name: str, colour: tuple[int, int, int], columns: slice = slice(None)) -> None:
+    folder.mkdir(exist_ok=True)
+    picture = np.zeros((64, 80, 3), np.uint8)
+    picture[:, columns] = colour
+    Image.fromarray(picture).save(folder / name)
+
+
+def test_a_wrong_picture_is_not_perfect(evaluate, folders: Path) -> None:
+    """Colours that the reference lacks are classes of their own; a mask is whatever is bright in some colour."""
+    painted(folders / "red", "0.png", (255, 0, 0))
+    painted(folders / "black", "0.png", (0, 0, 0))
+    painted(folders / "left", "0.png", (255, 0, 0), slice(40))
+    painted(folders / "right", "0.png", (255, 0, 0), slice(40, 80))
+    for pair, metric in (
+        (("red", "black"), "miou"),
+        (("black", "left"), "boundary_f"),
+        (("left", "right"), "mask_iou"),
+    ):
+        status, out, err = evaluate(*pair, "--metrics", metric, "--json")
+        assert status == 0, err
+        assert json.loads(out)["rows"][0]["metrics"][metric]["mean"] == 0, metric
+    same = json.loads(evaluate("left", "left", "--metrics", "miou,mask_iou,boundary_f", "--json")[1])
+    assert {value["mean"] for value in same["rows"][0]["metrics"].values()} == {1}
+
+
+def no_constants(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_what_is_not_finite_is_null(evaluate, folders: Path) -> None:
+    status, out, err = evaluate("a", "a", "--metrics", "psnr", "--json")
+    assert status == 0, err
+    record = json.loads(out, parse_constant=no_constants)
+    assert record["n"] == 3
+    assert record["rows"][0]["metrics"]["psnr"]["mean"] is None
+    assert record["rows"][0]["metrics"]["psnr"]["note"] == "no finite number for 3 of 3"
+    run = folders / "counterpoint-evaluation" / "folder"
+    json.loads((run / "results.json").read_text(), parse_constant=no_constants)
+    assert "–" in (run / "results.md").read_text()
+    for name in ("a.png", "b.png"):
+        painted(folders / "flat", name, (9, 9, 9))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (192, 192, 3)).astype(np.uint8)).save(
+        folders / "flat" / "c.png"
+    )
+    status, out, err = evaluate("flat", "--metrics", "niqe", "--json")
+    assert status == 0, err
+    values = [row["metrics"]["niqe"] for row in json.loads(out)["rows"]]
+    assert [value["mean"] is None for value in values] == [True, True, True, False]
+    assert "no finite number for 2 of 3" in values[0]["note"]
+    assert "note" not in values[3], "what one picture needed is not said of another"
+
+
+def test_names_of_measures_count_once(evaluate) -> None:
+    record = json.loads(evaluate("a", "b", "--metrics", "ssim, mse,ssim", "--json")[1])
+    assert [list(row["metrics"]) for row in record["rows"]] == [["ssim", "mse"]] * 4
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("{", "line 2: no JSON object"), ('{"text": "a"}', "line 2: no JSON object with a file_name"), ("[]", "line 2")],
+)
+def test_a_broken_listing(evaluate, folders: Path, line: str, said: str) -> None:
+    (folders / "a" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n' + line)
+    status, _, err = evaluate("a", "--metrics", "clip")
+    assert (status, said in err) == (2, True), err
+
+
+def test_two_files_of_a_name(evaluate, folders: Path) -> None:
+    Image.open(folders / "a" / "0.png").save(folders / "a" / "0.jpg")
+    status, _, err = evaluate("a", "--metrics", "niqe")
+    assert (status, "differ in their suffix" in err) == (2, True), err
+
+
+def test_small_pictures_have_no_ssim(evaluate, folders: Path) -> None:
+    (folders / "small").mkdir()
+    Image.new("RGB", (8, 8)).save(folders / "small" / "0.png")
+    status, _, err = evaluate("small", "small", "--metrics", "ssim")
+    assert (status, "at least 11 pixels" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("option", [["--fusion", "sum"], ["-n", "5"], ["--data", "laion=a"], ["--seeds", 2]])
+def test_options_of_suites_are_refused(evaluate, option: list[str]) -> None:
+    status, _, err = evaluate("a", "--metrics", "niqe", *option)
+    assert (status, "evaluate folder does not heed it" in err) == (2, True), err
+
+
 def test_sets_with_the_tiny_tower(evaluate, tiny: Path) -> None:
     status, out, err = evaluate("a", "other", "--metrics", "tower_kid", "--json")
     assert status == 0, err
@@ -106,6 +192,8 @@ def test_texts_come_from_a_listing(evaluate, folders: Path, tiny: Path) -> None:
         (("a", "b", "--metrics", "fid"), "2048"),
         (("broken", "a", "--metrics", "kid"), "at least 2"),
         (("a", "b", "--metrics", "kid"), "--inception"),
+        (("a", "b", "--metrics", "kid", "--inception", "owner/inception"), "cannot be had from the hub"),
+        (("a", "other", "--metrics", "tower_kid", "--clip", "owner/clip"), "cannot be had from the hub"),
         (("a", "b", "--metrics", "lpips"), "--lpips"),
         (("a", "b", "--metrics", "lpips", "--lpips", "a/0.png"), "not a safetensors"),
         (("a", "--metrics", "clip"), "metadata.jsonl"),

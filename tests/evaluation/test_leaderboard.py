@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
+
 import pytest
 
 from counterpoint.evaluation.leaderboard import leaderboard
@@ -34,6 +37,35 @@ def test_measured_and_published_tables_are_told_apart() -> None:
     assert "`counterpoint evaluate conflicting`: 64 cases" in measured
     assert "cross beats sum" in measured
     assert "| Cross-ControlNet (cross) | 0.2978 | 0.1983 | 0.3719 |" in published
+
+
+def test_every_suite_has_its_papers_numbers() -> None:
+    """Copied digit by digit, with a dash where a paper has no number."""
+    suites = ("conflicting", "complementary", "silent", "conservativity", "single", "layout")
+    page = leaderboard([result(suite=suite) for suite in suites], 1)
+    for line in (
+        "| Cross-ControlNet (cross) | 3.2434 | 0.0736 | 0.1008 |",
+        "| ControlNet 0.5 | 65.9972 | 108.2335 | 81.5698 | 75.4173 |",
+        "| MIControlNet (2-stage) | 61.6007 | 61.2391 | 56.3576 | 57.4142 |",
+        "| OpenPose, detailed prompts | 99.09 | 2.7 | 95.34 | 2.92 | 94.16 | 2.91 |",
+        "| MIControlNet (2-stage) | 0.1174 | 0.1894 | 0.0274 |",
+        "| T2I-Adapter (SDXL) | – | – | 0.639 | – | 39.75 | – | – | – |",
+        "| InteractDiffusion (+MIGC) | 57.18 | 52.91 | 52.65 | 49.62 | 47.39 | 50.81 | 50.73 |",
+    ):
+        assert line.removesuffix(" |") in page, line
+
+
+def test_tables_are_whole() -> None:
+    for table in json.loads((files("counterpoint.evaluation") / "published.json").read_text()):
+        assert {len(values) for values in table["rows"].values()} == {len(table["measures"])}, table["paper"]
+
+
+@pytest.mark.parametrize("missing", ["versions", "differences", "command", "n", "seconds"])
+def test_results_that_lack_something_are_refused(missing: str) -> None:
+    whole = result()
+    whole.pop(missing)
+    with pytest.raises(UserError, match=f"lack '{missing}': run the suite again"):
+        leaderboard([whole], 1)
 
 
 @pytest.mark.parametrize("changes", [{"schema": 0}, {"schema": None}, {"rows": []}])

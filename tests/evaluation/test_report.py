@@ -74,6 +74,31 @@ def test_tables(rows: list[Row]) -> None:
     assert "pose+depth" in plain(made)
 
 
+def test_small_numbers_and_foreign_names() -> None:
+    flat = Metric("niqe", lambda rows: rows)
+    flat.add(torch.tensor([1.0, torch.nan]))
+    small = Row(
+        "a|b",
+        "50% of #1_{x}~",
+        (metric("kid", torch.full((3,), 4.6e-5)), flat),
+    )
+    made = records([small], "tiny")
+    value = made[0]["metrics"]["niqe"]
+    assert (value["mean"], value["low"], value["note"]) == (None, None, "no finite number for 1 of 2")
+    assert "4.6e-05" in plain(made)
+    assert r"| a\|b | 4.6e-05 ± 0.000 | – |" in markdown(made)
+    names = latex(records([Row("#$_{}%&^", "case", small.metrics)], ""))
+    assert r"\#\$\_\{\}\%\&\textasciicircum{} &" in names
+
+
+def test_two_samples_of_a_distance_have_no_interval() -> None:
+    kid = Metric("kid", lambda x: x, lambda x: kernel_distance(x[:, 0], x[:, 1]), distinct=True)
+    kid.add(torch.rand(2, 2, 3))
+    (row,) = records([Row("sum", "case", (kid,))], "")
+    assert row["metrics"]["kid"]["mean"] is not None
+    assert row["metrics"]["kid"]["low"] is None
+
+
 def test_pairs_must_match() -> None:
     with pytest.raises(ValueError, match="pairs"):
         resample(metric("iou", torch.zeros(3))).minus(resample(metric("iou", torch.zeros(4))))

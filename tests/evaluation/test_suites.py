@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,19 @@ import torch
 from torch import Tensor
 
 from counterpoint.apps.detectors import by_classes
-from counterpoint.apps.readers import load_pristine
+from counterpoint.apps.readers import _classes_of, load_pristine
 from counterpoint.apps.record import settle
 from counterpoint.conditions.canny import canny
+from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data import pairs
 from counterpoint.data.layouts import MOST, scene_levels
 from counterpoint.data.scenes.render import SPLITS, Scene, scene
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SEG_INDEX
+from counterpoint.evaluation import measures
 from counterpoint.evaluation.make import costs, in_turn, make, reader
-from counterpoint.evaluation.suite import Method, Readers, Suite, Task, stack, unstack
+from counterpoint.evaluation.seeds import Seeded
+from counterpoint.evaluation.suite import Method, Packed, Readers, Suite, Task, stack, unstack
 from counterpoint.evaluation.suites import conservativity, fusion
 from counterpoint.evaluation.suites.layout import LayoutSuite
 from counterpoint.evaluation.suites.style import StyleSuite
@@ -34,7 +38,7 @@ SUITES: dict[str, Suite] = {
     "conflicting": fusion.conflicting(pairs),
     "complementary": fusion.complementary(pairs),
     "silent": fusion.silent(pairs),
-    "single": fusion.single(pairs),
+    "single": fusion.single(pairs, 128),
     "tiny-quality": TinyQuality(lambda pictures: pictures),
     "layout": LayoutSuite(scene_levels()),
     "style": StyleSuite(),
@@ -124,6 +128,95 @@ def test_a_killed_run_continues(tmp_path: Path) -> None:
     assert scores[0] == scores[1]
 
 
+def test_a_batch_that_lacks_a_picture_is_made_again_whole(tmp_path: Path) -> None:
+    """Which pictures are neighbours must not depend on when a run was killed."""
+    tasks = fusion.conflicting(pairs).tasks(4, METHODS[:1])
+    seen: list[list[str]] = []
+
+    def maker(chunk: list[Task]) -> list[Image]:
+        seen.append([task.key for task in chunk])
+        return [noise(task) for task in chunk]
+
+    make(tasks, in_turn(maker), tmp_path, batch=3)
+    whole, first = list(seen), next(batch for batch in seen if len(batch) == 3)
+    seen.clear()
+    (tmp_path / f"{first[1]}.png").unlink()
+    make(tasks, in_turn(maker), tmp_path, batch=3)
+    assert seen == [first]
+    seen.clear()
+    make(fusion.conflicting(pairs).tasks(2, METHODS[:1]), in_turn(maker), tmp_path / "fewer", batch=3)
+    make(tasks, in_turn(maker), tmp_path / "fewer", batch=3)
+    assert seen[2:] == whole
+
+
+def test_several_seeds_of_a_case(tmp_path: Path) -> None:
+    """Distinct for a case, the same for every method; a number is the mean over seeds, its interval one over cases."""
+    suite = Seeded(fusion.complementary(pairs).only(["hed", "depth"]), 3)
+    tasks = suite.tasks(4, METHODS)
+    assert len({task.key for task in tasks}) == len(tasks) == 3 * 4 * 2
+    for method in METHODS:
+        assert len({task.seed for task in tasks if task.method is method}) == 12
+    assert {task.seed for task in tasks if task.method is METHODS[0]} == {
+        task.seed for task in tasks if task.method is METHODS[1]
+    }
+    assert [task.seed for task in tasks[:8]] == [task.seed for task in suite.suite.tasks(4, METHODS)]
+    make(tasks, in_turn(lambda chunk: [noise(task) for task in chunk]), tmp_path)
+    found = suite.score(reader(tmp_path), 4, METHODS, blind_readers())
+    alone = [
+        suite.suite.score(
+            lambda key, one=one: reader(tmp_path)(f"{key}-{one}" if one else key), 4, METHODS, blind_readers()
+        )
+        for one in range(3)
+    ]
+    for place, row in enumerate(found):
+        for metric, *same in zip(row.metrics, *(rows[place].metrics for rows in alone), strict=True):
+            assert metric.rows.shape[:2] == (4, 3)
+            assert metric.compute() == pytest.approx(sum(one.compute() for one in same) / 3)
+
+
+def test_images_are_packed_without_loss() -> None:
+    case = pairs.conflicting(0)
+    packed = Packed(case.images)
+    assert list(packed) == list(case.images)
+    for label, image in case.images.items():
+        np.testing.assert_array_equal(packed[label], image)
+
+
+def test_edges_are_compared_as_the_benchmark_does_where_pictures_are_large_enough() -> None:
+    small, large = (fusion.single(pairs, side).sorts for side in (128, 512))
+    names = [[metric.name for metric in sort["canny"].metrics("tower", 3)] for sort in (small, large)]
+    assert names[0][:3] == ["ssim_canny", "psnr_canny", "f1_canny"]
+    assert names[1][:3] == ["ms_ssim_canny", "psnr_canny", "f1_canny"]
+    assert large["hed"].metrics("tower", 3)[0].name == "ms_ssim_hed"
+    picture = pairs.alone(0, "canny")
+    readers = replace(blind_readers(), maps={"canny": lambda pictures: torch.ones_like(pictures)})
+    share = float((picture.images["canny"][..., 0] > 127).mean())  # of the pixels that are edges: all are found
+    f1 = measures.edges("canny", 128)[2].measure(torch.zeros(1, 3, 128, 128), [picture], readers)
+    assert float(f1) == pytest.approx(2 * share / (1 + share))
+
+
+def test_unlabelled_places_count_nowhere() -> None:
+    """Published classes come first; black is no class of ADE20K, and classes of one colour are one."""
+    case = pairs.alone(0, "seg")
+    labels = np.full((128, 128), -1)
+    labels[:64] = 5
+    read = torch.zeros(1, 128, 128, dtype=torch.long)
+    read[:, :32] = 5
+    readers = replace(blind_readers(), classes=lambda _: read)
+    iou = measures.class_iou(150)
+    iou.update(torch.zeros(1, 3, 128, 128), [replace(case, classes=labels)], readers)
+    assert iou.compute() == pytest.approx((0.5 + 0) / 2)
+    classes = partial(_classes_of, ADE20K_PALETTE)
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:2] = ADE20K_PALETTE[48]
+    assert classes([image])[0].tolist() == [[6] * 4] * 2 + [[-1] * 4] * 2
+    readers = replace(readers, classes_of=classes, maps={"seg": lambda pictures: stack(list(ADE20K_PALETTE[
+        np.full((len(pictures), 4, 4), 48)]))})  # fmt: skip
+    iou = measures.class_iou(150)
+    iou.update(torch.zeros(1, 3, 4, 4), [replace(case, images={"seg": image})], readers)
+    assert iou.compute() == 1
+
+
 def test_batches_hold_one_sort_of_task(tmp_path: Path) -> None:
     def maker(chunk: list[Task]) -> list[Image]:
         assert len({(task.method.name, tuple(task.images)) for task in chunk}) == 1
@@ -157,6 +250,10 @@ def test_a_folder_belongs_to_one_runs_settings(tmp_path: Path) -> None:
     settle(tmp_path, {"steps": 20, "weights": "ab"}, "choose another --out")
     with pytest.raises(UserError, match="steps: 20 -> 50"):
         settle(tmp_path, {"steps": 50, "weights": "ab"}, "choose another --out")
+    for damaged in ("{", "[1]", ""):
+        (tmp_path / "settings.json").write_text(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            settle(tmp_path, {"steps": 20}, "choose another --out")
 
 
 def test_costs_are_medians_and_maxima_by_method(tmp_path: Path) -> None:
@@ -220,3 +317,8 @@ def test_asymmetry_is_each_cases_own(monkeypatch: pytest.MonkeyPatch) -> None:
         found = {metric.name: metric.compute() for metric in one.metrics}
         assert found["asym"] > 0
         assert 0 < found["nasym"] < 1
+    networks[0].register_to_config(injection={"reading": "literal", "cap": 20.0, "granularity": "sample"})
+    trained = suite.score(reader(Path("nowhere")), 2, (), blind_readers())
+    plain = tables[0][0].metrics[0].rows[:2]
+    assert not torch.allclose(trained[0].metrics[0].rows, plain, rtol=1e-2), "its own injection counts"
+    torch.testing.assert_close(trained[1].metrics[0].rows, tables[0][1].metrics[0].rows[:2], rtol=1e-4, atol=0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Metric
@@ -34,6 +36,11 @@ def test_miou_counts_the_whole_set_and_skips_absent_classes() -> None:
     assert miou(rows) == pytest.approx((5 / 7 + 1 / 3) / 2)
 
 
+def test_unlabelled_places_count_nowhere() -> None:
+    seen, true = torch.tensor([[[0, 0], [1, 1]]]), torch.tensor([[[-1, 0], [1, -1]]])
+    assert overlap(seen, true, 2).tolist() == [[[1, 1], [1, 1]]]
+
+
 def test_psnr() -> None:
     a = torch.zeros(2, 3, 8, 8)
     b = a.clone()
@@ -56,6 +63,17 @@ def test_ssim_against_its_formula() -> None:
     wanted = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
     assert float(ssim(a, b)) == pytest.approx(float(wanted), abs=1e-12)
     assert float(ssim(a, a)) == pytest.approx(1)
+
+
+def test_ssim_is_scikit_images() -> None:
+    generator = np.random.default_rng(0)
+    first = generator.random((24, 31, 3))
+    second = (first + 0.2 * generator.random(first.shape)) / 1.2
+    wanted = structural_similarity(
+        first, second, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0
+    )
+    one, other = (torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in (first, second))
+    assert float(ssim(one, other)) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_rows_do_not_depend_on_the_batch() -> None:

@@ -13,9 +13,10 @@ from transformers import AutoModelForMaskGeneration, AutoModelForZeroShotObjectD
 
 from counterpoint.apps.annotators import load_model
 from counterpoint.evaluation.suite import Detect, Names, Segment, unstack
+from counterpoint.metrics.coco_mig import box_iou
 from counterpoint.types import Box
 
-_THRESHOLD = 0.25
+_THRESHOLD, _OVERLAP = 0.25, 0.8
 _LEAST = 0.002
 """Share of a picture below which a patch of one class is no thing."""
 
@@ -75,9 +76,20 @@ def load_detector(folder: Path, device: torch.device) -> Detect:
         found = processor.post_process_grounded_object_detection(
             network(**given), given["input_ids"], threshold=_THRESHOLD, text_threshold=_THRESHOLD
         )[0]
-        return [tuple(box) for box in found["boxes"].clamp(0, 1).tolist()]
+        kept = [found["boxes"][one] for one in _distinct(found["boxes"].tolist(), found["scores"].tolist())]
+        return [tuple(box.clamp(0, 1).tolist()) for box in kept]
 
     return detect
+
+
+def _distinct(boxes: Sequence[Box], scores: Sequence[float]) -> list[int]:
+    """Greedy non-maximum suppression: the numbers of boxes that no better one overlaps by more than the benchmark's
+    threshold, best first."""
+    kept: list[int] = []
+    for one in sorted(range(len(boxes)), key=lambda one: -scores[one]):
+        if all(box_iou(boxes[one], boxes[other]) <= _OVERLAP for other in kept):
+            kept.append(one)
+    return kept
 
 
 def load_mask_generator(folder: Path, device: torch.device) -> Segment:

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from counterpoint.conditions.layout import draw_layout
-from counterpoint.evaluation.report import Record, tables
+from counterpoint.evaluation.report import Record, best, number, tables
 from counterpoint.evaluation.suite import Finished, Task
 from counterpoint.pages import render
 from counterpoint.types import Image
@@ -38,12 +38,13 @@ def page(results: dict[str, Any], strips: Strips) -> str:
         results=results,
         tables=tables(results["rows"]),
         pace=pace,
-        timed=lambda group: [row for row in group if row["name"] in pace],
+        timed=lambda group, name: [row for row in group if row["name"] in pace and None not in _ends(row, name)],
         memory=results.get("peak_mb", {}),
         strips=strips,
         others=[strip for sort, several in strips.items() if sort not in shown for strip in several],
-        best=_best,
+        best=best,
         plot=_plot,
+        number=number,
     )
 
 
@@ -75,10 +76,8 @@ def _data(image: Image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _best(group: Sequence[Record], name: str) -> float:
-    values = [row["metrics"][name] for row in group]
-    pick = max if values[0]["higher"] else min
-    return float(pick(value["mean"] for value in values))
+def _ends(row: Record, name: str) -> list[float | None]:
+    return [row["metrics"][name][end] for end in ("low", "mean", "high")]
 
 
 def _plot(group: Sequence[Record], name: str, seconds: dict[str, float]) -> dict[str, Any]:

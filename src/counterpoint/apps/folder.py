@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from counterpoint.apps.readers import load_clip, load_pristine
+from counterpoint.apps.readers import load_clip, load_pristine, weights_file
 from counterpoint.apps.record import read_recipe
 from counterpoint.conditions.image import read_image
+from counterpoint.data.photos import METADATA, read_metadata
 from counterpoint.evaluation.suite import Row, stack
 from counterpoint.metrics.boundary import boundary_f, outlines
-from counterpoint.metrics.distribution import LEAST, frechet_distance, kernel_distance
+from counterpoint.metrics.distribution import LEAST, frechet_from, kernel_from
 from counterpoint.metrics.lpips import lpips
-from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, nearest_colour, overlap
+from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Metric, mean
 from counterpoint.metrics.niqe import ENLARGED, enlarged, is_small, luma, niqe
 from counterpoint.metrics.similarity import ms_ssim, mse, psnr, ssim
 from counterpoint.metrics.text import clip_score
 from counterpoint.models.inception import load_inception
-from counterpoint.models.load import TINY
+from counterpoint.models.load import TINY, locate
 from counterpoint.models.lpips import load_lpips
 from counterpoint.types import UserError
 
@@ -38,9 +38,9 @@ class Networks:
     """What measures may need, loaded when one does.
 
     Attributes:
-        inception: file with the Inception weights, for ``fid`` and ``kid``.
+        inception: file with the Inception weights, or a hub id that holds it, for ``fid`` and ``kid``.
         lpips: file with backbone and heads, for ``lpips``.
-        clip: a transformers CLIP folder, for ``clip``; default the tiny towers.
+        clip: a transformers CLIP folder or hub id, for ``clip``; default the tiny towers.
     """
 
     inception: Path | None = None
@@ -55,7 +55,7 @@ class Networks:
                 "fid and kid need the Inception weights: give --inception FILE.safetensors (the published "
                 "pt_inception-2015-12-05), or use tower_kid, which stands on the tiny family's image tower"
             )
-        return load_inception(self.inception)
+        return load_inception(weights_file(self.inception))
 
     @cached_property
     def perceptual(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -69,7 +69,7 @@ class Networks:
     def towers(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
         """Pictures and texts -> CLIP embeddings."""
         if self.clip is not None:
-            return load_clip(self.clip, self.clip, self.clip)
+            return load_clip(*[locate(str(self.clip))] * 3)
         return load_clip(*(TINY / part for part in ("image_encoder", "text_encoder", "tokenizer")))
 
 
@@ -80,21 +80,21 @@ class FolderMetric:
     Attributes:
         of: what it looks at.
         rows: ``(networks, pictures)``, and references or texts where it looks at pairs or texts.
-        reduce: from rows to a number; of a set, ``(rows, reference rows)``.
+        reduce: from rows to a number; of a set, from reference rows to that.
         higher: whether more is better.
         note: pictures -> what readers of the number must know.
     """
 
     of: Literal["picture", "text", "pair", "set"]
     rows: Callable[..., Tensor]
-    reduce: Callable[..., float] = mean
+    reduce: Callable[..., Any] = mean
     higher: bool = True
     note: Callable[[Tensor], str] = lambda _: ""
 
     def metric(self, name: str, rows: Tensor, note: str = "") -> Metric:
         """Finished rows under a name."""
-        made = Metric(name, lambda rows: rows, self.reduce, higher=self.higher)
-        made.update(rows)
+        made = Metric(name, self.rows, self.reduce, higher=self.higher)
+        made.add(rows)
         made.note = note
         return made
 
@@ -108,14 +108,20 @@ def _grey(pictures: Tensor) -> Tensor:
 
 
 def _classes(pictures: Tensor, references: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Colours of the reference are the classes; a picture's pixels take the nearest."""
-    images = [(one * 255).round().byte().permute(0, 2, 3, 1) for one in (pictures, references)]
-    palette = images[1].reshape(-1, 3).unique(dim=0)
-    if len(palette) > 512:
+    """Every colour of either is a class."""
+    both = (torch.stack([pictures, references]) * 255).round().int()
+    codes = both[:, :, 0] << 16 | both[:, :, 1] << 8 | both[:, :, 2]
+    colours, classes = codes.unique(return_inverse=True)
+    if len(colours) > 512:
         raise UserError(
-            f"a segmentation image has few colours, this one has {len(palette)}: it is a photograph or a JPEG"
+            f"segmentation images have few colours, these two have {len(colours)}: one is a photograph or a JPEG"
         )
-    return nearest_colour(images[0], palette), nearest_colour(images[1], palette), len(palette)
+    return classes[0], classes[1], len(colours)
+
+
+def _mask(pictures: Tensor) -> Tensor:
+    """Whatever is bright in some colour."""
+    return pictures.amax(1) > 0.5
 
 
 def _miou(_: Networks, pictures: Tensor, references: Tensor) -> Tensor:
@@ -139,13 +145,13 @@ METRICS = {
     "ms_ssim": FolderMetric("pair", lambda _, a, b: ms_ssim(a, b)),
     "lpips": FolderMetric("pair", lambda nets, a, b: nets.perceptual(a, b), higher=False),
     "depth_rmse": FolderMetric("pair", lambda _, a, b: depth_rmse(_grey(a), _grey(b)), higher=False),
-    "mask_iou": FolderMetric("pair", lambda _, a, b: mask_iou(_grey(a) > 0.5, _grey(b) > 0.5)),
+    "mask_iou": FolderMetric("pair", lambda _, a, b: mask_iou(_mask(a), _mask(b))),
     "miou": FolderMetric("pair", _miou),
     "boundary_f": FolderMetric("pair", _boundary),
-    "fid": FolderMetric("set", lambda nets, pictures: nets.inception_features(pictures), frechet_distance, False),
-    "kid": FolderMetric("set", lambda nets, pictures: nets.inception_features(pictures), kernel_distance, False),
-    "tower_fid": FolderMetric("set", lambda nets, pictures: nets.towers[0](pictures), frechet_distance, False),
-    "tower_kid": FolderMetric("set", lambda nets, pictures: nets.towers[0](pictures), kernel_distance, False),
+    "fid": FolderMetric("set", lambda nets, pictures: nets.inception_features(pictures), frechet_from, False),
+    "kid": FolderMetric("set", lambda nets, pictures: nets.inception_features(pictures), kernel_from, False),
+    "tower_fid": FolderMetric("set", lambda nets, pictures: nets.towers[0](pictures), frechet_from, False),
+    "tower_kid": FolderMetric("set", lambda nets, pictures: nets.towers[0](pictures), kernel_from, False),
 }
 """Name -> measure. ``tower_fid`` and ``tower_kid`` stand on a CLIP's image tower: they are no FID and no KID."""
 
@@ -176,7 +182,7 @@ def score_folders(
     kinds = {METRICS[name].of: name for name in names}
     if reference is None and kinds.keys() & {"pair", "set"}:
         raise UserError(f"{kinds.get('pair') or kinds['set']} compares two folders: give a second one")
-    files, others = _pictures(folder), {} if reference is None else _pictures(reference)
+    files, others = pictures_in(folder), {} if reference is None else pictures_in(reference)
     for name in names:
         _check_counts(name, len(files), len(others))
     pairs = _matched(folder, files, reference, others) if "pair" in kinds else {}
@@ -190,8 +196,9 @@ def score_folders(
         picture = stack([read_image(path)])
         for name in names:
             found[name].append(_row(METRICS[name], networks, picture, pairs.get(stem), texts.get(stem), path))
-            notes[name] = METRICS[name].note(picture) or notes.get(name, "")
-        single = [METRICS[name].metric(name, found[name][-1], notes[name]) for name in names if name not in sets]
+        said = {name: METRICS[name].note(picture) for name in names}
+        notes |= {name: note for name, note in said.items() if note or name not in notes}
+        single = [METRICS[name].metric(name, found[name][-1], said[name]) for name in names if name not in sets]
         rows += [Row(path.name, folder.name, tuple(single))] if single else []
         if listen is not None:
             listen(done, total)
@@ -213,11 +220,9 @@ def score_folders(
 
 def _set_metric(name: str, rows: Tensor, references: Tensor) -> Metric:
     """A distance whose interval comes from leaving out pictures of the first folder."""
-    distance = METRICS[name].reduce
-    metric = Metric(
-        name, lambda rows: rows, lambda rows: distance(rows, references.double()), higher=False, distinct=True
-    )
-    metric.update(rows)
+    one = METRICS[name]
+    metric = Metric(name, one.rows, one.reduce(references), higher=one.higher, distinct=True)
+    metric.add(rows)
     return metric
 
 
@@ -238,10 +243,18 @@ def _row(
     return metric.rows(networks, picture, reference)
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def pictures_in(folder: Path) -> dict[str, Path]:
+    """Name without suffix -> picture.
+
+    Raises:
+        UserError: there are none, or two of a name.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURES}
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURES and files.setdefault(path.stem, path) != path:
+            raise UserError(f"{files[path.stem]} and {path.name} differ in their suffix only: which one is meant?")
     if not files:
         raise UserError(f"there are no pictures in {folder} ({', '.join(sorted(PICTURES))})")
     return files
@@ -260,10 +273,10 @@ def _matched(folder: Path, files: dict[str, Path], reference: Path, others: dict
 
 def _texts(folder: Path, files: dict[str, Path]) -> dict[str, str]:
     """Prompts: from ``metadata.jsonl``, else from the recipes inside the pictures."""
-    listing = folder / "metadata.jsonl"
+    listing = folder / METADATA
     if listing.is_file():
-        lines = [json.loads(line) for line in listing.read_text().splitlines() if line.strip()]
-        texts = {Path(line["file_name"]).stem: line["text"] for line in lines if "text" in line}
+        rows = {row["file_name"]: row for row in read_metadata(folder)}
+        texts = {stem: rows[path.name]["text"] for stem, path in files.items() if "text" in rows.get(path.name, {})}
     else:
         texts = {}
         for stem, path in files.items():

@@ -199,7 +199,10 @@ def weights_file(source: Path) -> Path:
 
 
 def _classes_of(palette: np.ndarray, images: Sequence[Image]) -> Tensor:
-    return nearest_colour(torch.from_numpy(np.stack(images)), torch.tensor(palette))
+    """Classes by colour; -1 where it is black and no class is."""
+    pixels = torch.from_numpy(np.stack(images))
+    unlabelled = ~pixels.any(-1) & bool(palette.any(-1).all())
+    return torch.where(unlabelled, -1, nearest_colour(pixels, torch.tensor(palette)))
 
 
 def _coloured(classes: Read, palette: np.ndarray) -> Read:

@@ -18,11 +18,19 @@ from counterpoint.types import UserError
 
 KEY = "counterpoint"
 SCHEMA = 1
+_PACKAGES = (
+    "counterpoint", "diffusers", "torch", "transformers", "compel", "peft", "numpy", "pillow", "opencv-python-headless",
+    "openvino",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
-    """What the result depends on."""
-    return {name: importlib.metadata.version(name) for name in ("counterpoint", "diffusers", "torch", "transformers")}
+    """What the result depends on; of what is not installed there is none."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def platform_facts(device: str) -> dict[str, object]:
@@ -30,7 +38,22 @@ def platform_facts(device: str) -> dict[str, object]:
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    return {"system": platform.system(), "device": name, "threads": torch.get_num_threads()}
+    return {
+        "system": platform.system(),
+        "device": name,
+        "processor": _processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    """The CPU's model; what :mod:`platform` says of it is empty on most Linux systems."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def save_png(picture: PIL.Image.Image, path: Path, recipe: dict[str, Any]) -> None:
@@ -85,20 +108,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: the place cannot be written.
     """
-    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+    write_text(path, json.dumps(content, indent=1, default=str, allow_nan=False) + "\n")
 
 
 def settle(folder: Path, settings: dict[str, Any], remedy: str) -> None:
     """Let a folder belong to one run's settings, which are written to its ``settings.json``.
 
     Raises:
-        UserError: it holds pictures made with others; ``remedy`` ends the message.
+        UserError: it holds pictures made with others, ``remedy`` ends the message; or its file is damaged.
     """
     path = folder / "settings.json"
     if not path.exists():
         write_json(path, settings)
         return
-    before = json.loads(path.read_text())
+    try:
+        before = {**json.loads(path.read_text())}
+    except (OSError, ValueError, TypeError):
+        raise UserError(
+            f"{path} is damaged: it no longer says how the pictures beside it were made; {remedy}"
+        ) from None
     keys = dict.fromkeys([*before, *settings])
     changed = [
         f"{key}: {before.get(key)} -> {settings.get(key)}" for key in keys if before.get(key) != settings.get(key)
@@ -135,9 +163,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         with PIL.Image.open(path) as picture:
             recipe = json.loads(picture.text[KEY])
-    except (OSError, SyntaxError, AttributeError):
+    except (OSError, SyntaxError, AttributeError, PIL.Image.DecompressionBombError):
         raise UserError(f"{path} is not a PNG that can be read") from None
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise UserError(f"{path} carries no counterpoint recipe") from None
     if not isinstance(recipe, dict) or not isinstance(recipe.get("schema"), int):
         raise UserError(f"{path} carries no counterpoint recipe")

@@ -38,6 +38,8 @@ class Case:
         photos: label -> the picture that the control was read from.
         person: where the person of the pose stands, ``(h, w)`` bool, if the case has one.
         subject: the word of the prompt for what the first control shows, if it shows something that the prompt names.
+        names: label -> how the publisher of its photo calls it.
+        classes: the class of each place ``(h, w)`` where it was published, -1 where it is unlabelled.
     """
 
     prompt: str
@@ -47,6 +49,7 @@ class Case:
     person: np.ndarray | None = None
     subject: str = ""
     names: dict[str, str] = field(default_factory=dict)
+    classes: np.ndarray | None = None
 
 
 def conflicting(number: int, background: str = "seg", split: str = "test") -> Case:

@@ -25,7 +25,7 @@ def leaderboard(results: Sequence[dict[str, Any]], schema: int) -> str:
         schema: the version of the records that this program writes.
 
     Raises:
-        UserError: a record of another version, or with no rows.
+        UserError: a record of another version, with no rows, or one that lacks something.
     """
     parts = [_HEAD]
     papers = json.loads((files("counterpoint.evaluation") / "published.json").read_text())
@@ -36,7 +36,10 @@ def leaderboard(results: Sequence[dict[str, Any]], schema: int) -> str:
                 f"the results of {one.get('suite')!r} have {said}; this program reads schema {schema}: "
                 "run the suite again"
             )
-        parts.append(f"## {one['suite']}\n\n{_measured(one)}")
+        try:
+            parts.append(f"## {one['suite']}\n\n{_measured(one)}")
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise UserError(f"the results of {one['suite']!r} lack {error}: run the suite again") from None
         parts += [_published(paper) for paper in papers if paper["suite"] == one["suite"]]
     return "\n".join(parts)
 
@@ -53,6 +56,7 @@ def _measured(result: dict[str, Any]) -> str:
 
 def _published(table: dict[str, Any]) -> str:
     lines = [["", *table["measures"]], ["---"] * (1 + len(table["measures"]))]
-    lines += [[name, *(f"{value:g}" for value in values)] for name, values in table["rows"].items()]
+    for name, values in table["rows"].items():
+        lines.append([name, *("–" if value is None else str(value) for value in values)])
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"*As published*: {table['paper']}, {table['case']}; {table['settings']}.\n\n{body}\n"

@@ -56,6 +56,9 @@ def make(
 ) -> None:
     """Make every picture that is not there yet as ``folder/<key>.png``; each appears whole or not at all.
 
+    Batches are those of all tasks, and one that lacks a picture is made again whole: a picture's neighbours decide how
+    its numbers are rounded, so a run that was killed gives what one that was not would have.
+
     Args:
         tasks: what to make; keys are unique.
         execute: who makes it.
@@ -63,9 +66,11 @@ def make(
         batch: pictures at a time.
         listen: hears ``(pictures done, pictures in all)``.
     """
-    missing = [task for task in tasks if not _path(folder, task.key).exists()]
-    done = len(tasks) - len(missing)
-    for made in execute(list(_batches(missing, batch))) if missing else ():
+    missing = [
+        several for several in _batches(tasks, batch) if not all(_path(folder, one.key).exists() for one in several)
+    ]
+    done = len(tasks) - sum(map(len, missing))
+    for made in execute(missing) if missing else ():
         _note(folder, made)
         for task, picture in zip(made.tasks, made.pictures, strict=True):
             path = _path(folder, task.key)

@@ -6,7 +6,7 @@ Where the papers give no definition, ``docs/evaluation.md`` has ours. Every func
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint.data.pairs import Case
-from counterpoint.evaluation.suite import Readers, stack
+from counterpoint.evaluation.suite import Readers, stack, unstack
+from counterpoint.metrics.boundary import boundary_f
 from counterpoint.metrics.distribution import LEAST, frechet_distance, kernel_distance
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.niqe import ENLARGED, enlarged, is_small, luma, niqe
 from counterpoint.metrics.silence import l1_cycle, total_variance
-from counterpoint.metrics.similarity import mse, ssim
+from counterpoint.metrics.similarity import SMALLEST, ms_ssim, mse, psnr, ssim
 from counterpoint.metrics.text import clip_score
 
 
@@ -130,18 +131,35 @@ def depth_error() -> Metric:
 
 
 def class_iou(count: int) -> Metric:
-    """mIoU of the segmentation read back."""
+    """mIoU of the segmentation read back, against the published classes where there are some.
+
+    Without, both sides go through the palette: two of ADE20K's classes have one colour and count as one.
+    """
 
     def measure(pictures: Tensor, cases: Sequence[Case], readers: Readers) -> Tensor:
-        return overlap(readers.classes(pictures), readers.classes_of([case.images["seg"] for case in cases]), count)
+        labels = [case.classes for case in cases if case.classes is not None]
+        if len(labels) == len(cases):
+            return overlap(readers.classes(pictures), torch.from_numpy(np.stack(labels)), count)
+        found = readers.classes_of(unstack(readers.maps["seg"](pictures)))
+        return overlap(found, readers.classes_of([case.images["seg"] for case in cases]), count)
 
     return Metric("miou", measure, miou)
 
 
-def map_ssim(kind: str) -> Metric:
-    """Structural similarity of the condition read back."""
+def edges(kind: str, side: int) -> list[Metric]:
+    """Structural similarity of the edges read back, over five scales where pictures are large enough for it, as
+    ControlNet++ has it; of binary ones also PSNR and F1."""
+    similar = ("ms_ssim", ms_ssim) if side >= SMALLEST else ("ssim", ssim)
+    measures = [similar] if kind == "hed" else [similar, ("psnr", psnr), ("f1", _pixel_f1)]
+    return [Metric(f"{name}_{kind}", _of_map(kind, measure)) for name, measure in measures]
 
-    def measure(pictures: Tensor, cases: Sequence[Case], readers: Readers) -> Tensor:
-        return ssim(readers.maps[kind](pictures)[:, :1], stack([case.images[kind] for case in cases])[:, :1])
 
-    return Metric(f"ssim_{kind}", measure)
+def _of_map(kind: str, measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def compare(pictures: Tensor, cases: Sequence[Case], readers: Readers) -> Tensor:
+        return measure(readers.maps[kind](pictures)[:, :1], stack([case.images[kind] for case in cases])[:, :1])
+
+    return compare
+
+
+def _pixel_f1(found: Tensor, wanted: Tensor) -> Tensor:
+    return boundary_f(found[:, 0] > 0.5, wanted[:, 0] > 0.5, radius=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -30,8 +31,12 @@ def records(rows: Sequence[Row], model: str) -> list[Record]:
 
 
 def _value(one: Resampled) -> dict[str, Any]:
-    note = {"note": one.metric.note} if one.metric.note else {}
-    return {**asdict(one.interval()), "higher": one.metric.higher, **note}
+    """Its interval; ``None`` for what is not finite, which JSON cannot hold."""
+    found = {end: value if math.isfinite(value) else None for end, value in asdict(one.interval()).items()}
+    rows = one.metric.rows
+    lost = int((~rows.isfinite().reshape(len(rows), -1).all(1)).sum())
+    notes = [one.metric.note] * bool(one.metric.note) + [f"no finite number for {lost} of {len(rows)}"] * bool(lost)
+    return {**found, "higher": one.metric.higher, **({"note": "; ".join(notes)} if notes else {})}
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
@@ -60,7 +65,7 @@ def plain(rows: Sequence[Record]) -> str:
     """Aligned text: one line a measure, ``mean [low, high]``."""
     lines = [("case", "name", "measure", "mean", "95 % interval")]
     lines += [
-        (row["case"], row["name"], _measure(name, value), _number(value["mean"]), _bounds(value))
+        (row["case"], row["name"], _measure(name, value), number(value["mean"]), _bounds(value))
         for row in rows
         for name, value in row["metrics"].items()
     ]
@@ -75,8 +80,10 @@ def markdown(rows: Sequence[Record]) -> str:
     for case, group in tables(rows):
         header = ["", *(_measure(name, value) for name, value in group[0]["metrics"].items())]
         lines = [header, ["---"] * len(header)]
-        lines += [[row["name"], *(_cell(name, row, group, "**{}**") for name in row["metrics"])] for row in group]
-        made.append(f"**{case}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        lines += [
+            [_pipes(row["name"]), *(_cell(name, row, group, "**{}**") for name in row["metrics"])] for row in group
+        ]
+        made.append(f"**{_pipes(case)}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join([*made, *_notes(rows)]) + "\n"
 
 
@@ -94,7 +101,7 @@ def latex(rows: Sequence[Record]) -> str:
         made.append(
             "\n".join(
                 [
-                    f"% {case}",
+                    f"% {' '.join(case.split())}",
                     rf"\begin{{tabular}}{{l{'c' * len(names)}}}",
                     r"\hline",
                     header + r" \\",
@@ -118,11 +125,17 @@ def tables(rows: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 def _cell(name: str, row: Record, group: Sequence[Record], bold: str) -> str:
     value = row["metrics"][name]
-    means = [one["metrics"][name]["mean"] for one in group]
-    best = max(means) if value["higher"] else min(means)
-    text = _number(value["mean"])
-    half = (value["high"] - value["low"]) / 2
-    return f"{bold.format(text) if len(group) > 1 and value['mean'] == best else text} ± {_number(half)}"
+    text = number(value["mean"])
+    if len(group) > 1 and value["mean"] is not None and value["mean"] == best(group, name):
+        text = bold.format(text)
+    return text if value["low"] is None else f"{text} ± {number((value['high'] - value['low']) / 2)}"
+
+
+def best(group: Sequence[Record], name: str) -> float | None:
+    """The best mean of a measure, of the rows that have one."""
+    values = [row["metrics"][name] for row in group if row["metrics"][name]["mean"] is not None]
+    pick = max if group[0]["metrics"][name]["higher"] else min
+    return pick((float(value["mean"]) for value in values), default=None)
 
 
 def _measure(name: str, value: Record) -> str:
@@ -137,12 +150,26 @@ def _notes(rows: Sequence[Record]) -> list[str]:
 
 
 def _bounds(value: Record) -> str:
-    return f"[{_number(value['low'])}, {_number(value['high'])}]"
+    return f"[{number(value['low'])}, {number(value['high'])}]"
 
 
-def _number(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+def number(value: float | None) -> str:
+    """Three digits after the point, or of what is small three in all; a dash for what is not finite."""
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
+
+
+_LATEX = str.maketrans(
+    {one: rf"\{one}" for one in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+)
 
 
 def _escape(text: str) -> str:
-    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&").replace("^", r"\^{}")
+    return text.translate(_LATEX)
+
+
+def _pipes(text: str) -> str:
+    """A name in a Markdown table."""
+    return text.replace("|", r"\|")

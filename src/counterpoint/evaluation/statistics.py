@@ -91,11 +91,17 @@ def _with_replacement(rows: Rows, reduce: Reduce, draws: int = DRAWS, seed: int 
 
 
 def _percentile_interval(mean: float, draws: Tensor) -> Interval:
+    """``nan`` at both ends where a draw is not finite."""
+    if not draws.isfinite().all():
+        return Interval(mean, float("nan"), float("nan"))
     low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(mean, low, high)
 
 
 def _without_groups(rows: Rows, reduce: Reduce) -> Tensor:
+    """``nan`` where too few samples would be left for a set."""
+    if len(rows) < 3:
+        return torch.full((1,), torch.nan, dtype=torch.float64)
     groups = min(GROUPS, len(rows))
     group = torch.arange(len(rows)) % groups
     return torch.tensor([reduce(rows[group != one]) for one in range(groups)], dtype=torch.float64)

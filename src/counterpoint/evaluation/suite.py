@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -56,6 +57,23 @@ class Method:
         return self.name.replace(" ", ",").replace(":", "_").replace("/", "_")
 
 
+class Packed(Mapping[str, Image]):
+    """Condition images in little memory: a suite at the papers' size has tens of thousands at a time."""
+
+    def __init__(self, images: Mapping[str, Image]) -> None:
+        self._packed = {label: (image.shape, zlib.compress(image.tobytes(), 1)) for label, image in images.items()}
+
+    def __getitem__(self, label: str) -> Image:
+        shape, packed = self._packed[label]
+        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """One picture to make.
@@ -104,8 +122,10 @@ class Readers:
     Attributes:
         maps: kind -> what reads a control back: pictures to condition images, both ``(b, 3, h, w)`` in 0..1.
         person: pictures -> where people are, ``(b, h, w)`` bool.
+        joints: pictures -> a person's joints ``(b, 18, 2)`` in pixels, x and y in OpenPose's order, ``nan`` where one is
+            not known.
         classes: pictures -> class indices ``(b, h, w)``.
-        classes_of: segmentation images -> class indices ``(b, h, w)``.
+        classes_of: segmentation images -> class indices ``(b, h, w)``, -1 where unlabelled.
         embed_pictures: pictures -> CLIP embeddings ``(b, d)``.
         embed_texts: texts -> CLIP embeddings ``(b, d)``.
         pristine: NIQE's model.
@@ -117,6 +137,7 @@ class Readers:
 
     maps: Mapping[str, Callable[[Tensor], Tensor]]
     person: Callable[[Tensor], Tensor]
+    joints: Callable[[Tensor], Tensor]
     classes: Callable[[Tensor], Tensor]
     classes_of: Callable[[Sequence[Image]], Tensor]
     embed_pictures: Callable[[Tensor], Tensor]

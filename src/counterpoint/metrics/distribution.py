@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 
+from counterpoint.metrics.metric import Reduce
 from counterpoint.types import UserError
 
 Features = Float[Tensor, "_ d"]
@@ -22,11 +23,21 @@ def frechet_distance(features: Features, references: Features) -> float:
     Raises:
         UserError: fewer than two samples in a set.
     """
-    _check(features, references)
-    metric = FrechetInceptionDistance(feature=_AsIs(features.shape[1]), normalize=True)
-    metric.update(references.double(), real=True)
-    metric.update(features.double(), real=False)
-    return float(metric.compute())
+    return frechet_from(references)(features)
+
+
+def frechet_from(references: Features) -> Reduce:
+    """:func:`frechet_distance` from one set to many, of which only the others are looked at again each time."""
+    centre, spread = _gaussian(references)
+    values, vectors = torch.linalg.eigh(spread)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+    def distance(features: Tensor) -> float:
+        mean, covariance = _gaussian(features)
+        cross = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
+        return float((mean - centre).square().sum() + covariance.trace() + spread.trace() - 2 * cross)
+
+    return distance
 
 
 def kernel_distance(features: Features, references: Features) -> float:
@@ -39,33 +50,36 @@ def kernel_distance(features: Features, references: Features) -> float:
     Raises:
         UserError: fewer than two samples in a set.
     """
-    _check(features, references)
-    x, y = features.double(), references.double()
-    within = sum(_off_diagonal_mean(_kernel(rows, rows)) for rows in (x, y))
-    return float(within - 2 * _kernel(x, y).mean())
+    return kernel_from(references)(features)
+
+
+def kernel_from(references: Features) -> Reduce:
+    """:func:`kernel_distance` from one set to many."""
+    y = _set(references)
+    own = _within(y)
+
+    def distance(features: Tensor) -> float:
+        x = _set(features)
+        return float(_within(x) + own - 2 * _kernel(x, y).mean())
+
+    return distance
+
+
+def _set(rows: Tensor) -> Tensor:
+    if len(rows) < 2:
+        raise UserError(f"a distance of two sets wants at least two samples in each, got {len(rows)}")
+    return rows.double()
+
+
+def _gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
+    return _set(rows).mean(0), torch.cov(rows.double().T)
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _off_diagonal_mean(square: Tensor) -> Tensor:
-    n = len(square)
-    return (square.sum() - square.trace()) / (n * (n - 1))
-
-
-def _check(*sets: Tensor) -> None:
-    for rows in sets:
-        if len(rows) < 2:
-            raise UserError(f"a distance of two sets wants at least two samples in each, got {len(rows)}")
-
-
-class _AsIs(nn.Module):
-    """What torchmetrics takes for a network: features pass through."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.num_features = size
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+def _within(x: Tensor) -> Tensor:
+    """Mean over all pairs of two different samples."""
+    square = _kernel(x, x)
+    return (square.sum() - square.trace()) / (len(x) * (len(x) - 1))

@@ -20,10 +20,14 @@ def mask_iou(mask: Bool[Tensor, "b h w"], wanted: Bool[Tensor, "b h w"]) -> Floa
 
 
 def overlap(classes: Int[Tensor, "b h w"], wanted: Int[Tensor, "b h w"], count: int) -> Float[Tensor, "b k 2"]:
-    """Intersection and union in pixels of each of ``count`` classes: the rows from which :func:`miou` is made."""
+    """Intersection and union in pixels of each of ``count`` classes: the rows from which :func:`miou` is made.
+
+    Places whose wanted class is negative are unlabelled and count nowhere.
+    """
     rows = []
     for seen, true in zip(classes, wanted, strict=True):
-        pairs = torch.bincount((true.long() * count + seen.long()).flatten(), minlength=count**2)
+        known = true >= 0
+        pairs = torch.bincount(true[known].long() * count + seen[known].long(), minlength=count**2)
         pairs = pairs.reshape(count, count).double()
         both = pairs.diagonal()
         rows.append(torch.stack([both, pairs.sum(0) + pairs.sum(1) - both], -1))

@@ -50,11 +50,15 @@ class Metric:
         """Take in a batch.
 
         Raises:
-            ValueError: a tensor of it holds NaN.
+            UserError: a tensor of it holds NaN.
         """
         if any(isinstance(part, Tensor) and part.is_floating_point() and part.isnan().any() for part in batch):
             raise UserError(f"{self.name}: a picture or map holds values that are not numbers")
-        self._rows.append(self.measure(*batch).detach().to("cpu", torch.float64))
+        self.add(self.measure(*batch))
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows that were measured elsewhere; a sample that has no number is ``nan`` in them."""
+        self._rows.append(rows.detach().to("cpu", torch.float64))
 
     @property
     def rows(self) -> Rows:

@@ -19,7 +19,7 @@ from counterpoint.types import UserError
 
 BLOCK = 96
 """Side of a patch in pixels at the first of two scales."""
-ENLARGED = "enlarged to 512 x 512 by a cubic first"
+ENLARGED = "shorter side enlarged to 512 pixels by a cubic first"
 _SHAPES = np.arange(0.2, 10.001, 0.001)
 _RATIOS = gamma(2 / _SHAPES) ** 2 / (gamma(1 / _SHAPES) * gamma(3 / _SHAPES))
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
@@ -40,13 +40,14 @@ def is_small(pictures: Float[Tensor, "b c h w"]) -> bool:
 
 
 def enlarged(pictures: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c H W"]:
-    """Pictures whose shorter side is under two patches, brought to 512 x 512 by a cubic; others as they are.
+    """Pictures whose shorter side is under two patches, by a cubic to one of 512 pixels; others as they are.
 
     Their numbers compare with each other only.
     """
     if not is_small(pictures):
         return pictures
-    return F.interpolate(pictures, size=(512, 512), mode="bicubic").clamp(0, 1)
+    size = [round(512 * side / min(pictures.shape[2:])) for side in pictures.shape[2:]]
+    return F.interpolate(pictures, size=size, mode="bicubic").clamp(0, 1)
 
 
 def luma(pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:

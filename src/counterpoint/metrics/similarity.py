@@ -12,6 +12,8 @@ from torchmetrics.functional.image import (
 from counterpoint.types import UserError
 
 Pictures = Float[Tensor, "b c h w"]
+SMALLEST = 176
+"""Side in pixels below which the window does not fit MS-SSIM's coarsest scale."""
 
 
 def mse(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
@@ -29,7 +31,12 @@ def ssim(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
 
     Wang et al. 2004 with the 11 x 11 Gaussian window of sigma 1.5, averaged over the windows that lie wholly inside
     the picture, as scikit-image has it.
+
+    Raises:
+        UserError: a side is shorter than the window.
     """
+    if min(pictures.shape[2:]) < 11:
+        raise UserError(f"SSIM wants sides of at least 11 pixels, got {tuple(pictures.shape[2:])}")
     _, everywhere = structural_similarity_index_measure(
         pictures.double(), references.double(), sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
     )
@@ -40,10 +47,10 @@ def ms_ssim(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
     """Structural similarity over five scales of each picture, 0..1; values in 0..1 (Wang et al. 2003).
 
     Raises:
-        UserError: a side is shorter than 176 pixels: the window does not fit the coarsest scale.
+        UserError: a side is shorter than :data:`SMALLEST`.
     """
-    if min(pictures.shape[2:]) < 176:
-        raise UserError(f"MS-SSIM wants sides of at least 176 pixels, got {tuple(pictures.shape[2:])}; use ssim")
+    if min(pictures.shape[2:]) < SMALLEST:
+        raise UserError(f"MS-SSIM wants sides of at least {SMALLEST} pixels, got {tuple(pictures.shape[2:])}; use ssim")
     score = multiscale_structural_similarity_index_measure(
         pictures.double(), references.double(), sigma=1.5, kernel_size=11, data_range=1.0, reduction="none"
     )

@@ -17,7 +17,7 @@ def say(text: str) -> None:
 
 def record(values: dict[str, Any]) -> None:
     """One machine-readable record on stdout."""
-    print(json.dumps(values, default=str), flush=True)
+    print(json.dumps(values, default=str, allow_nan=False), flush=True)
 
 
 def quiet_libraries() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from counterpoint.data.pairs import Case, Layout
 from counterpoint.evaluation import measures
-from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack
+from counterpoint.evaluation.suite import CHUNK, Finished, Method, Packed, Readers, Row, Task, stack
 from counterpoint.metrics.metric import Metric
 from counterpoint.types import UserError
 
@@ -78,9 +78,10 @@ class FusionSuite:
     def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
         """Seeds are the numbers of the cases; a case is built once for all methods."""
         return [
-            Task(_key(method, name, number), case.prompt, number, case.images, method, case.subject)
+            Task(_key(method, name, number), case.prompt, number, images, method, case.subject)
             for name, sort in self.sorts.items()
             for number, case in enumerate(map(sort.build, range(n)))
+            for images in [Packed(case.images)]
             for method in methods
         ]
 
@@ -138,15 +139,15 @@ def _silent(kinds: Sequence[str], features_of: str, n: int) -> list[Metric]:
     return [*(measure(kind) for measure in each for kind in kinds), measures.clip()]
 
 
-def _single(kind: str, classes: int, features_of: str, n: int) -> list[Metric]:
+def _single(kind: str, classes: int, side: int, features_of: str, n: int) -> list[Metric]:
     obeyed = {
-        "canny": partial(measures.map_ssim, "canny"),
-        "hed": partial(measures.map_ssim, "hed"),
-        "depth": measures.depth_error,
-        "pose": measures.person_iou,
-        "seg": partial(measures.class_iou, classes),
+        "canny": lambda: measures.edges("canny", side),
+        "hed": lambda: measures.edges("hed", side),
+        "depth": lambda: [measures.depth_error()],
+        "pose": lambda: [measures.person_iou()],
+        "seg": lambda: [measures.class_iou(classes)],
     }
-    return [obeyed[kind](), measures.region_distance(kind, features_of, n), measures.clip()]
+    return [*obeyed[kind](), measures.region_distance(kind, features_of, n), measures.clip()]
 
 
 def conflicting(cases: Cases) -> FusionSuite:
@@ -188,11 +189,11 @@ def silent(cases: Cases) -> FusionSuite:
     )
 
 
-def single(cases: Cases) -> FusionSuite:
-    """One control at a time."""
+def single(cases: Cases, side: int) -> FusionSuite:
+    """One control at a time, on pictures of ``side`` pixels."""
     return FusionSuite(
         {
-            kind: Sort((kind,), partial(cases.alone, kind=kind), partial(_single, kind, cases.CLASSES))
+            kind: Sort((kind,), partial(cases.alone, kind=kind), partial(_single, kind, cases.CLASSES, side))
             for kind in ("canny", "hed", "depth", "pose", "seg")
         }
     )
