@@ -134,6 +134,21 @@ def test_masks_and_gates_are_those_of_our_pipeline(parts: dict) -> None:
     assert not torch.equal(run(noise, control_mask={"1": left}), run(noise))
 
 
+def test_flux_takes_features_in_by_a_rule(parts: dict) -> None:
+    def plus(host: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
+        return host + control
+
+    pipe, call = families.flux(parts)
+    wanted = call()
+    with attach(pipe, Fusion("mine", "", FUSIONS["sum"].combine, inject=plus)):
+        assert torch.equal(call(), wanted)
+    with attach(pipe, "minimal-impact"):
+        other = call()
+    assert torch.isfinite(other).all()
+    assert not torch.equal(other, wanted)
+    assert torch.equal(call(), wanted)
+
+
 def test_keys_are_lent_in_flux(parts: dict) -> None:
     """By default everywhere, as the paper has it; an empty mask lends as if the subject were nowhere, not nothing."""
     pipe, call = families.flux(parts)
@@ -252,7 +267,7 @@ def test_what_does_not_fit_is_said(parts: dict, spoil: Callable[[Any], None] | N
         ("adapters", {"fusion": "cross", "subject": "person"}, "MultiAdapter has no keys to lend"),
         ("flux", {"fusion": "maxfusion"}, "cannot walk FluxMultiControlNetModel"),
         ("flux", {"fusion": "pix", "gate_silence": True}, "sees encoded images"),
-        ("adapters", {"fusion": "minimal-impact"}, "MultiAdapter feeds none: try mgda"),
+        ("adapters", {"fusion": "minimal-impact"}, "MultiAdapter is none: try mgda"),
         ("adapters", {"fusion": "0:pix,0.5:sum"}, "it can have one rule only"),
         ("union", {"fusion": "cross-authors"}, "cannot walk MultiControlNetUnionModel"),
     ],

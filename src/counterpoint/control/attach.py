@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -45,6 +46,27 @@ def injecting(unet: UNet2DConditionModel, residuals: Residuals, inject: Inject) 
         for block in unet.up_blocks:
             stack.callback(block.register_forward_pre_hook(decoder, with_kwargs=True).remove)
         stack.callback(unet.mid_block.register_forward_hook(lambda _, __, output: inject(output, residuals.mid)).remove)
+        yield
+
+
+@contextmanager
+def injecting_blocks(
+    blocks: nn.ModuleList, samples: Sequence[Tensor], inject: Inject, repeated: bool = False
+) -> Iterator[None]:
+    """Let a FLUX transformer's double or single blocks take control features in by a rule of their own.
+
+    With ``torch.add`` it is diffusers' own ``controlnet_block_samples``, bit for bit: each sample serves a run of
+    blocks, or all serve in turns where they are ``repeated``.
+    """
+    run = math.ceil(len(blocks) / len(samples))
+
+    def after(control: Tensor) -> Any:
+        return lambda _, __, output: (output[0], inject(output[1], control))
+
+    with ExitStack() as stack:
+        for number, block in enumerate(blocks):
+            control = samples[number % len(samples) if repeated else number // run]
+            stack.callback(block.register_forward_hook(after(control)).remove)
         yield
 
 

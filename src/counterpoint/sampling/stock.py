@@ -21,7 +21,7 @@ from diffusers import (
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.control.attach import hints_encoded_once, injecting
+from counterpoint.control.attach import hints_encoded_once, injecting, injecting_blocks
 from counterpoint.control.coverage import covered, is_silenced
 from counterpoint.control.keys import Lending
 from counterpoint.control.lockstep import Walk
@@ -67,7 +67,7 @@ def attached(
         stack.enter_context(hints_encoded_once([one for one in inside.networks if _is_plain(one)]))
         stack.enter_context(_replaced(inside.container, _slot(inside.container), inside.controls))
         if inside.watches_host:
-            stack.enter_context(_replaced(pipeline.unet, _slot(pipeline.unet), inside.host))
+            stack.enter_context(_replaced(inside.model, _slot(inside.model), inside.host))
         if hasattr(pipeline, "encode_prompt"):
             stack.enter_context(_replaced(pipeline, "encode_prompt", inside.prompt))
         yield
@@ -90,6 +90,7 @@ class _Inside:
         self.pipeline, self.fusion, self.regions, self.gate_silence = pipeline, fusion, regions, gate_silence
         self.container = find_container(pipeline)
         self.networks = networks_of(self.container)
+        self.model: Any = pipeline.transformer if isinstance(self.container, FLUX) else pipeline.unet
         self.names, self.foreground = list(names), list(foreground)
         self.subject, self.subject_masks = list(subject), list(subject_masks)
         self.lending: Lending | None = None
@@ -175,12 +176,28 @@ class _Inside:
         moment = self._moment(call["timestep"])
         rule = self.fusion.during(moment.progress)
         with ExitStack() as stack:
-            if rule.inject is not torch.add and call.get("mid_block_additional_residual") is not None:
-                down, mid = call.pop("down_block_additional_residuals"), call.pop("mid_block_additional_residual")
-                stack.enter_context(injecting(self.pipeline.unet, Residuals(tuple(down), mid), rule.inject))
-            size = (call["sample"].shape[2], call["sample"].shape[3])
-            stack.enter_context(finding_subjects(self.pipeline.unet, self.lending, size))
+            if rule.inject is not torch.add:
+                self._inject(call, rule, stack)
+            if "sample" in call:
+                size = (call["sample"].shape[2], call["sample"].shape[3])
+                stack.enter_context(finding_subjects(self.model, self.lending, size))
             return original(**call)
+
+    def _inject(self, call: dict[str, Any], rule: Fusion, stack: ExitStack) -> None:
+        """Take the control features out of a host's call, and let them in by the rule."""
+        if isinstance(self.container, FLUX):
+            repeated = call.get("controlnet_blocks_repeat", False)
+            for kind, blocks in (
+                ("controlnet_block_samples", self.model.transformer_blocks),
+                ("controlnet_single_block_samples", self.model.single_transformer_blocks),
+            ):
+                samples = call.pop(kind, None)
+                if samples is not None:
+                    turns = repeated and blocks is self.model.transformer_blocks
+                    stack.enter_context(injecting_blocks(blocks, samples, rule.inject, turns))
+        elif call.get("mid_block_additional_residual") is not None:
+            down, mid = call.pop("down_block_additional_residuals"), call.pop("mid_block_additional_residual")
+            stack.enter_context(injecting(self.model, Residuals(tuple(down), mid), rule.inject))
 
     def _moment(self, timestep: Any) -> Moment:
         """Where the pipeline's scheduler stands; adapters run once, before the first step."""
@@ -255,11 +272,11 @@ class _Inside:
             )
         if walks and not isinstance(self.container, WALKED):
             raise UserError(f"{self.fusion.name} walks ControlNets side by side and cannot walk {kind}; try cross")
-        if any(rule.inject is not torch.add for rule in self.fusion.rules) and not isinstance(self.container, UNETS):
-            raise UserError(f"{self.fusion.name} changes how a U-Net takes features in; {kind} feeds none: try mgda")
+        if any(rule.inject is not torch.add for rule in self.fusion.rules) and isinstance(self.container, ADAPTERS):
+            raise UserError(f"{self.fusion.name} changes how ControlNets are taken in, and {kind} is none: try mgda")
         reached = [self.container]
         reached += [module for network in self.networks if told or walks for module in network.modules()]
-        reached += list(self.pipeline.unet.modules()) if self.watches_host else []
+        reached += list(self.model.modules()) if self.watches_host else []
         for module in reached:
             if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
                 raise UserError(
