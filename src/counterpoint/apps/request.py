@@ -85,6 +85,7 @@ class GenerateRequest(Strict):
     init_image: Path | None = None
     strength: Annotated[float, Field(gt=0, le=1)] = 0.8
     inpaint_mask: Path | None = None
+    quality: Literal["exact", "balanced", "fast"] = "exact"
     device: str = "cpu"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from counterpoint.conditions.image import read_image, resize
 from counterpoint.conditions.layout import Layout, read_layout
 from counterpoint.conditions.plain import Extract
 from counterpoint.conditions.recognise import check_picture
+from counterpoint.control.reuse import Thrift
 from counterpoint.fusion import get_fusion
 from counterpoint.sampling.amdm import Aggregation
 from counterpoint.sampling.pipeline import Pipeline
@@ -39,7 +40,7 @@ Look = Callable[[int, Tensor], None]
 class Result:
     """Pictures with their seeds, the control images as the networks saw them, the seconds that sampling took, the
     pipeline that did it, the request with its model's defaults filled in, its layout, who won where if that was asked,
-    and how many pictures were made at once."""
+    how many pictures were made at once, and what each model foretold in place of computing it."""
 
     images: list[PIL.Image.Image]
     seeds: list[int]
@@ -50,6 +51,7 @@ class Result:
     layout: Layout | None = None
     report: Report | None = None
     batch: int = 1
+    thrift: tuple[Mapping[str, Thrift], ...] = ()
 
 
 def load_for(request: GenerateRequest) -> Pipeline:
@@ -276,6 +278,7 @@ def run_together(
         control_mode=[control.mode for control in first.controls],
         gate_silence=first.gate_silence,
         layout=[one.layout for one in several for _ in range(one.request.n)] if several[0].layout else None,
+        quality=first.quality,
         report=report,
         callback_on_step_end=heard,
     )
@@ -292,6 +295,7 @@ def run_together(
             one.layout,
             output.report,
             len(several) * first.n,
+            output.thrift,
         )
         for one, mine, shown in zip(several, seeds, controls, strict=True)
     ]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from counterpoint.control.keys import KeyValues, Lending, injecting_keys, keeping_keys
 from counterpoint.control.keys_flux import injecting_flux_keys, keeping_flux_keys
 from counterpoint.control.lockstep import Walk, run_lockstep, walk
+from counterpoint.control.reuse import Reuse
 from counterpoint.control.sites import fuse, shaped, site_names, stacked
 from counterpoint.types import Fusion, Latents, Moment, Residuals, UserError
 
@@ -114,6 +115,23 @@ class Branch:
         found = tuple(weight if speaks else 0.0 for weight, speaks in zip(weights, inside, strict=True))
         return found[:1] if len(set(found)) == 1 else found
 
+    def hints(self, rows: Sequence[int]) -> Float[Tensor, "b 3 _ _"]:
+        """The hint of some rows; of all of them, or of the same ones at the next step, the same tensor."""
+        if len(rows) == len(self.hint):
+            return self.hint
+        key = (-1, *rows)
+        if key not in self._cut:
+            self._cut[key] = replace(self, hint=self.hint[list(rows)])
+        return self._cut[key].hint
+
+    def conditional(self) -> Branch:
+        """The branch for the conditional half of a guided batch."""
+        half = len(self.hint) // 2
+        if (-2,) not in self._cut:
+            region = None if self.region is None else self.region[half:]
+            self._cut[(-2,)] = replace(self, hint=self.hint[half:], region=region, conditional_only=False)
+        return self._cut[(-2,)]
+
     def rows(self, pictures: Sequence[int], count: int) -> Branch:
         """The branch for some of ``count`` pictures; the same one again at every step, so that what is remembered of
         its hint is found."""
@@ -143,6 +161,8 @@ def run_stack(
     lending: Lending | None = None,
     watch: Watch | None = None,
     added: Mapping[str, Tensor] | None = None,
+    reuse: Reuse | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Residuals | None:
     """Run the branches that are active at this step and fuse what they say.
 
@@ -155,17 +175,20 @@ def run_stack(
         lending: KV-injection, idle at steps where no foreground or no background is active.
         watch: hears what the rule makes of what the branches said.
         added: what SDXL's networks read besides: ``text_embeds`` and ``time_ids``.
+        reuse: foretells what branches say; not where they exchange features or lend keys, who then run at every step.
+        rows: which rows of the run's whole batch these are; default all.
 
     Returns:
         One residual a site, or ``None`` if no branch is active.
     """
     scales = {branch.name: branch.scales(moment) for branch in branches}
+    places = list(range(len(latents))) if rows is None else list(rows)
     if any(0 in found and len(found) > 1 for found in scales.values()):
         if lending is not None or watch is not None:
             raise UserError(
                 "pictures of a batch hear the same controls at a step where keys are lent or a report is made"
             )
-        return _by_active(branches, scales, fusion, latents, moment, text, added)
+        return _by_active(branches, scales, fusion, latents, moment, text, added, reuse, places)
     active = [branch for branch in branches if scales[branch.name][0] != 0]
     if not active:
         return None
@@ -173,18 +196,27 @@ def run_stack(
     by_name = {branch.name: branch for branch in active}
     order = surround({name: one.network for name, one in by_name.items()}, fusion, lending, moment, latents.shape)
 
-    def alone(name: str) -> Residuals:
-        branch = by_name[name]
+    def ask(branch: Branch, few: Sequence[int], strength: float | Tensor) -> list[Tensor]:
+        everybody = len(few) == len(latents)
         down, mid = branch.network(
-            latents,
+            latents if everybody else latents[few],
             moment.timestep,
-            text,
-            branch.hint,
-            conditioning_scale=strengths[name],
-            added_cond_kwargs=added,
+            text if everybody else text[few],
+            branch.hints(few),
+            conditioning_scale=strength,
+            added_cond_kwargs=added if everybody or added is None else {key: one[few] for key, one in added.items()},
             return_dict=False,
         )
-        return Residuals(tuple(down), mid)
+        return [*down, mid]
+
+    def alone(name: str) -> Residuals:
+        branch = by_name[name]
+        if reuse is None or lending is not None:
+            sites = ask(branch, range(len(latents)), strengths[name])
+        else:
+            answers = reuse.ask(name, float(moment.timestep), places, lambda few: ask(branch, few, 1.0))
+            sites = [answer * strengths[name] for answer in answers]
+        return Residuals(tuple(sites[:-1]), sites[-1])
 
     def walked(name: str) -> Walk:
         one = by_name[name]
@@ -219,6 +251,8 @@ def _by_active(
     moment: Moment,
     text: Float[Tensor, "b t d"],
     added: Mapping[str, Tensor] | None,
+    reuse: Reuse | None,
+    places: Sequence[int],
 ) -> Residuals | None:
     """Pictures that hear the same controls at this step are run together, so that each is fused as it would be alone:
     a control that is silent for a picture is none of its branches."""
@@ -232,7 +266,8 @@ def _by_active(
         rows = _both_halves(pictures, count, len(latents))
         mine = [branch.rows(pictures, count) for branch, speaks in zip(branches, heard, strict=True) if speaks]
         extra = None if added is None else {name: value[rows] for name, value in added.items()}
-        found = run_stack(mine, fusion, latents[rows], moment, text[rows], added=extra)
+        whose = [places[row] for row in rows]
+        found = run_stack(mine, fusion, latents[rows], moment, text[rows], added=extra, reuse=reuse, rows=whose)
         if found is None:
             continue
         sites = [*found.down, found.mid]

@@ -16,6 +16,7 @@ from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Watch, run_stack
 from counterpoint.control.subject import finding_subjects
 from counterpoint.models.openvino import PortedUNet
+from counterpoint.sampling.economy import Economy
 from counterpoint.sampling.guides import Guide
 from counterpoint.types import Fusion, Latents, Moment
 
@@ -35,6 +36,7 @@ class ControlledDenoiser:
         watch: hears what the rule makes of the controls.
         added: what SDXL reads besides the text, for the whole guided batch: ``text_embeds`` and ``time_ids``.
         guide: says what a layout means to the host, if it has an adapter.
+        economy: what is foretold in place of being computed, if anything.
     """
 
     unet: UNet2DConditionModel | PortedUNet
@@ -47,18 +49,31 @@ class ControlledDenoiser:
     watch: Watch | None = None
     added: Mapping[str, Tensor] | None = None
     guide: Guide | None = None
+    economy: Economy | None = None
 
     def __call__(self, latents: Latents, moment: Moment) -> Latents:
         """The guided prediction for ``latents`` as the scheduler scaled them."""
         if self.negative is None:
             return self._predict(latents, moment, self.text)
+        count = len(latents)
+        if self.economy is not None and self.guide is None and self.economy.skips_guidance(moment):
+            conditional = self._predict(latents, moment, self.text, range(count, 2 * count))
+            return conditional + (self.guidance_scale - 1) * self.economy.difference(moment)
         both = self._predict(torch.cat([latents] * 2), moment, torch.cat([self.negative, self.text]))
         unconditional, conditional = both.chunk(2)
+        if self.economy is not None:
+            self.economy.learn(moment, conditional - unconditional)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def _predict(self, latents: Latents, moment: Moment, text: Tensor) -> Latents:
+    def _predict(self, latents: Latents, moment: Moment, text: Tensor, half: range | None = None) -> Latents:
+        """The host's prediction; for the conditional half of a guided batch alone, ``half`` are its rows."""
         fusion = self.fusion.during(moment.progress)
-        residuals = run_stack(self.branches, fusion, latents, moment, text, self.lending, self.watch, self.added)
+        branches, added = self.branches, self.added
+        if half is not None:
+            branches = [branch.conditional() for branch in branches]
+            added = None if added is None else {name: value[half.start :] for name, value in added.items()}
+        reuse = None if self.economy is None else self.economy.reuse
+        residuals = run_stack(branches, fusion, latents, moment, text, self.lending, self.watch, added, reuse, half)
         with (
             taking_in(self.unet, residuals, fusion.inject) as extra,
             finding_subjects(self.unet, self.lending, (latents.shape[2], latents.shape[3])),
@@ -69,6 +84,6 @@ class ControlledDenoiser:
                 moment.timestep,
                 encoder_hidden_states=text,
                 return_dict=False,
-                **{"added_cond_kwargs": self.added, **extra, **told},
+                **{"added_cond_kwargs": added, **extra, **told},
             )[0]
         return prediction

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from counterpoint.conditions.layout import Layout
 from counterpoint.control.attach import hints_encoded_once
+from counterpoint.control.reuse import Thrift
 from counterpoint.control.stack import Weight
 from counterpoint.fusion import get_fusion
 from counterpoint.models.adapter import load_adapter
+from counterpoint.models.ip_adapter import check_encoder
 from counterpoint.models.load import load_image_encoder
 from counterpoint.models.openvino import Ported
 from counterpoint.sampling.aggregated import come_back, leave
@@ -32,24 +34,29 @@ from counterpoint.sampling.controls import (
     where_heard,
 )
 from counterpoint.sampling.denoise import ControlledDenoiser
+from counterpoint.sampling.economy import Economy, known_quality
 from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.loop import Settle, Step, sample
 from counterpoint.sampling.model import Generators, Model
 from counterpoint.sampling.pixels import copies
 from counterpoint.sampling.report import Report
-from counterpoint.types import Fusion, Latents, Moment, UserError
+from counterpoint.types import Combine, Fusion, Latents, Moment, UserError
 
 Scale = float | str | Weight
 """A control's weight, or a schedule of it."""
+Begin = Callable[[Latents], tuple[Latents, Settle | None]]
+"""Noise -> the latents to start from, and what keeps the rest of a picture while a part of it is repainted."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a call returns: ``images`` in the form that was asked for, the rest as diffusers has it, and a report."""
+    """What a call returns: ``images`` in the form that was asked for, the rest as diffusers has it, a report, and for
+    each model what was saved where a quality other than ``exact`` was asked for."""
 
     images: Any
     nsfw_content_detected: list[bool] | None = None
     report: Report | None = None
+    thrift: tuple[Mapping[str, Thrift], ...] = ()
 
 
 @dataclass(eq=False)
@@ -95,6 +102,11 @@ class Pipeline(Model):
             raise UserError("adapters reach into the networks, which OpenVINO keeps closed: use another device")
         if self.text_encoder_2 is not None:
             raise UserError("adapters are for models of the SD1.5 layout")
+        if self.adapter is not None:
+            raise UserError(
+                f"this model has an adapter ({self.adapter.kind}) already: adapt the plain model once more, and let "
+                "both work together with counterpoint.aggregate"
+            )
         own = self.origin / "adapters"
         path = own / source if (own / source).is_dir() else Path(source)
         if not path.exists():
@@ -105,6 +117,7 @@ class Pipeline(Model):
         if kind != "ip-adapter":
             return replace(self, unet=unet, adapter=Adapter(kind))
         encoder, processor = load_image_encoder(path, self.origin, self.unet.dtype)
+        check_encoder(unet, encoder.config.projection_dim, path)
         return replace(self, unet=unet, adapter=Adapter(kind, encoder.to(self.device), processor))
 
     @torch.no_grad()
@@ -124,7 +137,7 @@ class Pipeline(Model):
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Latents | None = None,
-        fusion: str | Fusion = "sum",
+        fusion: str | Fusion | Combine = "sum",
         controlnet_conditioning_scale: Scale | Sequence[Scale | Sequence[Scale]] = 1.0,
         control_guidance_start: float | Sequence[float | Sequence[float]] = 0.0,
         control_guidance_end: float | Sequence[float | Sequence[float]] = 1.0,
@@ -135,6 +148,7 @@ class Pipeline(Model):
         subject: str | Sequence[str] | None = None,
         subject_mask: PipelineImageInput | Sequence[PipelineImageInput] | None = None,
         layout: Layout | Sequence[Layout] | None = None,
+        quality: str = "exact",
         report: bool = False,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         callback_on_step_end: Callable[[Pipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -157,7 +171,7 @@ class Pipeline(Model):
             num_images_per_prompt: images a prompt.
             generator: one for all, or one an image: then an image is the same alone and in any batch.
             latents: starting noise, ``(b, c, h, w)`` at unit scale.
-            fusion: how the controls become one, by name or as a rule of your own.
+            fusion: how the controls become one, by name or as a rule or function of your own.
             controlnet_conditioning_scale: one weight for all controls or one each; a string such as
                 ``"0:1,0.5:0.4"`` is a schedule. A control's may be a list with one for each picture.
             control_guidance_start: share of the steps before which a control is silent, likewise.
@@ -172,6 +186,8 @@ class Pipeline(Model):
             subject_mask: white where the subject is, one for each foreground, in place of ``subject``. With neither,
                 no keys are lent.
             layout: what stands where, for models with an adapter; one for all pictures, or one each.
+            quality: ``"exact"``, or what may be foretold to save time: ``"balanced"`` or ``"fast"``; ``Output.thrift``
+                says what was.
             report: note at every step which control was heard where: ``Output.report``.
             output_type: form of the images; ``"latent"`` skips decoding.
             callback_on_step_end: called as in diffusers; may return ``{"latents": ...}`` to replace them.
@@ -208,7 +224,7 @@ class Pipeline(Model):
         given = each("control mask", None if control_mask is None else listed(control_mask), self.labels)
         masks = [None if mask is None else self.pixels.shade(mask, size, count).to(self.device) for mask in given]
         regions = where_heard(hints, dict(zip(self.labels, masks, strict=True)), gate_silence)
-        rule = get_fusion(fusion) if isinstance(fusion, str) else fusion
+        rule, level = get_fusion(fusion), known_quality(quality)
         subjects = [
             self.pixels.mask(mask, size, count).to(self.device)
             for mask in ([] if subject_mask is None else listed(subject_mask))
@@ -239,34 +255,37 @@ class Pipeline(Model):
             elif model.controls and (foreground or subject or subjects):
                 raise UserError("keys are lent within one model, and here no model has every control")
             check_reach(rule, denoiser.lending, model.unet)
-            denoisers.append(denoiser)
+            economy = None if level.bound is None else Economy(level, count, guided)
+            denoisers.append(replace(denoiser, economy=economy))
         shape = (count, self.unet.config.in_channels, height // self.factor, width // self.factor)
         noted = Report(tuple(self.controls), prompts, shape[2:]) if report and self.controls else None
         if noted is not None:
             denoisers[0] = replace(denoisers[0], watch=noted.watch)
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         timesteps = self.scheduler.timesteps
-        settle = None
-        if image is None:
-            noise = self._noise(shape, generator) if latents is None else latents.to(self.device)
-            start = noise * self.scheduler.init_noise_sigma
-        else:
+        begin: Begin = self._from_noise
+        if image is not None:
             timesteps = self._shorten(timesteps, strength)
-            start, settle = self._from_image(image, mask_image, shape, timesteps, generator, latents)
-        if callback_on_step_end is not None:
-            settle = self._then(settle, callback_on_step_end)
+            begin = self._from_image(image, mask_image, shape, timesteps, generator)
+        noise = self._noise(shape, generator) if latents is None else latents.to(self.device)
+        others = self.helpers if self.aggregation.noise == "separate" else ()
+        starts, settles = zip(*map(begin, [noise, *(self._noise(shape, generator) for _ in others)]), strict=True)
         if noted is not None:
             noted.begin(len(timesteps))
         networks = [network for model in self.models for network in model.controls.values()]
-        with hints_encoded_once(networks):
-            for step in self._steps(denoisers, start, timesteps, generator, settle):
-                final = step.latents
-        images = final if output_type == "latent" else self.decode(final, output_type, generator)
+        try:
+            with hints_encoded_once(networks):
+                for step in self._steps(denoisers, starts, timesteps, generator, settles, callback_on_step_end):
+                    final = step.latents
+            images = final if output_type == "latent" else self.decode(final, output_type, generator)
+        finally:
+            come_back(self.helpers, self)
         if noted is not None:
             noted.images = list(images) if output_type == "pil" else []
             noted.hints = hints
             noted.regions = {name: region for name, region in regions.items() if region is not None}
-        return Output(images, report=noted)
+        saved = tuple(one.economy.thrift for one in denoisers if one.economy is not None)
+        return Output(images, report=noted, thrift=saved)
 
     def _check(self, height: int, width: int, steps: int, strength: float, guidance_scale: float) -> None:
         for name, value in (("height", height), ("width", width)):
@@ -303,30 +322,31 @@ class Pipeline(Model):
     def _steps(
         self,
         denoisers: list[ControlledDenoiser],
-        start: Latents,
+        starts: Sequence[Latents],
         timesteps: Tensor,
         generator: Generators,
-        settle: Settle | None,
+        settles: Sequence[Settle | None],
+        callback: Callable[..., dict[str, Tensor] | None] | None,
     ) -> Iterator[Step]:
+        first = settles[0] if callback is None else self._then(settles[0], callback)
         if not self.helpers:
-            return sample(denoisers[0], self.scheduler, start, timesteps, generator=generator, settle=settle)
-        come_back(self.helpers, self)
-        starts = [start]
-        if self.aggregation.authors:
-            starts += [self._noise(tuple(start.shape), generator) for _ in self.helpers]
+            return sample(denoisers[0], self.scheduler, starts[0], timesteps, generator=generator, settle=first)
         return sample_aggregated(
             denoisers,
             self.scheduler,
             starts,
             timesteps,
             self.aggregation,
-            settle=settle,
+            settles=[first, *(settles[1:] or [settles[0]] * len(self.helpers))],
             finished=lambda: leave(self.helpers, self),
         )
 
     def _noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
         noise: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         return noise
+
+    def _from_noise(self, noise: Latents) -> tuple[Latents, Settle | None]:
+        return noise * self.scheduler.init_noise_sigma, None
 
     def _shorten(self, timesteps: Tensor, strength: float) -> Tensor:
         """The last ``strength`` share of the steps, at least one."""
@@ -343,24 +363,24 @@ class Pipeline(Model):
         shape: tuple[int, ...],
         timesteps: Tensor,
         generator: Generators,
-        latents: Latents | None,
-    ) -> tuple[Latents, Settle | None]:
+    ) -> Begin:
         height, width = shape[2] * self.factor, shape[3] * self.factor
         pictures = self.pixels.pictures.preprocess(image, height=height, width=width)
         clean = self.encode(pictures, generator, copies(len(pictures), shape[0], "start pictures"))
-        noise = self._noise(shape, generator) if latents is None else latents.to(self.device)
-        start = self.scheduler.add_noise(clean, noise, timesteps[:1])
         if mask is None:
-            return start, None
+            return lambda noise: (self.scheduler.add_noise(clean, noise, timesteps[:1]), None)
         where = self.pixels.mask(mask, (height, width), shape[0]).to(clean)
         repaint = torch.nn.functional.interpolate(where, size=shape[2:])
 
-        def settle(current: Latents, moment: Moment) -> Latents:
-            following = timesteps[moment.index + 1 : moment.index + 2]
-            kept = self.scheduler.add_noise(clean, noise, following) if len(following) else clean
-            return (1 - repaint) * kept + repaint * current
+        def begin(noise: Latents) -> tuple[Latents, Settle | None]:
+            def settle(current: Latents, moment: Moment) -> Latents:
+                following = timesteps[moment.index + 1 : moment.index + 2]
+                kept = self.scheduler.add_noise(clean, noise, following) if len(following) else clean
+                return (1 - repaint) * kept + repaint * current
 
-        return start, settle
+            return self.scheduler.add_noise(clean, noise, timesteps[:1]), settle
+
+        return begin
 
     def _then(self, settle: Settle | None, callback: Callable[..., dict[str, Tensor] | None]) -> Settle:
         """Let the user's callback see, and replace, the latents after everything else."""

@@ -126,6 +126,13 @@ def generate(
     init_image: Annotated[Path | None, typer.Option(metavar="IMAGE", help="Start from this picture.")] = None,
     strength: Annotated[float, typer.Option(help="How far the start picture is noised, in (0, 1].")] = 0.8,
     inpaint_mask: Annotated[Path | None, typer.Option(metavar="IMAGE", help="Repaint only what is white here.")] = None,
+    quality: Annotated[
+        str,
+        typer.Option(
+            help="exact; balanced or fast foretell a part of the controls and of the guidance within a bound of their "
+            "error, and say what."
+        ),
+    ] = "exact",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 where the hardware has it.")] = "fp32",
     out: Annotated[Path, typer.Option(help="Folder for the images, or one file name ending in .png.")] = Path(
@@ -226,6 +233,7 @@ def generate(
         init_image=init_image,
         strength=strength,
         inpaint_mask=inpaint_mask,
+        quality=quality,
         device=device,
         dtype=dtype,
     )
@@ -235,6 +243,8 @@ def generate(
         raise UserError(f"--out {out}: images are written as .png; give a folder or a name ending in .png")
     if out.suffix and n > 1:
         raise UserError(f"--out {out} is one file for {n} images; give a folder")
+
+    from dataclasses import asdict
 
     from counterpoint.apps.replay import recipe_of
     from counterpoint.apps.run import run
@@ -251,6 +261,12 @@ def generate(
     recipe = recipe_of(result)
     for path, image_seed, image in zip(paths, result.seeds, result.images, strict=True):
         record.save_png(image, path, {**recipe, "seed": image_seed})
+    for each in result.thrift:
+        for name, one in each.items():
+            output.say(
+                f"{name}: {one.share:.0%} computed, the rest foretold, wrong by an estimated {one.error:.0%} at most"
+            )
+    saved = [{name: asdict(one) for name, one in each.items()} for each in result.thrift]
     pages, trials = [], []
     if report or tune:
         pages, trials = _looked(request, result, paths, tune, readers)
@@ -264,6 +280,8 @@ def generate(
                 "steps": steps,
                 "fusion": fusion,
                 "model": model,
+                "quality": quality,
+                **({"thrift": saved} if saved else {}),
                 **({"tuned": [{"options": one.options, "followed": one.followed} for one in trials]} if trials else {}),
             }
         )

@@ -1,0 +1,127 @@
+"""What networks said, foretold from step to step while that is true enough (ours).
+
+Along the schedule a ControlNet's residuals change smoothly, so a line through its last two answers foretells the next
+one. What a line misses grows as ``C |t - t_1| |t - t_0|`` with the distance to both; ``C`` is measured whenever a
+foretold answer is computed after all, and so tells in advance at which step that has to happen again. Nothing of this
+costs a network call, and every row of a batch decides for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_MEMORY = 0.5
+"""What is kept of an earlier, larger ``C``: one lucky guess does not make a line trusted."""
+
+
+class Line:
+    """Answers of one network along the schedule, for rows of a batch that were each computed at times of their own.
+
+    Args:
+        rows: of the batch.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.times = torch.full((2, rows), torch.nan, dtype=torch.float64)
+        self.curve = torch.full((rows,), torch.inf, dtype=torch.float64)
+        self.older: list[Tensor] = []
+        self.newer: list[Tensor] = []
+
+    def error(self, time: float, rows: Sequence[int]) -> Tensor:
+        """What foretelling rows at a time would miss, as a share of their length, ``(len(rows),)``; infinite where it
+        is not known yet."""
+        distance = (time - self.times[:, rows]).abs().prod(0)
+        return (self.curve[rows] * distance).nan_to_num(torch.inf, posinf=torch.inf)
+
+    def foretell(self, time: float, rows: Sequence[int]) -> list[Tensor]:
+        """The answers for some rows at a time; at the time of their last computation, that one."""
+        before, last = self.times[:, rows]
+        step = ((time - last) / (last - before)).nan_to_num(0.0)
+        found = []
+        for old, new in zip(self.older, self.newer, strict=True):
+            ratio = step.to(new).reshape(-1, *[1] * (new.ndim - 1))
+            found.append(new[rows] + ratio * (new[rows] - old[rows]))
+        return found
+
+    def learn(self, time: float, rows: Sequence[int], answers: Sequence[Tensor]) -> None:
+        """Take in what was computed for some rows at a time."""
+        if not self.newer:
+            size = self.times.shape[1]
+            self.older = [answer.new_zeros(size, *answer.shape[1:]) for answer in answers]
+            self.newer = [answer.new_zeros(size, *answer.shape[1:]) for answer in answers]
+        distance = (time - self.times[:, rows]).abs().prod(0)
+        missed = _relative(self.foretell(time, rows), answers).double().cpu()
+        curve = torch.maximum(missed / distance, _MEMORY * self.curve[rows].nan_to_num(posinf=0.0))
+        self.curve[rows] = torch.where(distance.isfinite(), curve, torch.inf)
+        self.times[0, rows], self.times[1, rows] = self.times[1, rows], time
+        for old, new, answer in zip(self.older, self.newer, answers, strict=True):
+            old[rows], new[rows] = new[rows], answer
+
+
+@dataclass
+class Thrift:
+    """How often a network was asked in a run, and what was missed where it was not.
+
+    Attributes:
+        asked: rows that were computed.
+        wanted: rows that were needed.
+        error: the largest share that an answer is estimated to be wrong by.
+    """
+
+    asked: int = 0
+    wanted: int = 0
+    error: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """Of the answers, those that were computed."""
+        return self.asked / self.wanted if self.wanted else 1.0
+
+
+@dataclass(eq=False)
+class Reuse:
+    """The answers of all branches of a sampling run, each computed again when its error may pass a bound.
+
+    Attributes:
+        bound: of the relative error of a branch's residuals, all sites together.
+        rows: of the whole batch, both halves if it is guided.
+        thrift: branch -> what was saved.
+    """
+
+    bound: float
+    rows: int
+    thrift: dict[str, Thrift] = field(default_factory=dict)
+    _lines: dict[str, Line] = field(default_factory=dict)
+
+    def ask(
+        self, name: str, time: float, rows: Sequence[int], compute: Callable[[list[int]], list[Tensor]]
+    ) -> list[Tensor]:
+        """A branch's answers for rows of the batch.
+
+        Args:
+            name: of the branch.
+            time: where the schedule stands.
+            rows: of the whole batch.
+            compute: asks the network for some of ``rows``, by their places in it.
+        """
+        line, thrift = self._lines.setdefault(name, Line(self.rows)), self.thrift.setdefault(name, Thrift())
+        error = line.error(time, rows).tolist()
+        open_ = [place for place, one in enumerate(error) if one > self.bound]
+        thrift.asked, thrift.wanted = thrift.asked + len(open_), thrift.wanted + len(rows)
+        thrift.error = max([thrift.error, *(one for one in error if one <= self.bound)])
+        if open_:
+            line.learn(time, [rows[place] for place in open_], compute(open_))
+        return line.foretell(time, rows)
+
+
+def _relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """``|found - wanted| / |wanted|`` of each row, over all tensors; 0 where both are 0."""
+    miss = sum((a.float() - b.float()).flatten(1).square().sum(1) for a, b in zip(found, wanted, strict=True))
+    size = sum(b.float().flatten(1).square().sum(1) for b in wanted)
+    assert isinstance(miss, Tensor)
+    assert isinstance(size, Tensor)
+    return torch.where(miss > 0, miss / size, 0.0).sqrt()

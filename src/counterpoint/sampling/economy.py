@@ -1,0 +1,93 @@
+"""Quality levels: what a run may foretell in place of computing it (ours).
+
+``exact`` computes everything. The others foretell the residuals of ControlNets within a bound of their relative error,
+and at some steps the difference that guidance amplifies (Ho and Salimans 2022, arXiv:2207.12598), so that the host
+runs on half of the batch there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from counterpoint.control.reuse import Line, Reuse, Thrift
+from counterpoint.types import Moment, UserError
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A level.
+
+    Attributes:
+        summary: one line for help and menus.
+        bound: relative error up to which a control's residuals are foretold; ``None`` computes everything.
+        guidance_every: the difference between the guided batch's halves is computed at every so many steps.
+    """
+
+    summary: str
+    bound: float | None = None
+    guidance_every: int = 1
+
+
+QUALITIES = {
+    "exact": Quality("everything is computed"),
+    "balanced": Quality("controls foretold to 20 %, guidance computed at every other step", 0.2, 2),
+    "fast": Quality("controls foretold to 40 %, guidance computed at every third step", 0.4, 3),
+}
+_FIRST = 3
+"""Steps at which guidance is always computed: three points are what a line and its error want."""
+GUIDANCE = "guidance"
+
+
+def known_quality(name: str) -> Quality:
+    """The level of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in QUALITIES:
+        raise UserError(f"unknown quality {name!r}; there are {', '.join(QUALITIES)}")
+    return QUALITIES[name]
+
+
+class Economy:
+    """What one run keeps to foretell from.
+
+    Args:
+        quality: the level.
+        count: pictures.
+        guided: whether every step has an unconditional half.
+    """
+
+    def __init__(self, quality: Quality, count: int, guided: bool) -> None:
+        assert quality.bound is not None
+        self.quality, self.count = quality, count
+        self.reuse = Reuse(quality.bound, count * (2 if guided else 1))
+        self._line, self._guidance = Line(count), Thrift()
+
+    @property
+    def thrift(self) -> dict[str, Thrift]:
+        """Control, or ``guidance``, -> what was saved."""
+        guidance = {GUIDANCE: self._guidance} if self._guidance.wanted else {}
+        return {**self.reuse.thrift, **guidance}
+
+    def skips_guidance(self, moment: Moment) -> bool:
+        """Whether a step's guidance is foretold; the same steps for every picture, and never the last one."""
+        last = moment.index == moment.total - 1
+        return moment.index >= _FIRST and not last and (moment.index - _FIRST) % self.quality.guidance_every != 0
+
+    def difference(self, moment: Moment) -> Tensor:
+        """The foretold difference between conditional and unconditional prediction."""
+        time, rows = float(moment.timestep), range(self.count)
+        self._guidance.wanted += self.count
+        self._guidance.error = max(self._guidance.error, float(self._line.error(time, rows).max()))
+        return self._line.foretell(time, rows)[0]
+
+    def learn(self, moment: Moment, difference: Tensor) -> None:
+        """Take in a computed difference."""
+        self._guidance.asked, self._guidance.wanted = (
+            self._guidance.asked + self.count,
+            self._guidance.wanted + self.count,
+        )
+        self._line.learn(float(moment.timestep), range(self.count), [difference])

@@ -1,0 +1,90 @@
+"""Quality levels: exact is what it was, the others stay near and say what they saved, whoever sits beside a picture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from counterpoint.sampling.pipeline import Output, Pipeline
+from counterpoint.sampling.schedulers import make_scheduler
+from counterpoint.types import UserError
+
+STEPS = 12
+HINTS = [[Image.effect_noise((64, 64), 30 + 20 * i + 9 * k).convert("RGB") for i in range(2)] for k in range(2)]
+
+
+@pytest.fixture
+def pipe(parts: dict) -> Pipeline:
+    networks = dict(zip(("pose", "seg"), parts["networks"], strict=True))
+    scheduler = make_scheduler("unipc", parts["scheduler"].config)
+    return Pipeline(parts["vae"], parts["text_encoder"], parts["tokenizer"], parts["unet"], scheduler, networks)
+
+
+def run(pipe: Pipeline, pictures: list[int], **more: object) -> Output:
+    return pipe(
+        ["a person", "a red ball"][: len(pictures)] if pictures == [0, 1] else ["a red ball"],
+        [[hints[i] for i in pictures] for hints in HINTS],
+        generator=[torch.Generator().manual_seed(i) for i in pictures],
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        width=64,
+        height=64,
+        output_type="latent",
+        **more,
+    )
+
+
+@pytest.mark.parametrize("fusion", ["sum", "pix"])
+def test_what_is_foretold_is_near_and_said(pipe: Pipeline, fusion: str) -> None:
+    exact = run(pipe, [0, 1], fusion=fusion)
+    assert exact.thrift == ()
+    assert torch.equal(run(pipe, [0, 1], fusion=fusion, quality="exact").images, exact.images)
+    near = run(pipe, [0, 1], fusion=fusion, quality="balanced")
+    (saved,) = near.thrift
+    assert set(saved) == {"pose", "seg", "guidance"}
+    assert saved["guidance"].asked == 2 * (3 + 5)
+    for name in ("pose", "seg"):
+        assert saved[name].share < 1
+        assert saved[name].error <= 0.2
+    difference = (near.images - exact.images).norm() / exact.images.norm()
+    assert 0 < difference < 0.1
+
+
+def test_a_picture_is_the_same_alone(pipe: Pipeline) -> None:
+    both, alone = run(pipe, [0, 1], quality="fast").images, run(pipe, [1], quality="fast").images
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_windows_weights_and_single_pictures_go_together(pipe: Pipeline) -> None:
+    """Pictures of one batch with controls of their own."""
+    own = {
+        "control_guidance_end": [[1.0, 0.5], 1.0],
+        "controlnet_conditioning_scale": [1.0, [0.5, "0:1,0.5:0.4"]],
+    }
+    both = run(pipe, [0, 1], quality="balanced", **own).images
+    alone = run(
+        pipe,
+        [1],
+        quality="balanced",
+        control_guidance_end=[0.5, 1.0],
+        controlnet_conditioning_scale=[1.0, "0:1,0.5:0.4"],
+    ).images
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_without_guidance_controls_are_foretold(pipe: Pipeline) -> None:
+    found = pipe("a person", [hints[0] for hints in HINTS], generator=torch.manual_seed(0), guidance_scale=1.0,
+                 num_inference_steps=STEPS, width=64, height=64, output_type="latent", quality="balanced")  # fmt: skip
+    assert set(found.thrift[0]) == {"pose", "seg"}
+
+
+def test_branches_that_lend_keys_run_at_every_step(pipe: Pipeline) -> None:
+    mask = Image.new("L", (64, 64), 255)
+    (saved,) = run(pipe, [0, 1], fusion="cross", subject_mask=mask, quality="balanced").thrift
+    assert set(saved) == {"guidance"}
+
+
+def test_there_is_no_other_quality(pipe: Pipeline) -> None:
+    with pytest.raises(UserError, match="there are exact, balanced, fast"):
+        run(pipe, [0, 1], quality="best")
