@@ -8,7 +8,11 @@ if TYPE_CHECKING:
     from counterpoint.api import aggregate as aggregate
     from counterpoint.api import attach as attach
     from counterpoint.api import load as load
+    from counterpoint.conditions.layout import Instance as Instance
+    from counterpoint.conditions.layout import Interaction as Interaction
     from counterpoint.conditions.layout import Layout as Layout
+    from counterpoint.conditions.layout import Reference as Reference
+    from counterpoint.conditions.layout import draw_layout as draw_layout
     from counterpoint.conditions.layout import read_layout as read_layout
     from counterpoint.fusion import FUSIONS as FUSIONS
     from counterpoint.sampling.pipeline import Output as Output
@@ -21,10 +25,14 @@ __version__ = "0.1.0"
 _WHERE = {
     "aggregate": "counterpoint.api",
     "attach": "counterpoint.api",
+    "draw_layout": "counterpoint.conditions.layout",
     "load": "counterpoint.api",
     "read_layout": "counterpoint.conditions.layout",
     "FUSIONS": "counterpoint.fusion",
+    "Instance": "counterpoint.conditions.layout",
+    "Interaction": "counterpoint.conditions.layout",
     "Layout": "counterpoint.conditions.layout",
+    "Reference": "counterpoint.conditions.layout",
     "Output": "counterpoint.sampling.pipeline",
     "Pipeline": "counterpoint.sampling.pipeline",
     "Fusion": "counterpoint.types",
@@ -35,12 +43,16 @@ _WHERE = {
 __all__ = [
     "FUSIONS",
     "Fusion",
+    "Instance",
+    "Interaction",
     "Layout",
     "Output",
     "Pipeline",
+    "Reference",
     "UserError",
     "aggregate",
     "attach",
+    "draw_layout",
     "load",
     "read_layout",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,11 +17,11 @@ from counterpoint.fusion import get_fusion
 from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.models.openvino import port
 from counterpoint.sampling.aggregated import check_together
-from counterpoint.sampling.amdm import Aggregation
+from counterpoint.sampling.amdm import Aggregation, Eta
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.sampling.stock import attached
-from counterpoint.types import Fusion, UserError
+from counterpoint.types import Combine, Fusion, UserError
 
 OPENVINO = "openvino"
 """The device that is a CPU on which OpenVINO runs the networks."""
@@ -90,27 +91,30 @@ def load(
 def aggregate(
     pipelines: Sequence[Pipeline],
     weights: float | Sequence[float] = Aggregation.weights,
-    steps: int = Aggregation.steps,
+    steps: int | None = Aggregation.steps,
     *,
     mix: str = Aggregation.mix,
-    pull: float | Sequence[float] = Aggregation.pull,
-    absolute: bool = Aggregation.absolute,
-    authors: bool = Aggregation.authors,
+    eta: Eta | Sequence[Eta] = Aggregation.eta,
+    sigma: float | None = Aggregation.sigma,
+    noise: str = Aggregation.noise,
+    mean: str = Aggregation.mean,
 ) -> Pipeline:
     """Let whole models work together (AMDM, arXiv:2410.01262): in the first steps they share what they found, then the
     first one goes on alone; the picture is its own.
 
     Args:
         pipelines: two or more that share latents and noise schedule; the first one with ``scheduler="ddim"``. Each
-            keeps its controls and its adapter.
+            keeps its controls and its adapter; one that is aggregated itself counts as its models.
         weights: how much of what came before is kept when the next model is mixed in, in 0..1; one for all, or one
             fewer than there are models.
-        steps: how many of the first steps are shared.
+        steps: how many of the first steps are shared; 3 if neither this nor ``sigma`` is given.
         mix: ``"paper"``, ``"unit"`` or ``"slerp"``; see ``counterpoint.sampling.amdm.Aggregation``, also for
-            the rest.
-        pull: how far each model is pulled back to its own mean; one for all, or one each.
-        absolute: whether ``pull`` is a length, as in the paper.
-        authors: their code instead of their paper.
+            the rest. The paper's recipes and its authors' code are ``**vars(PRESETS["paper"])`` of that module.
+        eta: how far each model is pulled back to its own mean, one for all or one each: a length such as ``45``, a
+            share of the way such as ``"0.4x"``, or ``"auto"``, our share of ``0.5x``.
+        sigma: in place of ``steps``: steps are shared while ``sigma_t`` is at least this.
+        noise: ``"shared"`` or ``"separate"`` noise to start from.
+        mean: each step's ``"own"``, or the ``"stale"`` one of the step before.
 
     Raises:
         UserError: the models cannot be aggregated, or the settings make no sense.
@@ -120,20 +124,24 @@ def aggregate(
         >>> both = aggregate([pipe.adapted("interact"), pipe.adapted("migc")], weights=0.5, steps=3)
         >>> out = both("a person kicking a red ball", layout=read_layout("layout.json"))
     """
-    aggregation = Aggregation(_listed(weights), steps, mix, _listed(pull), absolute, authors)
-    aggregation.for_models(len(pipelines))
-    check_together(pipelines)
-    return replace(pipelines[0], helpers=tuple(pipelines[1:]), aggregation=aggregation)
+    aggregation = Aggregation(_listed(weights), steps, mix, _listed(eta), sigma, noise, mean)
+    for number, one in enumerate(pipelines, 1):
+        if not isinstance(one, Pipeline):
+            raise UserError(f"model {number} is a {type(one).__name__}; pipelines of counterpoint.load are aggregated")
+    models = [model for one in pipelines for model in one.models]
+    aggregation.for_models(len(models))
+    check_together(models)
+    return replace(pipelines[0], helpers=tuple(models[1:]), aggregation=aggregation)
 
 
-def _listed(value: float | Sequence[float]) -> tuple[float, ...]:
-    return (float(value),) if isinstance(value, (int, float)) else tuple(float(one) for one in value)
+def _listed(value: Eta | Sequence[Eta]) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, (int, float, str)) else tuple(value)
 
 
 @contextmanager
 def attach(
     pipeline: DiffusionPipeline,
-    fusion: str | Fusion = "cross",
+    fusion: str | Fusion | Combine = "cross",
     *,
     controls: Sequence[str] = (),
     foreground: str | Sequence[str] = (),
@@ -150,7 +158,7 @@ def attach(
 
     Args:
         pipeline: the pipeline.
-        fusion: the rule, by name or of your own.
+        fusion: the rule, by name or of your own, also a function ``(n, b, c, h, w) -> (b, c, h, w)``.
         controls: names for its controls, in their order; a kind such as ``"pose"`` tells ``gate_silence`` what their
             images mean. Default ``"0"``, ``"1"`` and so on.
         foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
@@ -170,7 +178,7 @@ def attach(
     masks = [subject_mask] if isinstance(subject_mask, (PIL.Image.Image, Tensor)) else subject_mask
     with attached(
         pipeline,
-        get_fusion(fusion) if isinstance(fusion, str) else fusion,
+        get_fusion(fusion),
         controls,
         foreground=[foreground] if isinstance(foreground, str) else foreground,
         subject=[subject] if isinstance(subject, str) else subject,
@@ -190,6 +198,8 @@ def _grey(mask: PIL.Image.Image | Tensor, pipeline: DiffusionPipeline) -> Tensor
     if mask.ndim != 4 or mask.shape[1] != 1:
         raise UserError(f"a mask is a picture or a tensor (b, 1, h, w), got {tuple(mask.shape)}")
     mask = mask.float()
+    if not (mask.isfinite().all() and mask.amin() >= 0 and mask.amax() <= 1):
+        raise UserError("a mask's values are numbers in 0..1 (uint8: 0..255)")
     return mask.to(pipeline._execution_device)
 
 

@@ -50,7 +50,7 @@ def layout(tmp_path: Path) -> Path:
 
 def test_one_model_and_several(cli, adapters: dict[str, Path], layout: Path) -> None:
     found = {}
-    for name, given in (("one", "{who}"), ("both", "{who},{what}"), ("none", "{who},base")):
+    for name, given in (("one", "{who}"), ("both", "{who},{what}"), ("none", "{who}, base")):
         status, out, error = cli(
             "generate", "a person kicking a red ball", "--aggregate", given.format(**adapters), "--layout", layout,
             "--steps", 4, "--out", f"{name}.png", "--json",
@@ -93,7 +93,7 @@ def test_the_layout_suite_compares_models(cli, adapters: dict[str, Path], tmp_pa
     assert status == 0, error
     record = json.loads(out)
     assert {row["name"] for row in record["rows"]} == {"base", *(f"{who}+{what} steps={n}" for n in (1, 2))}
-    assert {row["case"] for row in record["rows"]} == {*(f"L{level}" for level in range(2, 7)), "all levels"}
+    assert {row["case"] for row in record["rows"]} == {*(f"L{level}" for level in range(2, 7)), "all levels", "actions"}
     assert record["settings"]["scheduler"] == "ddim"
 
 

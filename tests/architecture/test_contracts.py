@@ -35,12 +35,16 @@ def test_public_names() -> None:
     assert sorted(counterpoint.__all__) == [
         "FUSIONS",
         "Fusion",
+        "Instance",
+        "Interaction",
         "Layout",
         "Output",
         "Pipeline",
+        "Reference",
         "UserError",
         "aggregate",
         "attach",
+        "draw_layout",
         "load",
         "read_layout",
     ]

@@ -68,10 +68,15 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ({"instances": [PERSON, BALL], "interactions": [{"subject": "ball"}]}, "an interaction lacks 'action'"),
         ({"reference": "none.png"}, "there is no image"),
         ({"reference": {"image": "layout.json"}}, "is not an image"),
+        ({"reference": {"image": "style.png", "weight": True}}, "a number in 0..2, got True"),
+        ({"reference": {"image": "style.png", "weight": float("nan")}}, "a number in 0..2, got nan"),
+        ({"reference": {"image": "style.png", "weight": -5}}, "a number in 0..2, got -5"),
+        ({"reference": {"image": "style.png", "weight": 1e30}}, "a number in 0..2, got 1e+30"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, content: Any, message: str) -> None:
     path = written(tmp_path, content)
+    PIL.Image.new("RGB", (8, 6)).save(tmp_path / "style.png")
     with pytest.raises(UserError) as error:
         read_layout(path)
     assert message in str(error.value)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from counterpoint.data.layouts import LEAST_SIDE, LayoutCase, Wanted, read_mig_bench, scene_levels
-from counterpoint.data.scenes.vocabulary import COLOURS, KINDS
+from counterpoint.data.layouts import LEAST_SIDE, LayoutCase, Wanted, read_mig_bench, scene_actions, scene_levels
+from counterpoint.data.scenes.vocabulary import ACTIONS, COLOURS, KINDS
 from counterpoint.types import UserError
 
 ENTRY = {
@@ -31,6 +31,9 @@ def test_the_published_file(tmp_path: Path) -> None:
     assert levels[2](10) == [LayoutCase(0, prompt, (cat, sign)), LayoutCase(1, prompt, (cat, sign))]
     assert levels[2](1) == levels[2](10)[:1]
     assert [case.number for case in levels[1](10)] == [7]
+    over = ENTRY | {"segment": [{"bbox": [-1e-6, 0.2, 1.0000002, 0.9], "label": "a black cat"}]}
+    path.write_text(json.dumps({"0": over}))
+    assert read_mig_bench(path)[1](1)[0].wanted[0].box == (0, 0.2, 1, 0.9), "one box that was rounded spoils nothing"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,7 @@ def test_scenes_have_layouts_of_every_level() -> None:
     for level, first in scene_levels().items():
         cases = first(4)
         assert len(cases) == len({case.number for case in cases}) == 4
+        assert all(case.layout.reference is not None for case in cases), "a style, for what reads one"
         for case in cases:
             assert len(case.wanted) == level
             for one in case.wanted:
@@ -63,3 +67,16 @@ def test_scenes_have_layouts_of_every_level() -> None:
                 assert one.colour in COLOURS
                 assert f"{one.colour} {one.name}" in case.prompt
                 assert min(one.box[2] - one.box[0], one.box[3] - one.box[1]) >= LEAST_SIDE
+
+
+def test_actions_are_told_by_the_layout_alone() -> None:
+    cases = scene_actions()(6)
+    assert cases[:2] != cases[1:3]
+    for case in cases:
+        (told,) = case.layout.interactions
+        assert told.action == case.action
+        assert case.action in ACTIONS
+        assert case.action not in case.prompt
+        assert case.thing in case.prompt
+        assert "a person" in case.prompt
+        assert case.layout.reference is not None

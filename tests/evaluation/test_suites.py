@@ -18,7 +18,7 @@ from counterpoint.conditions.canny import canny
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data import pairs
-from counterpoint.data.layouts import MOST, scene_levels
+from counterpoint.data.layouts import MOST, scene_actions, scene_levels
 from counterpoint.data.scenes.render import SPLITS, Scene, scene
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SEG_INDEX
 from counterpoint.evaluation import measures
@@ -40,7 +40,7 @@ SUITES: dict[str, Suite] = {
     "silent": fusion.silent(pairs),
     "single": fusion.single(pairs, 128),
     "tiny-quality": TinyQuality(lambda pictures: pictures),
-    "layout": LayoutSuite(scene_levels()),
+    "layout": LayoutSuite(scene_levels(), scene_actions()),
     "style": StyleSuite(),
 }
 
@@ -61,6 +61,7 @@ def blind_readers() -> Readers:
             "pose": lambda pictures: pictures,
         },
         person=lambda pictures: pictures[:, 0] > 0.5,
+        joints=lambda pictures: torch.full((len(pictures), 18, 2), torch.nan, dtype=torch.float64),
         classes=classes,
         classes_of=lambda images: classes(stack(images)),
         embed_pictures=lambda pictures: pictures.mean((2, 3)) + 0.1,
@@ -282,14 +283,14 @@ def truthful_readers() -> Readers:
 
 def test_layouts_of_real_scenes_succeed_and_noise_fails(tmp_path: Path) -> None:
     suite = LayoutSuite(scene_levels())
-    methods = [Method(models=("base",)), Method(models=("interact", "migc"), aggregation="steps=3,pull=0.5:0.4")]
+    methods = [Method(models=("base",)), Method(models=("interact", "migc"), aggregation="steps=3,eta=0.5x:0.4x")]
     tasks = suite.tasks(3, methods)
     assert all(len(task.layout.instances) == int(task.key[1]) for task in tasks if task.layout)
     real = in_turn(lambda chunk: [drawn(task.seed, int(task.key[1])).image for task in chunk])
     make(tasks, real, tmp_path / "real")
     rows = suite.score(reader(tmp_path / "real"), 3, methods, truthful_readers())
     assert [row.case for row in rows[::2]] == ["L2", "L3", "L4", "L5", "L6", "all levels"]
-    assert {row.name for row in rows} == {"base", "interact+migc steps=3,pull=0.5:0.4"}
+    assert {row.name for row in rows} == {"base", "interact+migc steps=3,eta=0.5x:0.4x"}
     success, overlap, _ = rows[-1].metrics
     assert success.compute() > 0.85  # a thing behind another of its kind is one patch with it
     assert overlap.compute() > 0.85

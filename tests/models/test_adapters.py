@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
 from safetensors.torch import save_file
 
+from counterpoint.conditions.layout import Instance, Layout
+from counterpoint.models import migc
 from counterpoint.models.adapter import load_adapter
 from counterpoint.models.gligen import fuser_state, renamed, with_fusers
-from counterpoint.models.ip_adapter import adapter_state, attention_names, load_ip_adapter
+from counterpoint.models.interact import InteractionEmbedding
+from counterpoint.models.ip_adapter import adapter_state, attention_names, check_encoder, load_ip_adapter
 from counterpoint.models.migc import (
     INSTANCES,
     InstanceShading,
@@ -26,8 +31,14 @@ from counterpoint.models.migc import (
     with_instances,
 )
 from counterpoint.models.weights import read_pickle
-from counterpoint.types import UserError
+from counterpoint.sampling.guides import Adapter, make_guide
+from counterpoint.types import Moment, UserError
+from tests.models.ldm import unet_name
 
+SMALL = {"sample_size": 8, "block_out_channels": (16, 16, 32, 32), "cross_attention_dim": 32, "attention_head_dim": 8,
+         "norm_num_groups": 4}  # fmt: skip
+"""As many blocks as Stable Diffusion 1.5 has, so that LDM's numbers mean what they mean there."""
+ATTENTION = (False, True, True, True)
 SITES = ("mid_block.attentions.0", "up_blocks.1.attentions.0")
 GATES = ("ChannelGate.mlp.1.weight", "ChannelGate.mlp.1.bias", "ChannelGate.mlp.3.weight", "ChannelGate.mlp.3.bias",
          "SpatialGate.spatial.conv.weight")  # fmt: skip
@@ -173,6 +184,110 @@ def test_instances_are_read_inside_their_boxes_only() -> None:
     assert torch.equal(joined[0, 7], torch.zeros(4))
 
 
+@pytest.mark.parametrize(("width", "grids"), [(136, ((16, 17), (8, 9), (4, 5))), (72, ((16, 9), (8, 5), (4, 3)))])
+def test_sides_that_do_not_halve_evenly_are_rounded_up(width: int, grids: tuple) -> None:
+    """As a UNet's own convolutions do."""
+    layout = Told(
+        torch.zeros(1, 1, 3, 8), torch.zeros(1, 1, 8), torch.tensor([[[0, 0, 0.5, 1]]]),
+        torch.ones(1, 1, dtype=torch.bool), (128, width),
+    )  # fmt: skip
+    for height, across in grids:
+        inside, _ = box_masks(layout, height * across)
+        assert inside.shape[2:] == (height, across)
+        assert inside[0, 0, :, 0].min() == 1
+
+
+def test_half_precision_moves_no_box(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    plain = migc.telling
+    monkeypatch.setattr(migc, "telling", lambda unet, told: seen.append(told) or plain(unet, told))
+    layout = Layout((Instance("a ball", (0.1, 0.2, 0.303, 0.7)),))
+    half = with_instances(unet, SITES).bfloat16()
+    encode = SimpleNamespace(phrases=lambda texts: (torch.zeros(len(texts), 7, 32), torch.zeros(len(texts), 32)))
+    guide = make_guide(Adapter("migc"), half, encode, [layout], False, (512, 512))
+    told = []
+    for index in range(50):
+        with guide(Moment(index, 50, torch.tensor(1))):
+            told.append(len(seen) > len(told))
+    assert sum(told) == 26, "the published code tells up to the step of index 25, it included"
+    assert seen[0].boxes[0, 0].tolist() == pytest.approx([0.1, 0.2, 0.303, 0.7], abs=1e-6)
+    assert seen[0].phrases.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_published_names_at_small_size(tmp_path: Path, refined: bool) -> None:
+    """MIGC in LDM's names within ``state_dict``, MIGC++ flat in diffusers': every tensor lands."""
+    torch.manual_seed(0)
+    small = UNet2DConditionModel(**SMALL)
+    state = instance_state(with_instances(small, refined=refined))
+    for value in state.values():
+        value.copy_(torch.randn_like(value))
+
+    def published(name: str) -> str:
+        return "model.diffusion_model." + unet_name(name, 2, ATTENTION).replace("attn2.processor.", "attn2.")
+
+    named = {name if refined else published(name): value.clone() for name, value in state.items()}
+    torch.save(named if refined else {"state_dict": named}, tmp_path / "migc.ckpt")
+    save_file(read_pickle(tmp_path / "migc.ckpt"), tmp_path / "migc.safetensors")
+    kind, loaded = load_adapter(small, tmp_path / "migc.safetensors")
+    assert kind == "migc"
+    found = instance_state(loaded)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("rows", [30, 32])
+def test_interact_diffusion_as_published_at_small_size(tmp_path: Path, rows: int) -> None:
+    """The whole ``.pth``: LDM's names without a prefix, the other networks, and a configuration of foreign objects."""
+    torch.manual_seed(0)
+    small = UNet2DConditionModel(**SMALL)
+    state = fuser_state(with_fusers(small, InteractionEmbedding(24, 32, rows)))
+    for value in state.values():
+        value.copy_(torch.randn_like(value))
+    ldm = {
+        name if name.startswith("position_net") else unet_name(name, 2, ATTENTION): value.clone()
+        for name, value in {**small.state_dict(), **state}.items()
+    }
+    torch.save(
+        {
+            "model": ldm, "autoencoder": {"x": torch.zeros(1)}, "text_encoder": {"y": torch.zeros(1)},
+            "diffusion": {"betas": torch.zeros(3)}, "config_dict": {"_content": {"a": PurePosixPath("b")}},
+        },
+        tmp_path / "interact.pth",
+    )  # fmt: skip
+    save_file(read_pickle(tmp_path / "interact.pth"), tmp_path / "interact.safetensors")
+    kind, loaded = load_adapter(small, tmp_path / "interact.safetensors")
+    assert kind == "interact"
+    assert loaded.position_net.interactions == rows
+    found = fuser_state(loaded)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+class Trap:
+    """Pickled as a call that leaves a trace."""
+
+    def __init__(self, call: object, *arguments: object) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call, self.arguments
+
+
+def test_objects_in_a_pickle_are_never_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    torch.save({"x": torch.ones(1), "config": Trap(Path.touch, trace)}, tmp_path / "a.pth")
+    assert read_pickle(tmp_path / "a.pth")["x"].tolist() == [1]
+    torch.save({"x": torch.ones(1), "config": Trap(os.system, f"touch {trace}")}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"or is damaged: it names posix\.system") as e:
+        read_pickle(tmp_path / "a.pth")
+    assert "\x1b" not in str(e.value)
+    torch.save(Trap(Path.touch, trace), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="it names pathlib"):
+        read_pickle(tmp_path / "a.pth")
+    assert not trace.exists()
+
+
 def test_shares_sum_to_one_and_padding_gets_none() -> None:
     torch.manual_seed(0)
     network = InstanceShading(16, 8).double()
@@ -211,6 +326,9 @@ def test_instance_layers_from_files_of_every_form(unet: UNet2DConditionModel, tm
     name = next(name for name in state if "sac.conv2.weight" in name)
     save_file({key: value for key, value in state.items() if key != name}, tmp_path / "ours.safetensors")
     with pytest.raises(UserError, match=f"{name} is missing"):
+        load_instances(unet, tmp_path / "ours.safetensors")
+    save_file({**state, "time_embed.0.weight": torch.zeros(1)}, tmp_path / "ours.safetensors")
+    with pytest.raises(UserError, match=r"time_embed\.0\.weight is foreign"):
         load_instances(unet, tmp_path / "ours.safetensors")
     with pytest.raises(UserError, match="no transformer nowhere; it has down_blocks"):
         with_instances(unet, ["nowhere"])
@@ -266,6 +384,21 @@ def test_an_ip_adapter_loads_and_goes_back_to_its_file(unet: UNet2DConditionMode
     )
     with pytest.raises(UserError, match=r"ip_adapter\.3\.to_k_ip\.weight is missing"):
         load_ip_adapter(unet, tmp_path / "b.safetensors")
+    plus = {name.replace("image_proj.proj", "image_proj.proj_in"): value for name, value in state.items()}
+    for changed, said in (
+        ({**state, "rubbish": torch.zeros(1)}, "rubbish is foreign"),
+        ({name: value for name, value in state.items() if name != "image_proj.norm.bias"}, r"norm\.bias is missing"),
+        (ip_adapter(unet, tokens=3), r"image_proj\.proj\.weight is \(96, 24\), wanted \(128, 24\)"),
+        (plus, "no plain IP-Adapter"),
+    ):
+        save_file(changed, tmp_path / "b.safetensors")
+        with pytest.raises(UserError, match=said):
+            load_ip_adapter(unet, tmp_path / "b.safetensors")
+    check_encoder(grown, 24, tmp_path)
+    with pytest.raises(
+        UserError, match="of width 24, and its image encoder makes 32: put the encoder"
+    ):
+        check_encoder(grown, 32, tmp_path)
 
 
 def test_a_file_of_something_else_is_said(unet: UNet2DConditionModel, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,9 @@ from counterpoint.models.gligen import fuser_state, with_fusers
 from counterpoint.models.interact import InteractionEmbedding
 from counterpoint.models.ip_adapter import attention_names, load_ip_adapter
 from counterpoint.models.migc import instance_state, with_instances
+from counterpoint.sampling import pipeline
 from counterpoint.sampling.aggregated import come_back, leave, own_tensors
+from counterpoint.sampling.amdm import PRESETS
 from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
@@ -211,9 +214,52 @@ def test_helpers_leave_and_come_back(make: Callable) -> None:
     assert {tensor.data_ptr() for tensor in moved} == {
         value.data_ptr() for value in instance_state(helper.unet).values()
     }
+    painter = make("ip-adapter")
+    read = {tensor.data_ptr() for tensor in painter.adapter.image_encoder.parameters()}
+    assert read <= {tensor.data_ptr() for tensor in own_tensors([painter], first)}, "also what reads its reference"
     leave([helper], first)
     come_back([helper], first)
     assert all(torch.equal(value, before[name]) for name, value in helper.unet.state_dict().items())
+
+
+def test_helpers_are_back_when_a_call_ends(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it ends badly: a helper that was left on another device would be broken alone."""
+    events: list[str] = []
+    monkeypatch.setattr("counterpoint.sampling.pipeline.leave", lambda *_: events.append("leave"))
+    monkeypatch.setattr("counterpoint.sampling.pipeline.come_back", lambda *_: events.append("back"))
+    both = counterpoint.aggregate([make("interact"), make("migc")], 0.5, 1)
+    call = {"layout": LAYOUT, **FAST, "num_inference_steps": 2}
+    both("a person", generator=seeded(0), **call)
+    assert events == ["leave", "back"]
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        both("a person", generator=seeded(0), callback_on_step_end=fail, **call)
+    assert events[-1] == "back"
+
+
+def test_starts_of_separate_noise_lie_where_the_picture_is_taken_up(
+    make: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Image-to-image: every helper starts from the picture and its own noise, and keeps what is not repainted."""
+    seen: dict = {}
+    plain = pipeline.sample_aggregated
+
+    def watched(denoisers: object, scheduler: object, starts: list, *rest: object, **more: object) -> object:
+        seen.update(starts=starts, settles=more["settles"])
+        return plain(denoisers, scheduler, starts, *rest, **more)
+
+    monkeypatch.setattr(pipeline, "sample_aggregated", watched)
+    both = counterpoint.aggregate([make("interact"), make("migc")], **vars(PRESETS["authors"]))
+    call = {"layout": LAYOUT, **FAST, "image": STYLE.resize((64, 64)), "strength": 0.2}
+    both("a person", generator=seeded(0), mask_image=Image.new("L", (64, 64)), **call)
+    first, second = seen["starts"]
+    assert not torch.equal(first, second)
+    assert torch.nn.functional.cosine_similarity(first.flatten(), second.flatten(), 0) > 0.5, "one picture in both"
+    assert len(seen["settles"]) == 2
+    assert all(seen["settles"])
 
 
 def test_what_cannot_be_aggregated_is_said(make: Callable, parts: dict) -> None:
@@ -232,6 +278,29 @@ def test_what_cannot_be_aggregated_is_said(make: Callable, parts: dict) -> None:
     hasty = replace(first, scheduler=make_scheduler("unipc", parts["scheduler"].config))
     with pytest.raises(UserError, match="UniPCMultistepScheduler would undo or misread: load the first model with"):
         counterpoint.aggregate([hasty, first])
+    same = copy.deepcopy(parts["vae"])
+    counterpoint.aggregate([first, replace(first, vae=same)])
+    for name, value in same.named_parameters():
+        value.data += name.startswith("decoder")
+    counterpoint.aggregate([first, replace(first, vae=same)])
+    for name, value in same.named_parameters():
+        value.data += name.startswith("encoder")
+    with pytest.raises(UserError, match="the encoders of their VAEs have other weights"):
+        counterpoint.aggregate([first, replace(first, vae=same)])
+    half = replace(first, unet=copy.deepcopy(first.unet).bfloat16())
+    with pytest.raises(
+        UserError, match=r"torch\.bfloat16 where the first has torch\.float32: load both with the"
+    ):
+        counterpoint.aggregate([first, half])
+    far = replace(first, unet=copy.deepcopy(first.unet).to("meta"))
+    with pytest.raises(UserError, match="another device: meta where the first has cpu"):
+        counterpoint.aggregate([first, far])
+    with pytest.raises(UserError, match=r"model 2 is a str; pipelines of counterpoint\.load are aggregated"):
+        counterpoint.aggregate([first, "base"])
+    inner = counterpoint.aggregate([first, make("migc")])
+    assert len(counterpoint.aggregate([make(), inner]).models) == 3, "an aggregate counts as its models"
+    with pytest.raises(UserError, match=r"has an adapter \(interact\) already"):
+        first.adapted("style")
     with pytest.raises(UserError, match="interact reads a layout, and there is none"):
         first("a person", **FAST)
     with pytest.raises(UserError, match="nothing here reads a layout"):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from counterpoint.sampling.amdm import PAPER, Aggregation, aggregate, coefficients, pulled, sample_aggregated
+from counterpoint.sampling.amdm import PRESETS, Aggregation, aggregate, coefficients, pulled, sample_aggregated
 from counterpoint.sampling.loop import sample
 from counterpoint.types import Moment, UserError
 
@@ -83,18 +85,19 @@ def test_the_pull_is_equation_10_and_never_goes_beyond() -> None:
     away = mixed - mean
     for row in range(2):
         wanted = mixed[row] - 3.0 * away[row] / away[row].norm()
-        torch.testing.assert_close(pulled(mixed, mean, 3.0, True)[row], wanted, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(pulled(mixed, mean, 1e6, True), mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(pulled(mixed, mean, 0.25, False), mixed - 0.25 * away, rtol=1e-5, atol=1e-6)
-    assert torch.equal(pulled(mean, mean, 3.0, True), mean), "no direction, no pull, no NaN"
+        torch.testing.assert_close(pulled(mixed, mean, 3.0)[row], wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(pulled(mixed, mean, 1e6), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(pulled(mixed, mean, "0.25x"), mixed - 0.25 * away, rtol=1e-5, atol=1e-6)
+    assert torch.equal(pulled(mixed, mean, "auto"), pulled(mixed, mean, "0.5x"))
+    assert torch.equal(pulled(mean, mean, 3.0), mean), "no direction, no pull, no NaN"
 
 
 @pytest.mark.parametrize("mix", ["paper", "unit"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_algorithm_2_written_out(mix: str, count: int) -> None:
     models = [Model(10 + i) for i in range(count)]
-    weights, pulls = (0.47, 0.5)[: count - 1], (4.5, 4.0, 3.5)[:count]
-    found = run(models, Aggregation(weights, 3, mix, pulls, absolute=True))
+    weights, etas = (0.47, 0.5)[: count - 1], (4.5, 4.0, 3.5)[:count]
+    found = run(models, Aggregation(weights, 3, mix, etas))
     alphas = scheduler().alphas_cumprod.double()
     times = [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
     latents = [noise(0).double()] * count
@@ -109,11 +112,11 @@ def test_algorithm_2_written_out(mix: str, count: int) -> None:
             steps.append(after.sqrt() * x0 + (1 - after).sqrt() * eps)
         if index < 3:
             mixed = sum(share * step for share, step in zip(shares, steps, strict=True))
-            for i, (mean, pull) in enumerate(zip(steps, pulls, strict=True)):
+            for i, (mean, eta) in enumerate(zip(steps, etas, strict=True)):
                 away = mixed - mean
                 length = away.flatten(1).norm(dim=1)[:, None, None, None]
-                assert (pull < length).all(), "the guard against going beyond plays no part here"
-                steps[i] = mixed - pull * away / length
+                assert (eta < length).all(), "the guard against going beyond plays no part here"
+                steps[i] = mixed - eta * away / length
         latents = steps
     torch.testing.assert_close(found.double(), latents[0], rtol=1e-4, atol=1e-4)
 
@@ -130,7 +133,7 @@ def test_helpers_are_asked_exactly_as_often_as_steps_are_shared() -> None:
 def test_neutral_settings_are_the_first_model_alone() -> None:
     ddim = scheduler()
     *_, alone = sample(Model(5), ddim, noise(0), ddim.timesteps)
-    for neutral in (Aggregation(steps=0), Aggregation(weights=(1.0,), mix="slerp"), Aggregation(pull=(1.0,))):
+    for neutral in (Aggregation(steps=0), Aggregation(weights=(1.0,), mix="slerp"), Aggregation(eta=("1x",))):
         torch.testing.assert_close(run([Model(5), Model(6)], neutral), alone.latents, rtol=1e-5, atol=1e-5)
     shared = run([Model(5), Model(6)], Aggregation())
     assert not torch.allclose(shared, alone.latents, atol=1e-2)
@@ -138,14 +141,14 @@ def test_neutral_settings_are_the_first_model_alone() -> None:
 
 def test_samples_do_not_see_their_batch_mates() -> None:
     models = [Model(5), Model(6)]
-    both = run(models, PAPER["interact+migc"])
-    torch.testing.assert_close(run(models, PAPER["interact+migc"], start=noise(0)[:1]), both[:1], rtol=1e-5, atol=1e-5)
+    both = run(models, PRESETS["paper"])
+    torch.testing.assert_close(run(models, PRESETS["paper"], start=noise(0)[:1]), both[:1], rtol=1e-5, atol=1e-5)
 
 
 def test_the_authors_way() -> None:
     """Their second step is the first that is shared, and means are those of the step before."""
     models = [Model(5), Model(6)]
-    way = Aggregation((0.5,), 1, "paper", (1.0,), absolute=True, authors=True)
+    way = replace(PRESETS["authors"], steps=1, eta=(1.0,))
     ddim = scheduler()
     starts = [noise(0), noise(1)]
     events = list(sample_aggregated(models, ddim, starts, ddim.timesteps, way))
@@ -157,17 +160,24 @@ def test_the_authors_way() -> None:
     stale = 0.3 * starts[0] + models[0].direction
     alpha, product = ddim.alphas[900], ddim.alphas_cumprod[900]
     mean = first[0] / alpha.sqrt() - (1 - alpha) / ((1 - product).sqrt() * alpha.sqrt()) * stale
-    torch.testing.assert_close(events[1].latents, pulled(mixed, mean, 1.0, True), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(events[1].latents, pulled(mixed, mean, 1.0), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"weights": (1.2,)}, "weights of an aggregation lie in 0..1, got 1.2"),
-        ({"pull": (1.2,)}, "pulls are shares in 0..1"),
-        ({"pull": (float("nan"),)}, "pulls are shares"),
+        ({"eta": ("1.2x",)}, r"a share such as 0\.5x, at most 1x, or auto; got 1\.2x"),
+        ({"eta": (float("nan"),)}, "got nan"),
+        ({"eta": (-1.0,)}, "got -1"),
+        ({"eta": ("half",)}, "got half"),
         ({"mix": "sum"}, "unknown mix 'sum'"),
-        ({"steps": -1}, "at least 0 steps"),
+        ({"noise": "none"}, "unknown noise 'none' of an aggregation; there are shared, separate"),
+        ({"mean": "last"}, "unknown mean 'last'"),
+        ({"steps": -1}, "a whole number of steps, at least 0, got -1"),
+        ({"steps": 2.5}, r"a whole number of steps, at least 0, got 2\.5"),
+        ({"steps": 2, "sigma": 1.0}, "in steps or in sigma: give one of them"),
+        ({"sigma": float("inf")}, "sigma of an aggregation is a positive number, got inf"),
     ],
 )
 def test_wrong_settings(settings: dict, said: str) -> None:
@@ -180,10 +190,66 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(UserError, match="UniPCMultistepScheduler would undo or misread: use ddim"):
         next(sample_aggregated([Model(1)] * 2, UniPCMultistepScheduler(), [noise(0)], ddim.timesteps, Aggregation()))
     with pytest.raises(UserError, match="1 starts for 2 models; give one each"):
-        run([Model(1)] * 2, Aggregation(authors=True))
+        run([Model(1)] * 2, PRESETS["authors"])
     with pytest.raises(UserError, match="at least two models"):
         run([Model(1)], Aggregation())
     with pytest.raises(UserError, match="2 weights for 2 models; give one, or 1"):
         run([Model(1)] * 2, Aggregation((0.5, 0.5)))
-    with pytest.raises(UserError, match="2 pulls for 3 models; give one, or 3"):
-        run([Model(1)] * 3, Aggregation(pull=(0.5, 0.5)))
+    with pytest.raises(UserError, match="2 etas for 3 models; give one, or 3"):
+        run([Model(1)] * 3, PRESETS["paper"])
+
+
+def test_a_window_in_sigma_is_the_one_in_steps() -> None:
+    """Shared while sigma_t is at least what is given: a sigma between the fourth step's and the third's is three."""
+    ddim = scheduler()
+    product = ddim.alphas_cumprod[ddim.timesteps]
+    third, fourth = ((1 - product) / product).sqrt()[2:4].tolist()
+    models = [Model(5), Model(6)]
+    wanted = run(models, Aggregation(steps=3))
+    models[1].calls = 0
+    assert torch.equal(run(models, Aggregation(sigma=(third + fourth) / 2)), wanted)
+    assert models[1].calls == 3, "and no call more"
+    assert torch.equal(run(models, Aggregation(sigma=1.001 * third)), run(models, Aggregation(steps=2)))
+    assert not Aggregation(sigma=0.1, mean="stale").shares(0, 10.0), "no step is before the first"
+
+
+def test_settings_and_presets_as_text() -> None:
+    assert Aggregation.parse("") == Aggregation()
+    assert Aggregation.parse("paper") == Aggregation((0.5,), None, "paper", (45.0, 55.0))
+    assert PRESETS["paper-three"].for_models(3) == ((0.47, 0.5), (45.0, 40.0, 35.0))
+    authors = Aggregation.parse("authors, steps=5")
+    assert (authors.noise, authors.mean, authors.mix, authors.steps) == ("separate", "stale", "paper", 5)
+    found = Aggregation.parse("sigma=8,weights=0.47:0.5,eta=auto:0.4x:35,noise=separate")
+    assert (found.sigma, found.weights, found.eta) == (8.0, (0.47, 0.5), ("auto", "0.4x", "35"))
+    for text, said in (
+        ("pape", "unknown aggregation 'pape'; there are paper, paper-style, paper-three, authors, and settings"),
+        ("steps=3,paper", "unknown setting 'paper'"),
+        ("steps=2.5", "steps cannot be '2.5'"),
+        ("eta=1.5x", "at most 1x"),
+        ("steps=1,sigma=1", "give one of them"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Aggregation.parse(text)
+
+
+def test_noise_and_mean_are_settings_of_their_own() -> None:
+    models = [Model(5), Model(6)]
+    ddim = scheduler()
+    starts = [noise(0), noise(1)]
+    separate = list(sample_aggregated(models, ddim, starts, ddim.timesteps, Aggregation(steps=1, noise="separate")))
+    assert models[1].calls == 1, "with its own mean the first step is shared"
+    first = [ddim.step(0.3 * x + m.direction, 900, x).prev_sample for m, x in zip(models, starts, strict=True)]
+    mixed = aggregate(torch.stack(first), (0.5,), "slerp")
+    torch.testing.assert_close(separate[0].latents, (mixed + first[0]) / 2)
+    list(sample_aggregated(models, ddim, starts[:1], ddim.timesteps, Aggregation(steps=1, mean="stale")))
+    assert models[1].calls == 3, "one noise for all, and sharing begins with the second step"
+
+
+def test_every_model_is_settled() -> None:
+    seen: list[int] = []
+
+    def settle(number: int) -> Callable:
+        return lambda latents, _: seen.append(number) or latents
+
+    run([Model(5), Model(6)], Aggregation(steps=2), 4, settles=[settle(0), settle(1)])
+    assert seen == [0, 1, 0, 1, 0, 0]

@@ -20,7 +20,7 @@ from counterpoint.apps.readers import FIND, READ, check_named, family_readers, o
 from counterpoint.apps.record import SCHEMA, write_json
 from counterpoint.apps.run import several
 from counterpoint.data import pairs
-from counterpoint.data.layouts import Levels, read_mig_bench, scene_levels
+from counterpoint.data.layouts import Levels, read_mig_bench, scene_actions, scene_levels
 from counterpoint.data.published import SETS, PublishedCases
 from counterpoint.evaluation.make import Executor, in_turn
 from counterpoint.evaluation.suite import Method, Readers, Suite, Task, stack
@@ -111,7 +111,7 @@ SUITES: dict[str, Callable[[Bench], Suite]] = {
     "complementary": lambda bench: fusion.complementary(bench.cases).only(bench.pipe.controls),
     "silent": lambda bench: fusion.silent(bench.cases).only(bench.pipe.controls),
     "single": lambda bench: fusion.single(bench.cases).only(bench.pipe.controls),
-    "layout": lambda bench: LayoutSuite(bench.levels),
+    "layout": lambda bench: LayoutSuite(bench.levels, scene_actions() if bench.cases is pairs else None),
     "style": lambda bench: _style(bench),
     "conservativity": lambda bench: Conservativity(bench.pipe, bench.cases),
     "tiny-quality": lambda bench: _tiny_quality(bench),
@@ -215,8 +215,15 @@ def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
     if any(method.models for method in methods) and name not in {"layout", "style"}:
         raise UserError("--aggregate belongs to evaluate layout and style")
     for method in methods:
-        if method.models:
-            bench.maker.model(method.models, method.aggregation)  # a wrong name is said before any picture is made
+        if method.models:  # a wrong name is said before any picture is made
+            pipe = bench.maker.model(method.models, method.aggregation)
+            if bench.cases is not pairs and any(
+                one.adapter and one.adapter.kind == "ip-adapter" for one in pipe.models
+            ):
+                raise UserError(
+                    f"{method.name}: an IP-Adapter reads a reference picture, and COCO-MIG's layouts have none: leave "
+                    "it out of --aggregate, or leave out --layouts to measure on scenes, which have one"
+                )
     if name == "layout" and not bench.levels:
         raise UserError("this suite needs --layouts mig_bench.json, or scenes")
     if name == "conservativity" and (

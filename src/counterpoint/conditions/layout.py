@@ -16,6 +16,8 @@ import PIL.ImageFont
 from counterpoint.conditions.image import read_image
 from counterpoint.types import Box, Image, UserError
 
+MOST_WEIGHT = 2.0
+"""Of a reference; 1 is what adapters are trained with."""
 _COLOURS = ((230, 25, 75), (0, 130, 200), (60, 180, 75), (245, 130, 48), (145, 30, 180), (0, 128, 128))
 
 
@@ -51,11 +53,18 @@ class Interaction:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A picture whose style or content is wanted: how strongly, and where (white; ``None`` is everywhere)."""
+    """A picture whose style or content is wanted: how strongly, in 0..2, and where (white; ``None`` is everywhere)."""
 
     image: Image
     weight: float = 1.0
     mask: Image | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weight, bool) or not 0 <= self.weight <= MOST_WEIGHT:
+            raise UserError(f"the weight of a reference is a number in 0..{MOST_WEIGHT:g}, got {self.weight}")
+        for what, picture in (("reference", self.image), ("mask of a reference", self.mask)):
+            if picture is not None and not (getattr(picture, "dtype", None) == np.uint8 and picture.ndim == 3):
+                raise UserError(f"the {what} is a picture as an array (h, w, 3) uint8, got a {type(picture).__name__}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +191,7 @@ def _reference(content: Any, folder: Path) -> Reference:
     mask = parts.get("mask")
     return Reference(
         read_image(folder / parts["image"]),
-        float(parts.get("weight", 1.0)),
+        parts.get("weight", 1.0),
         None if mask is None else read_image(folder / mask),
     )
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 
-from counterpoint.conditions.layout import Instance, Layout
+from counterpoint.conditions.layout import Instance, Interaction, Layout, Reference
 from counterpoint.data.scenes.caption import caption
 from counterpoint.data.scenes.layout import draw_layout
 from counterpoint.data.scenes.render import SPLITS, scene
@@ -42,18 +42,46 @@ class Wanted:
 
 @dataclass(frozen=True)
 class LayoutCase:
-    """A prompt and what it should show where; ``number`` seeds its noise."""
+    """A prompt and what it should show where; ``number`` seeds its noise, ``reference`` is the number of the scene
+    whose style is wanted, if one is."""
 
     number: int
     prompt: str
     wanted: tuple[Wanted, ...]
+    reference: int | None = None
 
     @property
     def layout(self) -> Layout:
         """The same for a model that reads layouts."""
-        return Layout(tuple(Instance(one.phrase, one.box) for one in self.wanted))
+        return Layout(tuple(Instance(one.phrase, one.box) for one in self.wanted), (), _reference(self.reference))
 
 
+@dataclass(frozen=True)
+class ActionCase:
+    """Somebody who does something with something. The prompt names both and not what is done, which only the layout
+    says: to follow a prompt is no achievement of what reads layouts.
+
+    Attributes:
+        number: of the scene, seeds the noise.
+        prompt: what is there.
+        layout: where, and who does what.
+        action: what is done.
+        thing: name of what it is done to.
+    """
+
+    number: int
+    prompt: str
+    layout: Layout
+    action: str
+    thing: str
+
+
+def _reference(number: int | None) -> Reference | None:
+    return None if number is None else Reference(scene(number).image)
+
+
+Actions = Callable[[int], Sequence[ActionCase]]
+"""The first ``n`` cases."""
 Levels = Mapping[int, Callable[[int], Sequence[LayoutCase]]]
 """Number of instances -> the first ``n`` cases with as many."""
 
@@ -77,7 +105,21 @@ def _of_scene(number: int, level: int) -> LayoutCase | None:
     if any(min(x1 - x0, y1 - y0) < LEAST_SIDE for x0, y0, x1, y1 in (thing.box for thing in one.instances)):
         return None
     wanted = tuple(Wanted(thing.name, thing.colour, thing.box) for thing in one.instances)
-    return LayoutCase(number, caption(one.layout, "brief"), wanted)
+    return LayoutCase(number, caption(one.layout, "brief"), wanted, number + 1)
+
+
+def scene_actions(split: str = "test") -> Actions:
+    """Interactions of scenes."""
+    return lambda n: [_action(SPLITS[split].start + number) for number in range(n)]
+
+
+def _action(number: int) -> ActionCase:
+    one = scene(number, content="interaction", style="photo")
+    (who, action, whom) = one.triplets[0]
+    things = tuple(Instance(thing.phrase, thing.box) for thing in one.instances)
+    prompt = caption(replace(one.layout, triplets=()), "brief")
+    layout = Layout(things, (Interaction(who, action, whom),), _reference(number + 1))
+    return ActionCase(number, prompt, layout, action, one.instances[whom].name)
 
 
 def read_mig_bench(path: Path) -> Levels:
@@ -103,8 +145,13 @@ def _published(number: int, entry: Mapping[str, object]) -> LayoutCase:
     wanted = []
     for segment in entry["segment"]:  # type: ignore[attr-defined]
         article, colour, name = segment["label"].split(" ", 2)
-        x0, y0, x1, y1 = (float(end) for end in segment["bbox"])
+        x0, y0, x1, y1 = (_inside(float(end)) for end in segment["bbox"])
         if colour not in COLOURS or not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
             raise ValueError(f"entry {number}: {article} {colour} {name} at {segment['bbox']}")
         wanted.append(Wanted(name, colour, (x0, y0, x1, y1)))
     return LayoutCase(number, str(entry["caption"]).strip(), tuple(wanted))
+
+
+def _inside(end: float, rounding: float = 1e-3) -> float:
+    """An edge that leaves the picture by rounding only, which pixels divided by a side do, put back on its edge."""
+    return min(max(end, 0.0), 1.0) if -rounding <= end <= 1 + rounding else end

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,29 +26,50 @@ def load_ip_adapter(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionMo
 
     Args:
         unet: stays as it is.
-        file: safetensors as published: ``image_proj.*`` and ``ip_adapter.NUMBER.to_{k,v}_ip.weight``.
+        file: safetensors as published: ``image_proj.{proj,norm}`` and ``ip_adapter.NUMBER.to_{k,v}_ip.weight``. Those
+            whose ``image_proj`` is more than one layer (plus, full, face) read other things than embeddings.
 
     Raises:
-        UserError: the file is missing, a pickle, damaged, of another UNet, or no IP-Adapter.
+        UserError: the file is missing, a pickle, damaged, of another UNet, no IP-Adapter, or one of another kind.
     """
-    held = shapes(file)
-    found = {name: shape for name, shape in held.items() if name.startswith("ip_adapter.")}
-    if not found or len(found) == len(held):
+    found = shapes(file)
+    if not any(name.startswith("ip_adapter.") for name in found):
         raise UserError(f"{file} is no IP-Adapter (image_proj and ip_adapter)")
-    wanted = attention_names(unet)
+    projection = found.get("image_proj.proj.weight", ())
+    if len(projection) != 2:
+        raise UserError(
+            f"{file} is no plain IP-Adapter, it has no image_proj.proj.weight: those called plus, full or faceid are "
+            "not read here; take the plain one, such as ip-adapter_sd15.safetensors"
+        )
+    with torch.device("meta"):
+        wanted = {**attention_names(unet), **_projection(projection[1], int(unet.config.cross_attention_dim))}
     check_fit(wanted, found, file, "this UNet")
-    try:
-        return _grown(unet, load_file(file))
-    except (KeyError, RuntimeError, ValueError, IndexError) as error:
-        raise UserError(f"{file}: its image_proj is of no kind that diffusers knows ({error})") from None
+    return _grown(unet, load_file(file))
+
+
+def check_encoder(unet: UNet2DConditionModel, width: int, file: Path) -> None:
+    """Hold the width of an image encoder's embeddings against what a loaded adapter reads.
+
+    Raises:
+        UserError: they differ.
+    """
+    wanted = unet.encoder_hid_proj.image_projection_layers[0].image_embeds.in_features
+    if width != wanted:
+        raise UserError(
+            f"{file} reads embeddings of width {wanted}, and its image encoder makes {width}: put the encoder that it "
+            "was trained with in image_encoder/ beside it"
+        )
+
+
+def _projection(embedding: int, text: int) -> dict[str, Tensor]:
+    layers = {"proj": nn.Linear(embedding, TOKENS * text), "norm": nn.LayerNorm(text)}
+    return {f"image_proj.{part}.{name}": value for part, layer in layers.items()
+            for name, value in layer.state_dict().items()}  # fmt: skip
 
 
 def with_ip_adapter(unet: UNet2DConditionModel, embedding: int) -> UNet2DConditionModel:
     """An untrained one for pictures' embeddings ``(b, 1, embedding)``: it begins with the layers that read the text."""
-    text = unet.config.cross_attention_dim
-    projection = {"proj": nn.Linear(embedding, TOKENS * text), "norm": nn.LayerNorm(text)}
-    new = {f"image_proj.{part}.{name}": value for part, layer in projection.items()
-           for name, value in layer.state_dict().items()}  # fmt: skip
+    new = _projection(embedding, int(unet.config.cross_attention_dim))
     return _grown(unet, {**new, **{name: value.detach().clone() for name, value in attention_names(unet).items()}})
 
 

@@ -6,7 +6,6 @@ decides at every place how much of the whole prompt, of each instance and of a l
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -273,10 +272,12 @@ def box_masks(told: Told, tokens: int) -> tuple[Float[Tensor, "b n h w"], Float[
     across = (x >= ends[..., 0, :]) & (x < ends[..., 2, :])
     down = (y >= ends[..., 1, :]) & (y < ends[..., 3, :])
     filled = (down[..., None] & across[..., None, :] & told.there[..., None, None]).float()
-    shrink = round(math.sqrt(height * width / tokens))
+    across_layer, down_layer = width, height
+    while across_layer * down_layer > tokens:  # as convolutions of stride 2 halve: what is odd is rounded up
+        across_layer, down_layer = -(-across_layer // 2), -(-down_layer // 2)
     both = torch.cat([filled, 1 - filled.amax(1, keepdim=True)], 1)
     latents = F.interpolate(both, (height // 8, width // 8), mode="bilinear")
-    masks = F.interpolate(latents, (height // shrink, width // shrink), mode="bilinear")
+    masks = F.interpolate(latents, (down_layer, across_layer), mode="bilinear")
     return masks[:, :-1], masks[:, -1:]
 
 
@@ -334,10 +335,10 @@ def load_instances(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionMod
         UserError: the file is missing, a pickle, damaged, of another UNet, or holds no instance layers.
     """
     held = shapes(file)
-    names = {old: _renamed(old) for old in held if ".migc." in old}
-    if not names:
+    names = {old: _renamed(old) for old in held}
+    sites = dict.fromkeys(new.partition(_PROCESSOR)[0] for new in names.values() if _PROCESSOR in new)
+    if not sites:
         raise UserError(f"{file} holds no instance layers (migc.ea, migc.sac)")
-    sites = dict.fromkeys(new.partition(_PROCESSOR)[0] for new in names.values())
     found = {new: held[old] for old, new in names.items()}
     refined = any(name.endswith(".migc.gamma") for name in names)
     hidden = next((shape[0] for name, shape in found.items() if name.endswith("linears_position.0.weight")), 512)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a pickled checkpoint, read without running anything that is in it.
 
     ``state_dict`` around them, as training frameworks write it, is taken off; other dictionaries become prefixes.
+    Objects beside them, such as a configuration, are left out: whatever class or function they name, an inert one
+    stands in for it.
 
     Raises:
         UserError: the file is missing, no checkpoint, or wants more than tensors.
@@ -94,15 +97,44 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Inert, name) for name in _foreign(path)]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a file that is no checkpoint raises is anybody's guess
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} holds something other than tensors, or is damaged: {reason}") from None
+        raise UserError(f"{path} holds something other than tensors, or is damaged: {_reason(error)}") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {name: value.contiguous().clone() for name, value in _flat(content).items()}
     if not tensors:
         raise UserError(f"{path} holds no named tensors")
     return tensors
+
+
+class _Inert:
+    """Stands in for what a checkpoint names and is no tensor: takes anything, does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def _foreign(path: Path) -> list[str]:
+    """Classes and functions that a checkpoint names and that are no part of tensors; none for one in torch's old
+    format, which is then read with no stand-ins."""
+    try:
+        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except ValueError:
+        return []
+
+
+def _reason(error: Exception) -> str:
+    """Of torch's message, which advises how to run what is in the file, one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    if named := re.search(r"GLOBAL (\S+)", text):
+        return f"it names {named[1]}"
+    if text.startswith("Weights only"):
+        return "it is no pickle of tensors"
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 def _flat(content: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from torch import nn
 
 from counterpoint.sampling.model import Model
 from counterpoint.types import UserError
@@ -23,26 +23,56 @@ def check_together(models: Sequence[Model]) -> None:
     """
     first = models[0]
     for number, other in enumerate(models[1:], 2):
-        facts = (
-            ("latents of other shape", first.unet.config.in_channels, other.unet.config.in_channels),
-            ("another factor between pixels and latents", first.factor, other.factor),
-            ("another VAE: scaling factor", first.vae.config.scaling_factor, other.vae.config.scaling_factor),
-            *(
-                (f"another noise schedule: {name}", first.scheduler.config.get(name), other.scheduler.config.get(name))
-                for name in _SCHEDULE
-            ),
-        )
-        for what, mine, theirs in facts:
+        for what, fix, mine, theirs in _facts(first, other):
             if mine != theirs:
                 raise UserError(
                     f"models 1 and {number} cannot be aggregated, the second has {what} {theirs} where the first has "
-                    f"{mine}: take models of one family"
+                    f"{mine}: {fix}"
                 )
+        if not _same_latents(first, other):
+            raise UserError(
+                f"models 1 and {number} cannot be aggregated, the encoders of their VAEs have other weights, so that "
+                f"a latent means something else to each: {_FAMILY} (decoders may differ)"
+            )
         if not isinstance(first.scheduler, DDIMScheduler):
             raise UserError(
                 f"aggregation edits latents between steps, which {type(first.scheduler).__name__} would undo or "
                 "misread: load the first model with scheduler='ddim'"
             )
+
+
+_FAMILY = "take models of one family"
+
+
+def _facts(first: Model, other: Model) -> list[tuple[str, str, Any, Any]]:
+    """What must be the same: what it is, what to do where it is not, and both models' own."""
+    return [
+        ("another device:", "move both with .to()", str(first.device), str(other.device)),
+        ("another dtype:", "load both with the same", first.unet.dtype, other.unet.dtype),
+        ("latents of other shape", _FAMILY, first.unet.config.in_channels, other.unet.config.in_channels),
+        ("another factor between pixels and latents", _FAMILY, first.factor, other.factor),
+        (
+            "another VAE: scaling factor",
+            _FAMILY,
+            first.vae.config.scaling_factor,
+            other.vae.config.scaling_factor,
+        ),
+        *(
+            (f"another noise schedule: {name}", _FAMILY, *(one.scheduler.config.get(name) for one in (first, other)))
+            for name in _SCHEDULE
+        ),
+    ]
+
+
+def _same_latents(first: Model, other: Model) -> bool:
+    """Whether both VAEs encode alike, bit for bit."""
+    mine, theirs = (
+        {name: value for name, value in one.vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
+        for one in (first, other)
+    )
+    return mine.keys() == theirs.keys() and all(
+        value.data_ptr() == theirs[name].data_ptr() or torch.equal(value, theirs[name]) for name, value in mine.items()
+    )
 
 
 def leave(helpers: Sequence[Model], first: Model) -> None:
@@ -64,5 +94,4 @@ def own_tensors(helpers: Sequence[Model], first: Model) -> list[torch.Tensor]:
 
 
 def _tensors(model: Model) -> list[torch.Tensor]:
-    networks: list[nn.Module] = [model.unet, *model.controls.values()]
-    return [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    return [tensor for network in model.networks for tensor in (*network.parameters(), *network.buffers())]

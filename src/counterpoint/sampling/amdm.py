@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.sampling.loop import Settle, Step
+from counterpoint.sampling.schedulers import noise_level
 from counterpoint.types import Denoiser, Latents, Moment, UserError
 
 MIXES = ("paper", "unit", "slerp")
@@ -71,7 +72,7 @@ class Aggregation:
     """
 
     weights: tuple[float, ...] = (0.5,)
-    steps: int | None = None
+    steps: float | None = None  # a whole number; what is none is said in our words
     mix: str = "slerp"
     eta: tuple[Eta, ...] = ("auto",)
     sigma: float | None = None
@@ -244,7 +245,7 @@ def sample_aggregated(
     _check(scheduler, aggregation, latents, len(denoisers))
     weights, etas = aggregation.for_models(len(denoisers))
     models, mine = list(denoisers), _repeated(latents, len(denoisers))
-    last = max((index for index, t in enumerate(timesteps) if aggregation.shares(index, _sigma(scheduler, t))),
+    last = max((index for index, t in enumerate(timesteps) if aggregation.shares(index, noise_level(scheduler, t))),
                default=-1)  # fmt: skip
     stale: list[Tensor] = []
     for index, timestep in enumerate(timesteps):
@@ -252,12 +253,12 @@ def sample_aggregated(
             del models[1:], mine[1:]
             if finished is not None:
                 finished()
-        moment = Moment(index, len(timesteps), timestep)
+        moment = Moment(index, len(timesteps), timestep, noise_level(scheduler, timestep))
         said = [model(scheduler.scale_model_input(one, timestep), moment)
                 for model, one in zip(models, mine, strict=True)]  # fmt: skip
         steps = [scheduler.step(one, timestep, here, return_dict=False)[0]
                  for one, here in zip(said, mine, strict=True)]  # fmt: skip
-        if aggregation.shares(index, _sigma(scheduler, timestep)):
+        if aggregation.shares(index, moment.sigma):
             means = steps
             if aggregation.mean == "stale":
                 means = [_stale_mean(scheduler, int(timestep), *pair) for pair in zip(mine, stale, strict=True)]
@@ -289,11 +290,6 @@ def _check(scheduler: SchedulerMixin, aggregation: Aggregation, latents: Sequenc
 
 def _repeated(given: Sequence[Any], count: int) -> list[Any]:
     return list(given) * (count if len(given) == 1 else 1)
-
-
-def _sigma(scheduler: DDIMScheduler, timestep: Tensor) -> float:
-    product = float(scheduler.alphas_cumprod[int(timestep)])
-    return math.sqrt((1 - product) / product) if product > 0 else math.inf
 
 
 def _stale_mean(scheduler: DDIMScheduler, timestep: int, latents: Tensor, prediction: Tensor) -> Tensor:

@@ -117,7 +117,8 @@ def _instances(
     counts = [len(layout.instances) for layout in layouts]
     _check_count("things", counts, migc.INSTANCES)
     boxes, there, pooled, phrases = _things(encode, layouts, max(counts))
-    given = _placed(unet, phrases=phrases, pooled=pooled, boxes=boxes)
+    given = _placed(unet, phrases=phrases, pooled=pooled)
+    given["boxes"] = boxes.to(unet.device)  # whole: half precision would move their edges by pixels
     there = there.to(unet.device)
     if guided:
         given = {name: torch.cat([torch.zeros_like(value), value]) for name, value in given.items()}
@@ -126,7 +127,7 @@ def _instances(
 
     @contextmanager
     def guide(moment: Moment) -> Iterator[Mapping[str, Any]]:
-        if moment.progress >= UNTIL["migc"]:
+        if moment.progress > UNTIL["migc"]:  # as published: 25 of 50 includes the step of index 25
             yield {}
             return
         with migc.telling(unet, told):

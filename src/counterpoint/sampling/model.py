@@ -72,12 +72,17 @@ class Model:
         """Where the models are."""
         return self.unet.device
 
+    @property
+    def networks(self) -> list[Any]:
+        """Every network, also the one that reads an adapter's pictures."""
+        read = None if self.adapter is None else self.adapter.image_encoder
+        several = (self.vae, self.text_encoder, self.text_encoder_2, self.unet, read, *self.controls.values())
+        return [network for network in several if network is not None]
+
     def to(self, device: str | torch.device) -> Model:
         """Move every network."""
-        read = None if self.adapter is None else self.adapter.image_encoder
-        for network in (self.vae, self.text_encoder, self.text_encoder_2, self.unet, read, *self.controls.values()):
-            if network is not None:
-                network.to(device)
+        for network in self.networks:
+            network.to(device)
         return self
 
     def decode(self, latents: Latents, output_type: str = "pil", generator: Generators = None) -> Any:

@@ -278,7 +278,7 @@ def _models(names: list[str], settings: list[str]) -> list[Any]:
 
     for one in settings:
         Aggregation.parse(one)
-    lists = [tuple(one.split(",")) for one in names]
+    lists = [tuple(name.strip() for name in one.split(",")) for one in names]
     return [Method(models=models, aggregation=how) for models in lists
             for how in (settings if len(models) > 1 else [""])]  # fmt: skip
 

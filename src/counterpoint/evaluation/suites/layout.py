@@ -1,6 +1,7 @@
-"""Layouts: does every thing come out where and in which colour it was asked for?
+"""Layouts: does every thing come out where and in which colour it was asked for, and is done what was asked for?
 
-Protocol of COCO-MIG (Zhou et al. 2024, arXiv:2402.05408, section 5): levels by the number of instances.
+Protocol of COCO-MIG (Zhou et al. 2024, arXiv:2402.05408, section 5): levels by the number of instances. Actions are
+read from a person's joints and where the thing is, on scenes only.
 """
 
 from __future__ import annotations
@@ -11,30 +12,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from counterpoint.data.layouts import LayoutCase, Levels
+from counterpoint.data.layouts import ActionCase, Actions, LayoutCase, Levels
 from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack, unstack
+from counterpoint.metrics.actions import action_shown
 from counterpoint.metrics.coco_mig import RANGES, has_colour, instance_score, mean_iou, picture_row, success_rate
 from counterpoint.metrics.metric import Metric, mean
 from counterpoint.metrics.text import clip_score
+from counterpoint.types import Box
 
 
 @dataclass(frozen=True)
 class LayoutSuite:
-    """Levels of layouts. A model that reads none is told of them by its prompt alone."""
+    """Levels of layouts, and actions. A model that reads none is told of them by its prompt alone."""
 
     levels: Levels
+    actions: Actions | None = None
 
     def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
         """Seeds are the numbers of the cases."""
+        cases = [(f"L{level}", case) for level, first in self.levels.items() for case in first(n)]
+        cases += [(_ACTIONS, case) for case in self._actions(n)]
         return [
-            Task(_key(method, level, case), case.prompt, case.number, method=method, layout=case.layout)
-            for level, first in self.levels.items()
-            for case in first(n)
+            Task(_key(method, sort, case), case.prompt, case.number, method=method, layout=layout)
+            for sort, case in cases
+            for layout in [case.layout]
             for method in methods
         ]
 
     def score(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
-        """A row a method and level, and one a method over all instances, as the benchmark averages."""
+        """A row a method and level, one a method over all instances, as the benchmark averages, and one on actions."""
         overall = {method.name: _metrics() for method in methods}
         rows = []
         for level, first in self.levels.items():
@@ -43,7 +49,7 @@ class LayoutSuite:
                 chunk = cases[start : start + CHUNK]
                 words = readers.embed_texts([case.prompt for case in chunk])
                 for method in methods:
-                    pictures = stack([finished(_key(method, level, case)) for case in chunk])
+                    pictures = stack([finished(_key(method, f"L{level}", case)) for case in chunk])
                     scores = _scores(pictures, chunk, readers)
                     likeness = clip_score(readers.embed_pictures(pictures), words)
                     for success, overlap, clip in (tables[method.name], overall[method.name]):
@@ -51,11 +57,39 @@ class LayoutSuite:
                         overlap.update(scores)
                         clip.update(likeness)
             rows += [Row(name, f"L{level}", tuple(metrics), rival=True) for name, metrics in tables.items()]
-        return [*rows, *(Row(name, "all levels", tuple(metrics), rival=True) for name, metrics in overall.items())]
+        rows += [Row(name, "all levels", tuple(metrics), rival=True) for name, metrics in overall.items()]
+        return [*rows, *self._score_actions(finished, n, methods, readers)]
+
+    def _actions(self, n: int) -> Sequence[ActionCase]:
+        return () if self.actions is None else self.actions(n)
+
+    def _score_actions(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
+        cases = self._actions(n)
+        tables = {method.name: Metric("action", lambda rows: rows, mean) for method in methods}
+        for start in range(0, len(cases), CHUNK):
+            chunk = cases[start : start + CHUNK]
+            for method in methods:
+                pictures = stack([finished(_key(method, _ACTIONS, case)) for case in chunk])
+                tables[method.name].update(_right_actions(pictures, chunk, readers))
+        return [Row(name, _ACTIONS, (metric,), rival=True) for name, metric in tables.items()] if cases else []
 
 
-def _key(method: Method, level: int, case: LayoutCase) -> str:
-    return f"L{level}/{method.slug}/{case.number:08d}"
+_ACTIONS = "actions"
+
+
+def _key(method: Method, sort: str, case: LayoutCase | ActionCase) -> str:
+    return f"{sort}/{method.slug}/{case.number:08d}"
+
+
+def _right_actions(pictures: Tensor, cases: Sequence[ActionCase], readers: Readers) -> Tensor:
+    """1 for each picture that shows its action, with whatever it shows of the thing's kind, or 0."""
+    everywhere: list[list[Box]] = [[(0.0, 0.0, 1.0, 1.0)]] * len(cases)
+    things = readers.segment(pictures, [[case.thing] for case in cases], everywhere)
+    seen = zip(cases, readers.joints(pictures), readers.person(pictures), things, strict=True)
+    return torch.tensor(
+        [float(action_shown(joints.numpy(), person.numpy(), thing) == case.action)
+         for case, joints, person, (thing,) in seen]
+    )  # fmt: skip
 
 
 def _metrics() -> list[Metric]:
