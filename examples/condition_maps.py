@@ -1,8 +1,10 @@
-"""Every condition image that needs no model, of a folder's first ten photos, and what balancing keeps of their edges.
+"""Every condition image that needs no model, of a folder's first ten photos, with the poses and segments that came with
+them, and what balancing keeps of their edges.
 
     python examples/condition_maps.py PHOTOS SHEET.jpg
 
-``PHOTOS`` is anything that training reads (see docs/photos.md); segments that came with a photo are used.
+``PHOTOS`` is anything that training reads (see docs/photos.md), such as COCO 2017; segments are found
+where none came with a photo.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ def main(photos: Path, sheet: Path) -> None:
         segments = segment(photo.image) if photo.segments is None else photo.segments
         heard = keep_some(segments, np.random.default_rng(number))
         colours = np.random.default_rng(0).integers(40, 256, (4096, 3)).astype(np.uint8)
-        row = [photo.image, *maps.values(), colours[segments % 4096], silence(maps["canny"], heard, "canny")]
+        pose = photo.maps.get("pose", np.zeros_like(photo.image))
+        row = [photo.image, *maps.values(), pose, colours[segments % 4096], silence(maps["canny"], heard, "canny")]
         rows.append(np.concatenate([cv2.resize(one, (SHOWN, SHOWN), interpolation=cv2.INTER_AREA) for one in row], 1))
-    titles = ["photo", *PLAIN, "segments", "canny, balanced"]
+    titles = ["photo", *PLAIN, "pose", "segments", "canny, balanced"]
     head = np.full((24, rows[0].shape[1], 3), 255, np.uint8)
     for column, title in enumerate(titles):
         cv2.putText(head, title, (column * SHOWN + 4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)

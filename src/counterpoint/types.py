@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -33,28 +34,42 @@ class ControlKind:
         summary: one line for help and menus.
         silent: the grey value that means "no control here", or ``None`` if every value means something.
         resample: how its images are resized: ``"smooth"``, or ``"nearest"`` where colours are labels.
+        colour_order: ``"grey"`` where the three channels are equal, or ``"rgb"``.
+        value_range: of a channel.
+        resolution: shorter side in pixels for which the published ControlNets were trained.
+        differentiable: where the module is that reads it from pictures with gradients, if training needs one.
     """
 
     name: str
     summary: str
     silent: int | None
     resample: Literal["smooth", "nearest"] = "smooth"
+    colour_order: Literal["grey", "rgb"] = "grey"
+    value_range: tuple[int, int] = (0, 255)
+    resolution: int = 512
+    differentiable: str | None = None
 
 
+_EDGES, _JUDGE = "counterpoint.models.edge_networks", "counterpoint.models.perception.PerceptionModel"
 CONTROL_KINDS = {
     kind.name: kind
     for kind in (
         ControlKind("canny", "binary edges, white on black", 0),
-        ControlKind("hed", "soft edges, white on black", 0),
-        ControlKind("lineart", "drawn lines, white on black", 0),
-        ControlKind("pose", "OpenPose body in its eighteen colours, on black", 0),
-        ControlKind("depth", "relative inverse depth, near is bright", None),
-        ControlKind("seg", "segmentation in the ADE20K palette", None, "nearest"),
-        ControlKind("normal", "surface normals: left is red, up is green, towards the viewer blue", None),
+        ControlKind("hed", "soft edges, white on black", 0, differentiable=f"{_EDGES}.HedNetwork"),
+        ControlKind("lineart", "drawn lines, white on black", 0, differentiable=f"{_EDGES}.LineNetwork"),
+        ControlKind("pose", "OpenPose body in its eighteen colours, on black", 0, colour_order="rgb"),
+        ControlKind("depth", "relative inverse depth, near is bright", None, differentiable=_JUDGE),
+        ControlKind("seg", "segmentation in the ADE20K palette", None, "nearest", "rgb", differentiable=_JUDGE),
+        ControlKind(
+            "normal",
+            "surface normals: left is red, up is green, towards the viewer blue",
+            None,
+            colour_order="rgb",
+        ),
         ControlKind("mlsd", "straight lines, white on black", 0),
         ControlKind("scribble", "thick strokes, white on black", 0),
-        ControlKind("tile", "the picture without its detail", None),
-        ControlKind("sam", "segments, each in a colour of its own", None, "nearest"),
+        ControlKind("tile", "the picture without its detail", None, colour_order="rgb"),
+        ControlKind("sam", "segments, each in a colour of its own", None, "nearest", "rgb"),
     )
 }
 """Every kind of control. Its images are RGB, 0..255, and networks read them as 0..1."""
@@ -98,12 +113,16 @@ class Keys:
     Attributes:
         start: share of the steps, in 0..1, after which they are lent (5 of 50 in the paper).
         layer: first self-attention layer that takes part.
+        sigma: noise above which they are not lent yet, so that samplers of few steps behave alike (ours).
     """
 
     start: float = 0.1
     layer: int = 0
+    sigma: float = math.inf
 
     def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise UserError(f"keys are lent below a positive sigma, got {self.sigma:g}")
         if not (0 <= self.start < 1 and self.layer >= 0):
             raise UserError(
                 f"keys are lent from a share of the steps in 0..1 and a layer from 0 on, got {self.start:g} and "
@@ -155,11 +174,13 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where sampling stands: 0-based step ``index`` of ``total``, and the scheduler's ``timestep``."""
+    """Where sampling stands: 0-based step ``index`` of ``total``, the scheduler's ``timestep``, and ``sigma``, how much
+    noise there is for each part of signal, where that is known."""
 
     index: int
     total: int
     timestep: Tensor
+    sigma: float = 0.0
 
     @property
     def progress(self) -> float:

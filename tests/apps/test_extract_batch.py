@@ -13,7 +13,9 @@ import pytest
 from counterpoint.apps.extract_batch import Filled, extract_batch
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.image import read_image
+from counterpoint.conditions.recognise import WrongPicture
 from counterpoint.data.photos import ImageFolder
+from counterpoint.data.samples import open_photos
 from counterpoint.types import UserError
 
 
@@ -93,6 +95,59 @@ def test_balanced_edges_stay_in_given_segments(tmp_path: Path) -> None:
         extract_batch(tmp_path, "canny", here([]), balanced=True)
 
 
+def test_published_images_stay_where_they_are(tmp_path: Path) -> None:
+    photos(tmp_path, 3)
+    (tmp_path / "theirs.png").write_bytes((tmp_path / "images" / "000.png").read_bytes())
+    rows = [{"file_name": f"images/{i:03d}.png"} for i in range(3)]
+    rows[1]["canny_file_name"] = "theirs.png"
+    rows[2]["canny_file_name"] = "gone.png"
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="names canny images already"):
+        extract_batch(tmp_path, "canny", here([]), balanced=True)
+    asked: list[str] = []
+    assert extract_batch(tmp_path, "canny", here(asked)) == Filled(3, {})
+    assert asked == ["images/000.png", "images/002.png"]
+    made = [json.loads(line)["canny_file_name"] for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert made == ["canny/images/000.png", "theirs.png", "canny/images/002.png"]
+
+
+def test_killed_at_its_first_picture_it_leaves_no_maps_among_photos(tmp_path: Path) -> None:
+    def run(build: Callable, items: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        work = build()
+        yield items[0], work(items[0])
+        raise KeyboardInterrupt
+
+    photos(tmp_path, 3)
+    with pytest.raises(KeyboardInterrupt):
+        extract_batch(tmp_path, "canny", run)
+    assert (tmp_path / "canny" / "images" / "000.png").exists()
+    assert len(open_photos(tmp_path, 32)) == 3
+
+
+def test_segments_by_sam_serve_balancing(tmp_path: Path) -> None:
+    photos(tmp_path, 8)
+    colours = np.zeros((40, 60, 3), np.uint8)
+    colours[:, :30] = (200, 30, 90)
+    PIL.Image.fromarray(colours).save(tmp_path / "sam.png")
+    rows = [{"file_name": f"images/{i:03d}.png", "sam_file_name": "sam.png"} for i in range(8)]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    extract_batch(tmp_path, "canny", here([]), balanced=True)
+    sides = set()
+    for i in range(8):
+        made = read_image(tmp_path / "canny" / "images" / f"{i:03d}.png")
+        sides.add((bool(made[:, :30].any()), bool(made[:, 30:].any())))
+    assert len(sides) > 1
+
+
+def test_maps_among_the_pictures_are_told(tmp_path: Path) -> None:
+    photos(tmp_path, 3)
+    lines = np.zeros((64, 64, 3), np.uint8)
+    lines[20] = 255
+    PIL.Image.fromarray(lines).save(tmp_path / "images" / "001.png")
+    with pytest.warns(WrongPicture, match=r"1 of 3 pictures .* condition maps already, such as images.001.png"):
+        extract_batch(tmp_path, "canny", here([]))
+
+
 def test_names_that_differ_in_their_suffix(tmp_path: Path) -> None:
     photos(tmp_path, 1)
     (tmp_path / "images" / "000.jpg").write_bytes((tmp_path / "images" / "000.png").read_bytes())
@@ -114,6 +169,7 @@ def test_the_command(cli, tmp_path: Path) -> None:
         (["canny", "x.png", "--balance"], "belong to --batch"),
         (["canny", "x.png", "--batch"], "wants a folder"),
         (["canny", ".", "--batch", "--out", "x"], "leave out --out"),
+        (["canny", ".", "--batch", "--resolution", "512"], "leave out --resolution"),
         (["smell", ".", "--batch", "--balance"], "unknown control 'smell'"),
         (["depth", ".", "--batch"], "nothing makes depth images of photos without a model"),
         (["canny", ".", "--batch"], "holds no pictures"),

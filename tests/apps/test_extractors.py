@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from counterpoint.apps.extractors import extractor
 from counterpoint.apps.readers import control_readers
+from counterpoint.conditions.image import read_image
 from counterpoint.conditions.normals import normals
 from counterpoint.conditions.plain import PLAIN
 from counterpoint.conditions.scribble import strokes
@@ -79,7 +81,11 @@ def test_published_networks_draw_the_smallest_photos(kind: str, side: int, tmp_p
         ("hed", "x.pth", "is a pickle"),
         ("pose", "nowhere,x", "there is no model 'nowhere'"),
         ("sam", "nowhere", "there is no model 'nowhere'"),
-        ("sam", None, "nothing makes sam images of photos without a model: fetch facebook/sam-vit-base, .* --model MODEL$"),
+        (
+            "sam",
+            None,
+            "nothing makes sam images of photos without a model: fetch facebook/sam-vit-base, .* --model MODEL$",
+        ),
         ("depth", "nowhere", "there is no model 'nowhere'"),
     ],
 )
@@ -93,3 +99,21 @@ def test_a_model_is_named_where_one_is_needed(saved: Path) -> None:
         extractor("depth", model=str(saved))
     with pytest.raises(UserError, match="nothing makes pose images of photos without a model"):
         extractor("pose", model=str(saved))
+
+
+def test_the_size_at_which_a_photo_is_read(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.fromarray(PHOTO).save("photo.png")
+    save_file(EDGE_NETWORKS["lineart"]().state_dict(), "lines.safetensors")
+    for arguments, wanted in (
+        (("canny",), PHOTO.shape),
+        (("canny", "--resolution", 128), (192, 128, 3)),
+        (("lineart", "--model", "lines.safetensors", "--resolution", 64), (64, 64, 3)),
+        (("lineart", "--model", "lines.safetensors"), (704, 512, 3)),
+    ):
+        status, out, error = cli("extract", arguments[0], "photo.png", *arguments[1:])
+        assert status == 0, error
+        assert read_image(Path(out.strip())).shape == wanted
+    status, _, error = cli("extract", "depth", "photo.png")
+    assert status == 2
+    assert "name it with --model MODEL" in error

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from counterpoint.conditions.canny import canny
-from counterpoint.conditions.image import read_image, resize
+from counterpoint.conditions.image import read_image, resize, resize_shorter
 from counterpoint.conditions.openpose import draw_pose
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.types import UserError
@@ -95,6 +95,25 @@ def test_resizing() -> None:
     assert resize(np.zeros((1, 500, 3), np.uint8), 64, 64, "fit").shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize(
+    ("tall", "wide", "resolution", "wanted"),
+    [(480, 640, 512, (512, 704)), (512, 512, 512, (512, 512)), (342, 512, 512, (512, 768)),
+     (1000, 3000, 256, (256, 768)), (600, 600, 544, (512, 512)), (600, 600, 545, (576, 576)), (9, 9, 10, (64, 64))],
+)  # fmt: skip
+def test_the_size_that_published_annotators_see(tall: int, wide: int, resolution: int, wanted: tuple[int, int]) -> None:
+    """By hand: 640 * 512 / 480 is 682.7, 10.67 times 64, so 704; 544 is 8.5 times 64, which rounds to even."""
+    photo = np.random.default_rng(0).integers(0, 256, (tall, wide, 3), np.uint8)
+    made = resize_shorter(photo, resolution)
+    assert made.shape == (*wanted, 3)
+    how = cv2.INTER_LANCZOS4 if resolution > min(tall, wide) else cv2.INTER_AREA
+    np.testing.assert_array_equal(made, cv2.resize(photo, wanted[::-1], interpolation=how))
+
+
+def test_a_strip_does_not_fill_the_memory() -> None:
+    with pytest.raises(UserError, match="the limit is 64,000,000 pixels"):
+        resize_shorter(np.zeros((1, 4000, 3), np.uint8))
+
+
 def test_labels_are_not_mixed() -> None:
     colours = np.random.default_rng(0).integers(0, 255, (31, 57, 3), np.uint8)
     new = {tuple(c) for c in resize(colours, 64, 64, "fill", "seg").reshape(-1, 3)}
@@ -105,6 +124,7 @@ def test_canny_is_opencvs_on_bgr(test_data: Path) -> None:
     photo = read_image(test_data / "golden_refiners" / "cutecat_init.png")
     golden = read_image(test_data / "golden_refiners" / "cutecat_guide_canny.png")
     np.testing.assert_array_equal(canny(photo), golden)
+    np.testing.assert_array_equal(canny(resize_shorter(photo)), golden)
 
 
 def test_soft_edges_are_soft_and_silent_where_nothing_is() -> None:

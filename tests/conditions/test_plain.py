@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from counterpoint.conditions.image import read_image
 from counterpoint.conditions.normals import normals
@@ -33,6 +35,37 @@ def test_any_size_gives_an_image_of_that_size(kind: str, shape: tuple[int, int])
 @pytest.mark.parametrize("kind", [kind for kind in PLAIN if CONTROL_KINDS[kind].silent == 0])
 def test_an_even_photo_is_silent(kind: str) -> None:
     assert PLAIN[kind](np.full((64, 80, 3), 90, np.uint8)).max() == 0
+
+
+@pytest.mark.parametrize("kind", CONTROL_KINDS)
+def test_what_a_kind_declares_is_true(kind: str) -> None:
+    declared = CONTROL_KINDS[kind]
+    low, high = declared.value_range
+    photo = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    made = PLAIN[kind](photo) if kind in PLAIN else normals(photo) if kind == "normal" else None
+    if made is not None:
+        assert low <= made.min() <= made.max() <= high
+        assert (np.ptp(made, -1).max() == 0) == (declared.colour_order == "grey")
+    assert declared.silent is None or low <= declared.silent <= high
+    assert declared.resolution % 64 == 0
+    if declared.differentiable is not None:
+        room, _, name = declared.differentiable.rpartition(".")
+        network = getattr(importlib.import_module(room), name)
+        picture = torch.rand(1, 3, 16, 16, requires_grad=True)
+        read = network(*[4] * (name == "PerceptionModel"))(picture)
+        torch.stack([one.std() for one in ([read] if isinstance(read, torch.Tensor) else read)]).sum().backward()
+        assert picture.grad.abs().sum() > 0
+
+
+def test_the_page_declares_the_same() -> None:
+    """The table of docs/photos.md, a row a kind."""
+    text = (Path(__file__).parents[2] / "docs" / "photos.md").read_text()
+    for kind in CONTROL_KINDS.values():
+        silent = "-" if kind.silent is None else "black"
+        where = "-" if kind.differentiable is None else f"`{kind.differentiable.removeprefix('counterpoint.')}`"
+        assert (
+            f"| `{kind.name}` | {kind.summary} | {silent} | {kind.colour_order} | {kind.resample} | {where} |" in text
+        )
 
 
 def test_normals_of_a_wall_and_of_slopes() -> None:

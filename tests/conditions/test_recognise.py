@@ -51,6 +51,7 @@ def test_who_is_warned() -> None:
     assert said(edges, "canny", photo=True) == "a.png looks like a canny map already: give it with --control"
     assert "give it with --photo canny=" in said(photo, "canny", photo=False)
     assert "invert it" in said(255 - edges, "lineart", photo=False)
+    assert "dark lines on white already: invert it" in said(255 - edges, "canny", photo=True)
     for picture, kind, is_photo in (
         (photo, "canny", True),
         (edges, "canny", False),

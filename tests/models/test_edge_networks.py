@@ -8,7 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from counterpoint.models.edge_networks import EDGE_NETWORKS, HedNetwork, LineNetwork, load_edge_network
+from counterpoint.models.edge_networks import (
+    EDGE_NETWORKS,
+    AnimeLineNetwork,
+    HedNetwork,
+    LineNetwork,
+    _UNetLevel,
+    load_edge_network,
+)
 from counterpoint.types import UserError
 
 HED = {"norm": (1, 3, 1, 1)}
@@ -80,3 +87,40 @@ def test_a_gradient_reaches_the_picture() -> None:
         picture = torch.rand(1, 3, 32, 32, requires_grad=True)
         network(picture).mean().backward()
         assert picture.grad.abs().max() > 0
+
+
+def anime_table() -> dict[str, tuple[int, ...]]:
+    """What ``netG.pth`` holds, from the outermost level inwards."""
+    table: dict[str, tuple[int, ...]] = {}
+    levels = [(1, 64), (64, 128), (128, 256), (256, 512), (512, 512), (512, 512), (512, 512), (512, 512)]
+    prefix = "model"
+    for depth, (outside, inside) in enumerate(levels):
+        last = depth == len(levels) - 1
+        down, within, up = (0, 1, 3) if depth == 0 else (1, 3, 3 if last else 5)
+        table[f"{prefix}.model.{down}.weight"] = (inside, 3 if depth == 0 else outside, 4, 4)
+        table[f"{prefix}.model.{down}.bias"] = (inside,)
+        table[f"{prefix}.model.{up}.weight"] = (inside if last else 2 * inside, outside, 4, 4)
+        table[f"{prefix}.model.{up}.bias"] = (outside,)
+        prefix += f".model.{within}"
+    return table
+
+
+def test_anime_lines_from_their_file(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in AnimeLineNetwork().state_dict().items()}
+    assert wanted == anime_table()
+    tensors = {f"module.{name}": torch.zeros(shape, dtype=torch.float16) for name, shape in wanted.items()}
+    tensors["module.model.model.3.bias"] += torch.atanh(torch.tensor(0.5))
+    save_file(tensors, tmp_path / "netG.safetensors")
+    drawn = load_edge_network("lineart", tmp_path / "netG.safetensors")(torch.rand(1, 3, 20, 33))
+    assert drawn.shape == (1, 1, 20, 33)
+    torch.testing.assert_close(drawn, torch.full_like(drawn, 0.25), rtol=1e-3, atol=1e-3)
+
+
+def test_anime_levels_keep_what_their_activation_left() -> None:
+    """The published activation works in place, so the skip carries its result."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 8, 8)
+    made = _UNetLevel(2, 3, None)(x)
+    torch.testing.assert_close(made[:, :2], torch.nn.functional.leaky_relu(x, 0.2))
+    assert made.shape == (1, 4, 8, 8)

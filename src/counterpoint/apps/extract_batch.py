@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,13 +23,24 @@ from counterpoint.apps.cluster import map_on_ray
 from counterpoint.apps.extractors import extractor
 from counterpoint.apps.record import settle, write_text, write_whole
 from counterpoint.conditions.image import read_image
+from counterpoint.conditions.recognise import WrongPicture, recognise
 from counterpoint.data.balance import keep_some, segment, silence
-from counterpoint.data.photos import METADATA, SUFFIXES, decode_text, read_metadata, read_segments
-from counterpoint.data.samples import MOST_DAMAGED
+from counterpoint.data.photos import (
+    METADATA,
+    MOST_DAMAGED,
+    SUFFIXES,
+    decode_text,
+    read_bytes,
+    read_metadata,
+    read_segments,
+)
 from counterpoint.types import CONTROL_KINDS, UserError
 
 Run = Callable[[Callable[[], Callable[[str], str | None]], Sequence[str]], Iterator[tuple[str, str | None]]]
 """``(build, items) -> (item, result)``: builds what an item is given to once a worker, and gives it all items."""
+
+
+_LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -49,33 +62,46 @@ def extract_batch(
 ) -> Filled:
     """Write ``KIND/NAME.png`` for each picture of a folder, and say so in its ``metadata.jsonl``.
 
-    A folder without ``metadata.jsonl`` gets one, with captions from ``NAME.txt``. Images that are there are not made
-    again.
+    A folder without ``metadata.jsonl`` gets one first, with captions from ``NAME.txt``. Images that are there are not
+    made again, those that ``metadata.jsonl`` names elsewhere among them.
 
     Args:
         folder: pictures, also below it.
         kind: of control.
         run: who does it.
         source: the extractor's model, as :func:`counterpoint.apps.extractors.extractor` takes it.
-        balanced: silence the control in random segments of each picture: of its ``segments_file_name``, or found by a
-            watershed.
+        balanced: silence the control in random segments of each picture: of its ``segments_file_name``, else of SAM's
+            ``sam_file_name``, or found by a watershed.
         listen: hears ``(pictures done, pictures in all)``.
 
     Raises:
         UserError: no such kind or model, nothing to read, or more than :data:`MOST_DAMAGED` of the pictures are
             damaged; what was made stays.
+
+    Warns:
+        WrongPicture: pictures among the first few are condition maps themselves.
     """
     extractor(kind, source)  # a mistake is said here, once
     if balanced and CONTROL_KINDS[kind].silent is None:
         raise UserError(f"--balance: {kind} has no silent value, every colour of it means something")
     rows = _rows(folder, kind)
-    targets = [_target(folder, kind, row["file_name"]) for row in rows]
+    given = {row["file_name"] for row in rows if _given(folder, kind, row)}
+    if balanced and given:
+        raise UserError(
+            f"--balance: {METADATA} names {kind} images already, which stay as they are: train with balanced=true"
+        )
+    targets = [_target(folder, kind, row["file_name"]) for row in rows if row["file_name"] not in given]
     if len(set(targets)) < len(targets):
         twice = next(target for target in targets if targets.count(target) > 1)
         raise UserError(f"two pictures of {folder} would both become {twice}: their names differ in the suffix only")
-    todo = [row["file_name"] for row in rows if not _target(folder, kind, row["file_name"]).exists()]
-    segments = {row["file_name"]: row["segments_file_name"] for row in rows if row.get("segments_file_name")}
+    done_before = {name for name in (row["file_name"] for row in rows) if _target(folder, kind, name).exists()} | given
+    todo = [row["file_name"] for row in rows if row["file_name"] not in done_before]
+    columns = "segments_file_name", "sam_file_name"
+    segments = {row["file_name"]: file for row in rows if (file := next(filter(None, map(row.get, columns)), None))}
+    _warn_of_maps(folder, kind, todo)
     settle(folder / kind, {"model": source, "balance": balanced}, "move it away first")
+    if not (folder / METADATA).exists():
+        _write_rows(folder, rows)  # killed from here on, what was made is not taken for photos
     most, damaged = int(MOST_DAMAGED * len(rows)), {}
     work = partial(_Work, folder, kind, source, segments if balanced else None)
     for done, (name, reason) in enumerate(run(work, todo) if todo else (), len(rows) - len(todo) + 1):
@@ -87,9 +113,30 @@ def extract_batch(
                 )
         if listen is not None:
             listen(done, len(rows))
-    there = [row["file_name"] for row in rows if _target(folder, kind, row["file_name"]).exists()]
-    _note(folder, kind, rows, set(there))
-    return Filled(len(there), damaged)
+    made = {row["file_name"] for row in rows if _target(folder, kind, row["file_name"]).exists()} - given
+    _note(folder, kind, rows, made)
+    return Filled(len(made | given), damaged)
+
+
+def _given(folder: Path, kind: str, row: dict[str, str]) -> bool:
+    """Whether a row names an image that is there and was not made here."""
+    file = row.get(f"{kind}_file_name")
+    return (
+        bool(file) and folder / str(file) != _target(folder, kind, row["file_name"]) and (folder / str(file)).is_file()
+    )
+
+
+def _warn_of_maps(folder: Path, kind: str, names: Sequence[str]) -> None:
+    looked = names[:: max(1, len(names) // _LOOKED_AT)][:_LOOKED_AT] if kind != "tile" else ()
+    found = []
+    for name in looked:
+        with contextlib.suppress(UserError):  # damage is counted later
+            found += [name] if recognise(read_image(folder / name)) is not None else []
+    if found:
+        said = (
+            f"{len(found)} of {len(looked)} pictures that were looked at are condition maps already, such as {found[0]}"
+        )
+        warnings.warn(said, WrongPicture, stacklevel=3)
 
 
 def on_cores(workers: int | None = None) -> Run:
@@ -135,7 +182,7 @@ class _Work:
         if name not in self.segments:
             return segment(photo)
         file = self.folder / self.segments[name]
-        segments = read_segments(file.read_bytes(), str(file))
+        segments = read_segments(read_bytes(file), str(file))
         if segments.shape != photo.shape[:2]:
             raise UserError(f"{file} has {segments.shape[1]} x {segments.shape[0]} pixels, {name} has "
                             f"{photo.shape[1]} x {photo.shape[0]}")  # fmt: skip
@@ -176,4 +223,8 @@ def _note(folder: Path, kind: str, rows: Sequence[dict[str, str]], there: set[st
     for row in rows:
         if row["file_name"] in there:
             row[column] = _target(folder, kind, row["file_name"]).relative_to(folder).as_posix()
+    _write_rows(folder, rows)
+
+
+def _write_rows(folder: Path, rows: Sequence[dict[str, str]]) -> None:
     write_text(folder / METADATA, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -22,7 +22,7 @@ _DEPTH = "Intel/dpt-hybrid-midas or depth-anything/Depth-Anything-V2-Small-hf"
 MODELS = {
     "hed": _HED,
     "scribble": _HED,
-    "lineart": "sk_model.safetensors (counterpoint models convert sk_model.pth --trust-pickle)",
+    "lineart": "sk_model.safetensors (counterpoint models convert sk_model.pth --trust-pickle), or netG for anime",
     "depth": _DEPTH,
     "normal": f"{_DEPTH}, whose depth becomes normals",
     "seg": "openmmlab/upernet-convnext-small",

@@ -106,6 +106,23 @@ def resize(picture: Image, width: int, height: int, how: Fit = "fill", kind: str
     return result
 
 
+def resize_shorter(picture: Image, resolution: int = 512) -> Image:
+    """A photo as ControlNet 1.1's annotators are shown it.
+
+    The shorter side becomes ``resolution``, then both are rounded to the nearest multiple of 64, 64 at least; Lanczos
+    interpolation if it grows, else averaging.
+
+    Raises:
+        UserError: it would have more pixels than :data:`MAX_PIXELS`.
+    """
+    scale = resolution / min(picture.shape[:2])
+    height, width = (max(64, round(side * scale / 64) * 64) for side in picture.shape[:2])
+    if height * width > MAX_PIXELS:
+        raise UserError(f"at {resolution} pixels the photo has {width} x {height}; the limit is {MAX_PIXELS:,} pixels")
+    how = cv2.INTER_LANCZOS4 if scale > 1 else cv2.INTER_AREA
+    return cv2.resize(picture, (width, height), interpolation=how)
+
+
 def _scale(picture: Image, width: int, height: int, nearest: bool) -> Image:
     smaller = width * height < picture.shape[0] * picture.shape[1]
     how = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA if smaller else cv2.INTER_LANCZOS4

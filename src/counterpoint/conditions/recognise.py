@@ -32,7 +32,9 @@ def check_picture(name: str, picture: Image, kind: str, *, photo: bool) -> None:
     """
     found = recognise(picture)
     said = None
-    if photo and found not in {None, "inverted"} and kind != "tile":
+    if photo and found == "inverted" and kind != "tile":
+        said = "dark lines on white already: invert it and give it with --control"
+    elif photo and found is not None and kind != "tile":
         said = f"a {found} map already: give it with --control"
     elif not photo and found == "inverted" and CONTROL_KINDS[kind].silent == 0:
         said = "dark lines on white: controls are white on black, invert it"

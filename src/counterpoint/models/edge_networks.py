@@ -97,18 +97,66 @@ class _LineBlock(nn.Module):
         return x + self.conv_block(x)
 
 
+class AnimeLineNetwork(nn.Module):
+    """Line drawings of anime (Anime2Sketch), a U-Net of eight halvings (pix2pix, arXiv:1611.07004).
+
+    The published file is ``netG.pth``. Pictures are stretched to multiples of 256, as ControlNet's annotator does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = _UNetLevel(512, 512, None)
+        for outside, inside in ((512, 512),) * 3 + ((256, 512), (128, 256), (64, 128)):
+            block = _UNetLevel(outside, inside, block)
+        self.model = _UNetLevel(1, 64, block, colours=3)
+
+    def forward(self, pictures: Pictures) -> Lines:
+        """Lines of pictures; the network itself draws in black on white."""
+        height, width = pictures.shape[2:]
+        size = height + -height % 256, width + -width % 256
+        drawn = self.model(2 * F.interpolate(pictures, size, mode="bicubic") - 1)
+        drawn = F.interpolate(drawn, (height, width), mode="bicubic")
+        return ((1 - drawn) / 2).clamp(0, 1)
+
+
+class _UNetLevel(nn.Module):
+    """Halves, goes through the level within, and doubles; all but the outermost keep what came in beside it."""
+
+    def __init__(self, outside: int, inside: int, within: nn.Module | None, colours: int | None = None) -> None:
+        super().__init__()
+        self.outermost = colours is not None
+        down = nn.Conv2d(colours or outside, inside, 4, 2, 1)
+        up = nn.ConvTranspose2d(inside if within is None else 2 * inside, outside, 4, 2, 1)
+        if within is None:
+            layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, nn.InstanceNorm2d(outside)]
+        elif self.outermost:
+            layers = [down, within, nn.ReLU(), up, nn.Tanh()]
+        else:
+            layers = [nn.LeakyReLU(0.2), down, nn.InstanceNorm2d(inside), within, nn.ReLU(), up]
+            layers += [nn.InstanceNorm2d(outside)]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.outermost:
+            return self.model(x)
+        x = self.model[0](x)  # in place in the published network, so that it changes what is kept too
+        return torch.cat([x, self.model[1:](x)], 1)
+
+
 EDGE_NETWORKS: dict[str, type[nn.Module]] = {"hed": HedNetwork, "lineart": LineNetwork}
 """Kind of control -> the network that draws it."""
 
 
 def load_edge_network(kind: str, file: Path) -> nn.Module:
-    """A network from its safetensors file.
+    """A network from its safetensors file; for ``lineart`` also that of :class:`AnimeLineNetwork`.
 
     Raises:
         UserError: the file is missing, a pickle, damaged, or of another network.
     """
+    found = {name.removeprefix("module."): shape for name, shape in shapes(file).items()}
+    anime = kind == "lineart" and "model.model.0.weight" in found
     with torch.device("meta"):
-        network = EDGE_NETWORKS[kind]()
-    check_fit(network.state_dict(), shapes(file), file)
-    network.load_state_dict(load_file(file), assign=True)
+        network = AnimeLineNetwork() if anime else EDGE_NETWORKS[kind]()
+    check_fit(network.state_dict(), found, file)
+    network.load_state_dict({name.removeprefix("module."): one for name, one in load_file(file).items()}, assign=True)
     return network.float().eval()
