@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.control.keys import at_tokens, inject, injecting_keys, keeping_keys, self_attention, split
-from counterpoint.types import UserError
+from counterpoint.control.keys import Lending, at_tokens, inject, injecting_keys, keeping_keys, self_attention, split
+from counterpoint.types import Keys, Moment, UserError
 
 
 def slow(query: Tensor, own: tuple, theirs: list[tuple], shares: Tensor) -> Tensor:
@@ -138,3 +138,12 @@ def test_overlapping_soft_foregrounds_give_numbers() -> None:
     query, *pairs = torch.randn(7, 1, 1, 1024, 8, generator=generator)
     foregrounds = list(zip(pairs[2::2], pairs[3::2], strict=True))
     assert torch.isfinite(inject(query, (pairs[0], pairs[1]), foregrounds, split(shares))).all()
+
+
+def test_keys_wait_for_less_noise() -> None:
+    lending, keys = Lending({}, {"a": torch.ones(1, 1, 2, 2)}), Keys(start=0.0, sigma=3.0)
+    assert not lending.active(keys, Moment(1, 4, torch.tensor(900), 5.0))
+    assert lending.active(keys, Moment(1, 4, torch.tensor(500), 2.0))
+    assert not lending.active(Keys(start=0.5, sigma=3.0), Moment(1, 4, torch.tensor(500), 2.0))
+    with pytest.raises(UserError, match="positive sigma"):
+        Keys(sigma=0.0)

@@ -42,7 +42,9 @@ class Lending:
 
     def active(self, keys: Keys | None, moment: Moment) -> bool:
         """Whether a rule lends keys at a step: not before every foreground has a mask."""
-        return keys is not None and moment.progress >= keys.start and self.foregrounds == set(self.masks)
+        if keys is None or self.foregrounds != set(self.masks):
+            return False
+        return moment.progress >= keys.start and moment.sigma <= keys.sigma
 
 
 def self_attention(network: nn.Module, first: int = 0) -> dict[str, Attention]:

@@ -59,18 +59,22 @@ def _pix_channel(delta: float = 0.7, delta2: float = 0.7) -> Fusion:
     )
 
 
-def _cross(delta: float = 0.7, delta2: float = 0.7, start: float = 0.1, layer: int = 0) -> Fusion:
+def _cross(
+    delta: float = 0.7, delta2: float = 0.7, start: float = 0.1, layer: int = 0, sigma: float = math.inf
+) -> Fusion:
     return Fusion(
         "cross",
         "pix+channel, and the foreground lends its keys and values",
         pix_fusion(delta),
         {"last": channel_fusion(delta2)},
-        keys=Keys(start, layer),
+        keys=Keys(start, layer, sigma),
         cite=("cross-controlnet",),
     )
 
 
-def _cross_authors(delta: float = 0.7, delta2: float = 0.7, start: float = 0.1, layer: int = 0) -> Fusion:
+def _cross_authors(
+    delta: float = 0.7, delta2: float = 0.7, start: float = 0.1, layer: int = 0, sigma: float = math.inf
+) -> Fusion:
     return Fusion(
         "cross-authors",
         "cross as its authors' code has it, with an exchange between the branches",
@@ -78,7 +82,7 @@ def _cross_authors(delta: float = 0.7, delta2: float = 0.7, start: float = 0.1, 
         {"last": channel_fusion(delta2, authors=True)},
         exchange=authors_exchange(delta),
         exchange_skips=False,
-        keys=Keys(start, layer),
+        keys=Keys(start, layer, sigma),
         cite=("cross-controlnet", "maxfusion"),
     )
 

@@ -44,6 +44,7 @@ from counterpoint.sampling.containers import (
 )
 from counterpoint.sampling.controls import NO_SUBJECT, check_foreground, check_injection
 from counterpoint.sampling.prompt import subject_places
+from counterpoint.sampling.schedulers import noise_level
 from counterpoint.types import Fusion, Moment, Residuals, UserError
 
 Region = Float[Tensor, "b 1 h w"]
@@ -208,7 +209,8 @@ class _Inside:
         if isinstance(self.container, FLUX):
             now = now * 1000
         first = len(steps) - getattr(self.pipeline, "_num_timesteps", len(steps))  # image-to-image starts later
-        return Moment(int((steps[first:] - now).abs().argmin()), len(steps) - first, torch.as_tensor(timestep))
+        index = int((steps[first:] - now).abs().argmin())
+        return Moment(index, len(steps) - first, torch.as_tensor(timestep), noise_level(self.pipeline.scheduler, now))
 
     def _region(self, name: str, part: Mapping[str, Any]) -> Tensor | None:
         """Where a control speaks: its mask, or what its image covers."""
