@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import ast
 import json
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from diffusers import StableDiffusionControlNetPipeline
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 from counterpoint.apps.export import to_comfyui, to_diffusers
+from counterpoint.apps.record import read_recipe
 from counterpoint.apps.request import ControlRequest, GenerateRequest
+from counterpoint.models.load import TINY
 from counterpoint.models.weights import fingerprint
+from counterpoint.types import UserError
 
 
 @pytest.fixture
@@ -109,6 +118,8 @@ def test_images_that_moved(cli, made: Path, tmp_path: Path) -> None:
         ({"request": None}, "carries no recipe of generate"),
         ({"request": {"prompt": "a", "controls": [], "launch": "missiles"}}, "launch"),
         ({"seed": 12345}, "does not say which of its pictures it is"),
+        ({"request": {"prompt": "a", "controls": [{"label": []}]}}, "label"),
+        ({"request": {"prompt": "a", "controls": [[1]]}}, "carries no recipe of generate"),
     ],
 )
 def test_recipes_that_are_none(cli, made: Path, changes: dict, said: str) -> None:
@@ -128,6 +139,58 @@ def test_pictures_without_a_recipe(cli, tmp_path: Path) -> None:
         status, _, error = cli("replay", name)
         assert status == 2
         assert said in error
+
+
+def png(width: int, height: int, text: bytes, pixels: bytes = b"") -> bytes:
+    """A PNG with a recipe of any content."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    recipe = chunk(b"iTXt", b"counterpoint\0\0\0\0\0" + text)
+    return b"\x89PNG\r\n\x1a\n" + header + recipe + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def test_hostile_pictures(cli, tmp_path: Path) -> None:
+    whole = b'{"schema": 1, "seed": 0, "request": {"prompt": "a", "controls": [], "steps": 1}}'
+    black = bytes(2 * (1 + 3 * 2))
+    for content, said in (
+        (png(30000, 30000, b"{}"), "is not a PNG"),
+        (png(2, 2, b"[" * 200_000, black), "carries no counterpoint recipe"),
+        (png(2, 2, b"\xff\xfe", black), "carries no counterpoint recipe"),
+        (png(2, 2, whole), "is not a PNG"),
+    ):
+        (tmp_path / "x.png").write_bytes(content)
+        status, _, error = cli("replay", "x.png", "--verify")
+        assert (status, said in error) == (2, True), error
+
+
+def test_every_input_counts_and_may_have_moved(cli, tmp_path: Path) -> None:
+    for name in ("pose", "mask", "start"):
+        PIL.Image.effect_noise((128, 128), 60).convert("RGB").save(tmp_path / f"{name}.png")
+    status, _, error = cli(
+        "generate", "a person", "--control", "pose=pose.png", "--mask", "pose=mask.png", "--init-image", "start.png",
+        "--steps", 2, "--out", "made.png",
+    )  # fmt: skip
+    assert status == 0, error
+    recipe = read_recipe(tmp_path / "made.png")
+    assert set(recipe["inputs"]) == {"mask:pose", "init-image"}
+    assert recipe["scheduler"]["class"] == "UniPCMultistepScheduler"
+    assert {"numpy", "pillow", "opencv-python-headless"} <= set(recipe["versions"])
+    assert {"processor", "capability"} <= set(recipe["platform"])
+    (tmp_path / "mask.png").rename(tmp_path / "moved.png")
+    status, _, error = cli("replay", "made.png", "--verify")
+    assert (status, "give --input mask:pose=FILE" in error) == (2, True), error
+    status, _, error = cli("replay", "made.png", "--verify", "--input", "mask:seg=moved.png")
+    assert (status, "has no input 'mask:seg'; it has mask:pose, init-image" in error) == (2, True), error
+    edited(tmp_path / "made.png", safety="blurred", scheduler={**recipe["scheduler"], "beta_end": 1})
+    PIL.Image.effect_noise((128, 128), 90).convert("RGB").save(tmp_path / "start.png")
+    status, _, error = cli("replay", "made.png", "--verify", "--input", "mask:pose=moved.png")
+    assert status == 1
+    for line in ("init-image: ", "scheduler's beta_end: 1 -> ", "safety: blurred -> unchecked"):
+        assert f"differs: {line}" in error
+    assert "mask:pose" not in error
 
 
 def test_fingerprints_tell_weights_apart(tmp_path: Path) -> None:
@@ -164,6 +227,7 @@ def test_the_diffusers_script_runs_and_gives_the_same_picture(
     asked = request(saved, tmp_path)
     exported = to_diffusers(asked, 5)
     assert exported.left_out == ()
+    assert "PIL.ImageOps.fit(" in exported.text
     pictures = []
     call = StableDiffusionControlNetPipeline.__call__
 
@@ -191,14 +255,89 @@ def test_what_other_tools_cannot_say_is_listed(saved: Path, tmp_path: Path) -> N
         mode="control",
         photo=True,
     )
-    asked = request(saved, tmp_path, fusion="cross", gate_silence=True, subject=("person",), resize="fit",
-                    aggregate=("interact", "migc"))  # fmt: skip
+    asked = request(saved, tmp_path, prompt="a person++", fusion="cross", gate_silence=True, subject=("person",),
+                    resize="fit", aggregate=("interact", "migc"))  # fmt: skip
     asked = asked.model_copy(update={"controls": (control, asked.controls[1])})
     for write in (to_diffusers, to_comfyui):
         said = " | ".join(write(asked, 0).left_out)
         for word in ("fusion cross", "schedule 0:1,0.5:0.4", "mask", "mode control", "becomes the condition", "gating",
-                     "subject", "aggregation of interact, migc", "resizing by fit"):  # fmt: skip
+                     "subject", "aggregation of interact, migc", "weights and parts of the prompt"):  # fmt: skip
             assert word in said
+        assert ("resizing by fit" in said) == (write is to_comfyui)
+
+
+def test_the_script_of_the_tiny_family_runs_by_itself(cli, tmp_path: Path) -> None:
+    """In a process that knows diffusers alone, from pictures of another size and shape."""
+    for name, sigma in (("pose", 40), ("seg", 80)):
+        PIL.Image.effect_noise((150, 130), sigma).convert("RGB").save(tmp_path / f"{name}.png")
+    status, out, error = cli(
+        "generate", "a (person)", "--control", "pose=pose.png", "--control", "seg=seg.png", "--resize", "stretch",
+        "--steps", 2, "--seed", 7, "--out", "ours.png",
+    )  # fmt: skip
+    assert status == 0, error
+    status, out, error = cli("replay", "ours.png", "--export", "diffusers")
+    assert (status, error) == (0, ""), "nothing is left out"
+    script = Path(out.strip())
+    assert "counterpoint" not in script.read_text().replace(str(TINY), "")
+    done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr
+    theirs, ours = (np.asarray(PIL.Image.open(tmp_path / name), int) for name in ("seed-7.png", "ours.png"))
+    assert theirs.shape == ours.shape
+    assert np.abs(theirs - ours).mean() < 4, "but for how pictures are scaled"
+
+
+def test_no_recipe_writes_code(tmp_path: Path) -> None:
+    """Whatever stands in it, the script has the same statements."""
+    evil = "x\rprint('PWNED')#\n__import__('os').abort()"
+    pose = ControlRequest(label=f"pose:{evil}", image=Path(evil), controlnet=evil, mask=Path(evil), weight="0:1,1:0")
+    asked = GenerateRequest(
+        prompt=evil, negative_prompt=evil, model=evil, config=evil, lora=(evil, f"{evil}:0.5"), controls=(pose,),
+        aggregate=(evil,), init_image=Path(evil), inpaint_mask=Path(evil), device=evil, subject=(evil,),
+    )  # fmt: skip
+    tree = ast.parse(to_diffusers(asked, 0).text)
+    called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = {one.id if isinstance(one, ast.Name) else one.attr for one in called}
+    assert "from_pretrained" in names
+    assert not names & {"print", "__import__", "abort"}
+    with pytest.raises(UserError, match="unknown scheduler"):
+        to_diffusers(GenerateRequest(prompt="a", scheduler=f"DDIMScheduler\n{evil}Scheduler"), 0)
+    for write in (to_diffusers, to_comfyui):
+        with pytest.raises(UserError, match="a seed is a whole number"):
+            write(GenerateRequest(prompt="a"), "0)\nprint('PWNED'")
+
+
+def test_exports_fit_the_model(saved: Path, tmp_path: Path) -> None:
+    pose = ControlRequest(label="pose", image=Path("p.png"))
+    tiny = GenerateRequest(prompt="a (red ball)1.3 on a meadow++", controls=(pose,), device="openvino")
+    script = to_diffusers(tiny, 0)
+    assert repr(str(TINY / "controls" / "pose")) in script.text
+    assert "prompt='a red ball on a meadow'" in script.text
+    assert ".to('cpu')" in script.text
+    assert [line for line in script.left_out if "OpenVINO" in line]
+    graph = json.loads(to_comfyui(tiny, 0).text)
+    inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
+    assert (inputs["EmptyLatentImage"]["width"], inputs["ImageScale"]["crop"]) == (128, "center")
+    texts = [node["inputs"]["text"] for node in graph.values() if node["class_type"] == "CLIPTextEncode"]
+    assert texts[0] == "a red ball on a meadow"
+    plain = json.loads(to_comfyui(GenerateRequest(prompt="a (ball)"), 0).text)
+    assert r"a \(ball\)" in [node["inputs"].get("text") for node in plain.values()]
+    large = tmp_path / "xl"
+    for part, content in (
+        ("unet", {"sample_size": 128}), ("vae", {"block_out_channels": [1, 2, 3, 4]}), ("text_encoder_2", {}),
+    ):  # fmt: skip
+        (large / part).mkdir(parents=True)
+        (large / part / "config.json").write_text(json.dumps(content))
+    script = to_diffusers(GenerateRequest(prompt="a", model=str(large), init_image=Path("i.png")), 0)
+    assert "StableDiffusionXLImg2ImgPipeline" in script.text
+    assert "(1024, 1024)" in script.text
+    assert "safety_checker" not in script.text
+    file = str(tmp_path / "one.safetensors")
+    save_file({"a": torch.zeros(1)}, file)
+    script = to_diffusers(GenerateRequest(prompt="a", model=file, config="cfg"), 0)
+    assert f"from_single_file({file!r}, dtype=torch.float32, safety_checker=None, config='cfg')" in script.text
+    gone = to_diffusers(GenerateRequest(prompt="a", model="owner/model", controls=(pose,)), 0)
+    assert [line for line in gone.left_out if "is not here" in line]
+    assert [line for line in gone.left_out if "where the ControlNet of pose is" in line]
 
 
 def test_the_comfyui_graph_is_one(saved: Path, tmp_path: Path) -> None:

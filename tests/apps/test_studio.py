@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from counterpoint import load
-from counterpoint.apps.record import read_recipe
+from counterpoint.apps.record import read_recipe, save_png
 from counterpoint.apps.studio.form import Form, Offer, Slot, labelled, requests
 from counterpoint.apps.studio.work import Made, Progress, StoppedError, Workshop, expected
 from counterpoint.data.scenes.maps import control_map
@@ -143,3 +144,99 @@ def test_a_preview_is_what_the_step_promises(scheduler: str) -> None:
 
 def test_labels_of_a_kind_differ() -> None:
     assert list(labelled([slot("pose"), EMPTY, slot("pose"), slot("pose")])) == ["pose", "pose:2", "pose:3"]
+
+
+def page(folder: Path, names: list[str]) -> Any:
+    from counterpoint.apps.studio.actions import Actions
+
+    return Actions(Workshop(folder), OFFER, ["pose", "seg"], ["interact"], names)
+
+
+def fields() -> dict[str, Any]:
+    """The page as it opens."""
+    plain = form()
+    values = {name: getattr(plain, name) for name in Form.__dataclass_fields__ if name != "slots"}
+    for i in range(1, 5):
+        empty = {"kind": "none", "image": None, "photo": False, "weight": 1, "start": 0, "end": 1, "mode": "balanced"}
+        values |= {f"{name}{i}": value for name, value in {**empty, "mask": None}.items()}
+    return values
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("a fault of ours"), "internal error: ZeroDivisionError"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+    ],
+)
+def test_a_fault_leaves_the_buttons_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("counterpoint.apps.studio.work.run", broken)
+    *_, last = page(tmp_path, []).make(fields(), "session")
+    assert said in last[0]
+    generate, cancel = last[-2:]
+    assert (generate["interactive"], cancel["interactive"]) == (True, False)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what the page would show
+def test_a_kept_picture_fills_the_page(tmp_path: Path) -> None:
+    """Schedules by what they begin with, a layout as boxes; what the picture had not is cleared."""
+    boxes, done = (
+        [["a person", 0.1, 0.1, 0.4, 0.9], ["a ball", 0.5, 0.6, 0.7, 0.8]],
+        [["a person", "kicking", "a ball"]],
+    )
+    given = form(
+        adapters=["interact"], boxes=boxes, actions=done, slots=[slot("seg")], reference=control_map(SCENE, "seg")
+    )
+    (request,) = requests(given, tmp_path, OFFER)
+    control = request.controls[0].model_copy(update={"weight": "0:0.5,1:1"})
+    gone = control.model_copy(update={"label": "pose", "image": tmp_path / "gone.png"})
+    request = request.model_copy(update={"controls": (control, gone), "subject": ("red ball",)})
+    names = ["prompt", "seed", "kind1", "weight1", "kind2", "adapters", "boxes", "actions", "reference", "subject"]
+    kept = tmp_path / "1.png"
+    for asked, layout in ((request, True), (requests(form(), tmp_path, OFFER)[0], False)):
+        save_png(PIL.Image.new("RGB", (8, 8)), kept, {"request": asked.model_dump(mode="json"), "seed": 9})
+        found = dict(zip(names, page(tmp_path, names).reuse(str(kept)), strict=True))
+        assert (found["prompt"], found["seed"], found["kind2"]) == (asked.prompt, 9, "none")
+        assert (found["kind1"], found.get("weight1")) == ("seg", 0.5) if layout else (found["kind1"] == "none")
+        assert found["adapters"] == (["interact"] if layout else [])
+        assert (found["boxes"], found["actions"]) == ((boxes, done) if layout else ([], []))
+        assert (found["reference"] is not None) == layout
+        assert found["subject"]["value"] == (["red", "ball"] if layout else [])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what the page would show
+@pytest.mark.parametrize("recipe", [{}, {"request": {"prompt": 5, "controls": []}}, {"request": {"controls": [[1]]}}])
+def test_a_recipe_of_somebody_else_is_refused_in_words(tmp_path: Path, recipe: dict) -> None:
+    from types import SimpleNamespace
+
+    save_png(PIL.Image.new("RGB", (8, 8)), tmp_path / "1.png", recipe)
+    actions = page(tmp_path, ["prompt", "seed"])
+    assert [one["__type__"] for one in actions.reuse(str(tmp_path / "1.png"))] == ["update", "update"]
+    assert actions.choose(SimpleNamespace(value={"caption": "1.png"}))[0] == ""
+
+
+def test_a_layout_file_goes_in_and_out_and_over_the_picture(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    from counterpoint.apps.studio.actions import BOARD, drawn_over
+
+    actions = page(tmp_path, [])
+    boxes = [["a person", 0.1, 0.1, 0.4, 0.9], ["a ball", 0.5, 0.6, 0.7, 0.8]]
+    done = [["a person", "kicking", "a ball"]]
+    style = tmp_path / "style.png"
+    PIL.Image.new("RGB", (8, 8), (9, 8, 7)).save(style)
+    saved = Path(actions.save_layout(boxes, done, str(style))["value"])
+    found_boxes, found_done, reference = actions.open_layout(str(saved))
+    assert (found_boxes, found_done) == (boxes, done)
+    assert np.asarray(PIL.Image.open(reference)).tolist() == np.asarray(PIL.Image.open(style)).tolist()
+    picture = np.full((128, 128, 3), 77, np.uint8)
+    over = drawn_over([(picture, "sum")], boxes, done)
+    assert over.shape == (BOARD, BOARD, 3)
+    assert (over == 77).all(-1).any()
+    assert (over[26:230, 25] != 77).any(-1).all(), "the person's left edge"
+    saved.write_text("{")
+    assert all(one["__type__"] == "update" for one in actions.open_layout(str(saved))), "refused in words"

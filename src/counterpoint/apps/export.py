@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.control.stack import Weight
 from counterpoint.fusion import FUSIONS, get_fusion
-from counterpoint.sampling.schedulers import SCHEDULERS
-from counterpoint.types import Fusion
+from counterpoint.models.load import GUIDANCE, locate, native_size, own_controls, split_lora
+from counterpoint.sampling.prompt import unweighted
+from counterpoint.sampling.schedulers import find_scheduler
+from counterpoint.types import CONTROL_KINDS, Fusion, UserError
+
+_SIDE = 512
+"""Of a picture in ComfyUI, where its model is not here to say."""
 
 
 @dataclass(frozen=True)
@@ -24,74 +31,141 @@ class Exported:
     left_out: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Model:
+    """What a model is to other tools: where it is, whether it is one file, whether it is of the SDXL layout, the side
+    of its pictures, its ControlNets in the controls' order, and what of that is not known here."""
+
+    place: str
+    single: bool
+    large: bool
+    side: int | None
+    networks: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def _model(request: GenerateRequest) -> _Model:
+    own = [one.label for one in request.controls if one.controlnet is None]
+    folder = _here(request.model)
+    found: dict[str, str] = {}
+    side, unknown = None, []
+    try:
+        if folder is None:
+            raise UserError(f"{request.model} is not here: it is taken for a model of the SD1.5 layout")
+        side = native_size(str(folder))
+        found = own_controls(folder.parent if folder.is_file() else folder, own, request.model)
+    except UserError as error:
+        unknown = [str(error)]
+    networks = tuple(
+        one.controlnet or found.get(one.label, f"CONTROLNET FOR {one.kind.upper()}") for one in request.controls
+    )
+    unknown += [f"where the ControlNet of {label} is: name it" for label in own if label not in found]
+    return _Model(
+        request.model if folder is None else str(folder),
+        request.model.endswith(".safetensors"),
+        folder is not None and (folder / "text_encoder_2").is_dir(),
+        side,
+        networks,
+        tuple(unknown),
+    )
+
+
+def _here(source: str) -> Path | None:
+    """A model's place on this machine; nothing is fetched."""
+    if source == "tiny" or Path(source).exists():
+        return locate(source)
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
 def to_diffusers(request: GenerateRequest, seed: int) -> Exported:
-    """A script for diffusers alone."""
-    left_out = _left_out(request, request.fusion)
-    networks = [one.controlnet or f"CONTROLNET FOR {one.kind.upper()}" for one in request.controls]
-    task = "Inpaint" if request.inpaint_mask else "Img2Img" if request.init_image else ""
-    pipeline = f"StableDiffusionControlNet{task}Pipeline" if networks else f"StableDiffusion{task}Pipeline"
-    scheduler = SCHEDULERS.get(request.scheduler, request.scheduler)
-    hints = [f"load_image({str(one.image)!r})" for one in request.controls]
-    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[request.dtype]
-    sizes = {"width": request.width, "height": request.height}
-    if request.init_image:
-        sizes = {}
-    call: dict[str, str] = {
-        "prompt": repr(request.prompt),
-        "negative_prompt": repr(request.negative_prompt),
-        **({"image": f"load_image({str(request.init_image)!r})"} if request.init_image else {}),
-        **({"mask_image": f"load_image({str(request.inpaint_mask)!r})"} if request.inpaint_mask else {}),
-        **({"strength": f"{request.strength:g}"} if request.init_image else {}),
+    """A script for diffusers alone.
+
+    Raises:
+        UserError: diffusers has no such scheduler, or the seed is none.
+    """
+    model, seed = _model(request), _whole(seed)
+    left_out = [*_left_out(request, request.fusion), *model.unknown]
+    pictures = bool(request.controls or request.init_image)
+    device, dtype = request.device, f"torch.{_DTYPES[request.dtype]}"
+    if device == "openvino":
+        device = "cpu"
+        left_out.append("OpenVINO: PyTorch runs on the CPU")
+    size = _size(request, model)
+    if size is None and pictures:
+        left_out.append(f"resizing by {request.resize}: bring images to size first")
+    pipeline, scheduler = _pipeline(request, model), find_scheduler(request.scheduler).__name__
+    loaded = [f"dtype={dtype}", "add_watermarker=False" if model.large else "safety_checker=None"]
+    if model.single and request.config:
+        loaded.append(f"config={request.config!r}")
+    lines = [f"# Left out, diffusers cannot say it: {' '.join(line.split())}" for line in left_out]
+    lines += ["import PIL.Image", "import PIL.ImageOps"] if pictures else []
+    names = {pipeline, scheduler, *(["ControlNetModel"] if request.controls else [])}
+    lines += ["import torch", f"from diffusers import {', '.join(sorted(names))}"]
+    if request.controls:
+        loaded.append("controlnet=controlnet")
+        lines.append("from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel")
+    lines += ["from diffusers.utils import load_image", ""] if pictures else [""]
+    if request.controls:
+        lines += ["controlnet = MultiControlNetModel([", *(
+            f"    ControlNetModel.from_{_form(network)}({network!r}, dtype={dtype})," for network in model.networks
+        ), "])"]  # fmt: skip
+    lines += [
+        f"pipe = {pipeline}.from_{_form(model.place)}({model.place!r}, {', '.join(loaded)}).to({device!r})",
+        f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)",
+    ]
+    loras = [split_lora(source) for source in request.lora]
+    lines += [f"pipe.load_lora_weights({path!r}, adapter_name='lora{i}')" for i, (path, _) in enumerate(loras)]
+    if loras:
+        lines.append(f"pipe.set_adapters({[f'lora{i}' for i in range(len(loras))]}, {[scale for _, scale in loras]})")
+    lines += [
+        "image = pipe(",
+        *(f"    {name}={value}," for name, value in _call(request, seed, size).items()),
+        ").images[0]",
+        f"image.save('seed-{seed}.png')",
+    ]
+    return Exported("\n".join(lines) + "\n", tuple(left_out))
+
+
+def _call(request: GenerateRequest, seed: int, size: tuple[int, int] | None) -> dict[str, str]:
+    """Arguments of the pipeline, as Python."""
+
+    def picture(path: Path, nearest: bool = False) -> str:
+        loaded, how = f"load_image({str(path)!r})", f"PIL.Image.Resampling.{'NEAREST' if nearest else 'LANCZOS'}"
+        if size is None:
+            return loaded
+        if request.resize == "stretch":
+            return f"{loaded}.resize({size}, {how})"
+        return f"PIL.ImageOps.{'fit' if request.resize == 'fill' else 'pad'}({loaded}, {size}, {how})"
+
+    call = {
+        "prompt": repr(unweighted(request.prompt)),
+        "negative_prompt": repr(unweighted(request.negative_prompt)),
     }
-    if hints:
+    if request.init_image:
+        call |= {"image": picture(request.init_image), "strength": repr(request.strength)}
+    if request.inpaint_mask:
+        call["mask_image"] = picture(request.inpaint_mask)
+    if request.controls:
+        hints = [picture(one.image, CONTROL_KINDS[one.kind].resample == "nearest") for one in request.controls]
         call |= {
-            "control_image" if task else "image": f"[{', '.join(hints)}]",
+            "control_image" if request.init_image else "image": f"[{', '.join(hints)}]",
             "controlnet_conditioning_scale": str([_constant(one) for one in request.controls]),
             "control_guidance_start": str([one.window[0] for one in request.controls]),
             "control_guidance_end": str([one.window[1] for one in request.controls]),
         }
-    call |= {
-        **{name: str(value) for name, value in sizes.items() if value},
+    if size is not None and not request.init_image:
+        call |= {"width": str(size[0]), "height": str(size[1])}
+    return call | {
         "num_inference_steps": str(request.steps),
-        "guidance_scale": "7.5" if request.guidance_scale is None else f"{request.guidance_scale:g}",
+        "guidance_scale": repr(GUIDANCE if request.guidance_scale is None else request.guidance_scale),
         "generator": f"torch.Generator().manual_seed({seed})",
     }
-    loras = [source.rpartition(":") if ":" in source else (source, "", "1") for source in request.lora]
-    names = sorted({pipeline, scheduler, *(["ControlNetModel"] if networks else [])})
-    lines = [
-        *(f"# Left out, diffusers cannot say it: {line}" for line in left_out),
-        "import torch",
-        f"from diffusers import {', '.join(names)}",
-    ]
-    if networks:
-        lines.append("from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel")
-    if hints or request.init_image:
-        lines.append("from diffusers.utils import load_image")
-    lines.append("")
-    loaded = f"dtype=torch.{dtype}, safety_checker=None"
-    if networks:
-        made = f"ControlNetModel.from_pretrained(path, dtype=torch.{dtype})"
-        lines.append(f"controlnet = MultiControlNetModel([{made} for path in {networks!r}])")
-        loaded += ", controlnet=controlnet"
-    lines += [
-        f"pipe = {pipeline}.from_pretrained({request.model!r}, {loaded}).to({request.device!r})",
-        f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)",
-    ]
-    if loras:
-        called = [f"lora{number}" for number in range(len(loras))]
-        strengths = [float(strength) for _, _, strength in loras]
-        lines += [f"pipe.load_lora_weights({path!r}, adapter_name={name!r})"
-                  for name, (path, _, _) in zip(called, loras, strict=True)]  # fmt: skip
-        lines.append(f"pipe.set_adapters({called}, {strengths})")
-    lines += [
-        "image = pipe(",
-        *(f"    {name}={value}," for name, value in call.items()),
-        ").images[0]",
-        f"image.save('seed-{seed}.png')",
-    ]
-    return Exported("\n".join(lines) + "\n", left_out)
 
 
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _SAMPLERS = {
     "unipc": "uni_pc", "ddim": "ddim", "ddpm": "ddpm", "euler": "euler", "euler-a": "euler_ancestral", "heun": "heun",
     "dpm++": "dpmpp_2m", "dpm++-sde": "dpmpp_sde", "deis": "deis", "lms": "lms", "lcm": "lcm",
@@ -102,37 +176,44 @@ def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
     """A graph in ComfyUI's API form, of its own nodes and ours (:mod:`counterpoint.apps.comfyui`).
 
     Files are called what ComfyUI's folders would call them.
+
+    Raises:
+        UserError: the seed is no number.
     """
-    fusion = get_fusion(request.fusion)
+    fusion, seed = get_fusion(request.fusion), _whole(seed)
     joined = len(request.controls) > 1 and request.fusion != "sum" and all(offerable(rule) for rule in fusion.rules)
-    left_out = list(_left_out(request, "sum" if joined else request.fusion))
-    if request.scheduler not in _SAMPLERS:
-        left_out.append(f"the scheduler {request.scheduler}: uni_pc in its place")
-    if request.lora:
-        left_out += [f"the LoRA {source}: its clip strength is taken to be the same" for source in request.lora]
+    model = _model(request)
+    left_out = [*_left_out(request, "sum" if joined else request.fusion), *_left_out_of_comfyui(request, model)]
     nodes: dict[str, dict[str, Any]] = {}
 
     def node(kind: str, **inputs: Any) -> str:
         nodes[name := str(len(nodes) + 1)] = {"class_type": kind, "inputs": inputs}
         return name
 
-    loaded = node("CheckpointLoaderSimple", ckpt_name=f"{request.model.rstrip('/').rpartition('/')[2]}.safetensors"
-                  if not request.model.endswith(".safetensors") else request.model.rpartition("/")[2])  # fmt: skip
-    model, clip = [loaded, 0], [loaded, 1]
-    for source in request.lora:
-        path, _, strength = source.rpartition(":") if ":" in source else (source, "", "1")
-        lora = node(
-            "LoraLoader", lora_name=path.rpartition("/")[2], strength_model=float(strength),
-            strength_clip=float(strength), model=model, clip=clip,
+    width, height = _size(request, model) or (_SIDE, _SIDE)
+
+    def picture(path: Path, nearest: bool = False) -> str:
+        return node(
+            "ImageScale", image=[node("LoadImage", image=path.name), 0], width=width, height=height,
+            upscale_method="nearest-exact" if nearest else "lanczos",
+            crop="disabled" if request.resize == "stretch" else "center",
         )  # fmt: skip
-        model, clip = [lora, 0], [lora, 1]
-    positive = [node("CLIPTextEncode", text=request.prompt, clip=clip), 0]
-    negative = [node("CLIPTextEncode", text=request.negative_prompt, clip=clip), 0]
+
+    loaded = node("CheckpointLoaderSimple", ckpt_name=_file(request.model))
+    parts = [loaded, 0], [loaded, 1]
+    for path, strength in map(split_lora, request.lora):
+        lora = node(
+            "LoraLoader", lora_name=_file(path), strength_model=strength, strength_clip=strength, model=parts[0],
+            clip=parts[1],
+        )  # fmt: skip
+        parts = [lora, 0], [lora, 1]
+    positive, negative = (
+        [node("CLIPTextEncode", text=_escaped(text), clip=parts[1]), 0]
+        for text in (request.prompt, request.negative_prompt)
+    )
     for one in request.controls:
-        network = node(
-            "ControlNetLoader", control_net_name=(one.controlnet or f"{one.kind}.safetensors").rpartition("/")[2]
-        )
-        image = node("LoadImage", image=one.image.name)
+        network = node("ControlNetLoader", control_net_name=_file(one.controlnet or one.kind))
+        image = picture(one.image, CONTROL_KINDS[one.kind].resample == "nearest")
         applied = node(
             "ControlNetApplyAdvanced", positive=positive, negative=negative, control_net=[network, 0],
             image=[image, 0], strength=_constant(one), start_percent=one.window[0], end_percent=one.window[1],
@@ -142,16 +223,15 @@ def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
         rule = node("CounterpointFusion", positive=positive, negative=negative, fusion=request.fusion)
         positive, negative = [rule, 0], [rule, 1]
     if request.init_image:
-        picture = node("LoadImage", image=request.init_image.name)
-        latent = node("VAEEncode", pixels=[picture, 0], vae=[loaded, 2])
+        latent = node("VAEEncode", pixels=[picture(request.init_image), 0], vae=[loaded, 2])
         if request.inpaint_mask:
-            mask = node("LoadImageMask", image=request.inpaint_mask.name, channel="red")
+            mask = node("ImageToMask", image=[picture(request.inpaint_mask), 0], channel="red")
             latent = node("SetLatentNoiseMask", samples=[latent, 0], mask=[mask, 0])
     else:
-        latent = node("EmptyLatentImage", width=request.width or 512, height=request.height or 512, batch_size=1)
+        latent = node("EmptyLatentImage", width=width, height=height, batch_size=1)
     sampled = node(
-        "KSampler", model=model, positive=positive, negative=negative, latent_image=[latent, 0], seed=seed,
-        steps=request.steps, cfg=7.5 if request.guidance_scale is None else request.guidance_scale,
+        "KSampler", model=parts[0], positive=positive, negative=negative, latent_image=[latent, 0], seed=seed,
+        steps=request.steps, cfg=GUIDANCE if request.guidance_scale is None else request.guidance_scale,
         sampler_name=_SAMPLERS.get(request.scheduler, "uni_pc"), scheduler="normal",
         denoise=request.strength if request.init_image else 1.0,
     )  # fmt: skip
@@ -161,11 +241,62 @@ def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
     return Exported(json.dumps(nodes, indent=1) + "\n", tuple(left_out))
 
 
+def _left_out_of_comfyui(request: GenerateRequest, model: _Model) -> list[str]:
+    said = []
+    if request.scheduler not in _SAMPLERS:
+        said.append(f"the scheduler {request.scheduler}: uni_pc in its place")
+    said += [f"the LoRA {source}: its clip strength is taken to be the same" for source in request.lora]
+    if request.resize == "fit" and (request.controls or request.init_image):
+        said.append("resizing by fit: what hangs over is cropped")
+    if _size(request, model) is None:
+        said.append(f"the size of pictures of {request.model}: {_SIDE} x {_SIDE}")
+    if not model.single:
+        said.append(f"the model {request.model}: ComfyUI wants one file, here called {_file(request.model)}")
+    networks = [one.controlnet or one.kind for one in request.controls]
+    folders = [_file(network) for network in networks if not network.endswith(".safetensors")]
+    if folders:
+        said.append(f"where the ControlNets are: as files that are called {', '.join(folders)}")
+    return said
+
+
 FORMS: dict[str, tuple[str, Callable[[GenerateRequest, int], Exported]]] = {
     "diffusers": (".py", to_diffusers),
     "comfyui": (".comfyui.json", to_comfyui),
 }
 """Form -> suffix of its files, and what writes it from a request and the picture's seed."""
+
+
+def _pipeline(request: GenerateRequest, model: _Model) -> str:
+    task = "Inpaint" if request.inpaint_mask else "Img2Img" if request.init_image else ""
+    layout, controlled = "XL" if model.large else "", "ControlNet" if request.controls else ""
+    return f"StableDiffusion{layout}{controlled}{task}Pipeline"
+
+
+def _size(request: GenerateRequest, model: _Model) -> tuple[int, int] | None:
+    """Of the picture, if it is known."""
+    width, height = request.width or model.side, request.height or model.side
+    return None if width is None or height is None else (width, height)
+
+
+def _form(source: str) -> str:
+    return "single_file" if source.endswith(".safetensors") else "pretrained"
+
+
+def _file(source: str) -> str:
+    """What a file of ComfyUI's folders is called."""
+    name = source.rstrip("/").rpartition("/")[2]
+    return name if name.endswith(".safetensors") else f"{name}.safetensors"
+
+
+def _escaped(prompt: str) -> str:
+    """Parentheses are ComfyUI's weights."""
+    return unweighted(prompt).replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)")
+
+
+def _whole(seed: object) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"a seed is a whole number, got {seed!r}")
+    return seed
 
 
 def _constant(control: ControlRequest) -> float:
@@ -203,6 +334,7 @@ def _left_out(request: GenerateRequest, fusion: str) -> tuple[str, ...]:
         said.append("the subject, whose keys and values the controls would hear")
     if request.aggregate:
         said.append(f"the aggregation of {', '.join(request.aggregate)} and its layout")
-    if request.resize != "fill":
-        said.append(f"resizing by {request.resize}: bring images to size first")
+    for what, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
+        if unweighted(text) != text:
+            said.append(f"the weights and parts of the {what}: every word counts the same")
     return tuple(said)

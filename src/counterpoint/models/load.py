@@ -155,8 +155,8 @@ def load_lora(components: Components, source: str) -> None:
     Raises:
         UserError: it is not there, is a pickle, or does not fit.
     """
-    name, colon, scale = source.rpartition(":")
-    path, strength = (Path(name), scale) if colon and scale.replace(".", "", 1).isdigit() else (Path(source), "1")
+    name, strength = split_lora(source)
+    path = Path(name)
     file = path if path.is_file() else next(iter(weight_files(path)), path) if path.is_dir() else path
     shapes(file)
     texts = {"text_encoder": components.text_encoder, "tokenizer": components.tokenizer}
@@ -177,9 +177,15 @@ def load_lora(components: Components, source: str) -> None:
     used = list(getattr(components.unet, "peft_config", {}))
     if label not in used:
         raise UserError(f"the LoRA {path} does not fit this model: none of its tensors matches")
-    scales = {**getattr(components.unet, "counterpoint_lora", {}), label: float(strength)}
+    scales = {**getattr(components.unet, "counterpoint_lora", {}), label: strength}
     components.unet.counterpoint_lora = scales
     host.set_adapters(list(scales), list(scales.values()))
+
+
+def split_lora(source: str) -> tuple[str, float]:
+    """``PATH:SCALE`` as path and scale; 1 where none is given."""
+    name, colon, scale = source.rpartition(":")
+    return (name, float(scale)) if colon and scale.replace(".", "", 1).isdecimal() else (source, 1.0)
 
 
 def load_image_encoder(

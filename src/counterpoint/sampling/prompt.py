@@ -22,6 +22,25 @@ _WEIGHTED = re.compile(r"[\w)\"'][+-]{2,}|\)[+-]|\)\d|\w[+](?:\s|$|,)|\"\)\.(and
 _PARTS = re.compile(r"\"\)\.(and|blend)\(")
 
 
+def unweighted(prompt: str) -> str:
+    """A prompt's words without compel's weights; a plain prompt is left as it is.
+
+    Raises:
+        UserError: compel cannot read them.
+    """
+    if not _WEIGHTED.search(prompt):
+        return prompt
+    from compel.prompt_parser import Blend, PromptParser
+
+    try:
+        parts = PromptParser().parse_conjunction(prompt).prompts
+    except Exception as error:  # of many kinds, which the grammar's own library names
+        raise UserError(f"the weights in the prompt {prompt!r} cannot be read: {error}") from None
+    flat = [one for part in parts for one in (part.prompts if isinstance(part, Blend) else [part])]
+    words = " ".join(fragment.text for one in flat for fragment in one.children)
+    return re.sub(r"\s+([,.;:!?])", r"\1", words)
+
+
 class PromptCut(UserWarning):
     """Part of a prompt did not fit and was left out."""
 

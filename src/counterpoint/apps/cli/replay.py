@@ -17,6 +17,14 @@ def replay(
         list[str] | None,
         typer.Option(metavar="NAME=IMAGE", help="Where a control's image is now. Repeatable.", show_default=False),
     ] = None,
+    input: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="Where another input is now: mask:NAME, subject-mask:1, init-image, inpaint-mask, layout. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     export: Annotated[
         str | None,
         typer.Option(metavar="FORM", help="Write the recipe for another tool instead: diffusers or comfyui."),
@@ -33,10 +41,11 @@ def replay(
     from counterpoint.types import UserError
 
     images = {name: Path(path) for name, path in pairs("--control", control).items()}
+    inputs = {name: Path(path) for name, path in pairs("--input", input).items()}
     if export is not None:
         if verify:
             raise UserError("--export writes a recipe and makes no picture to --verify")
-        _export(image, images, export, out, json)
+        _export(image, images, inputs, export, out, json)
         return
     target = out or (None if verify else image.with_name(f"{image.stem}.replay.png"))
     if target is not None:
@@ -46,7 +55,7 @@ def replay(
 
     output.quiet_libraries()
     with output.spoken_warnings(), output.progress("sampling") as listen:
-        made = again(image, images, listen=listen)
+        made = again(image, images, inputs, listen=listen)
     if target is not None:
         record.save_png(made.image, target, made.recipe)
     identical = made.distance == 0
@@ -74,7 +83,9 @@ def replay(
         raise typer.Exit(1)
 
 
-def _export(image: Path, images: dict[str, Path], form: str, out: Path | None, json: bool) -> None:
+def _export(
+    image: Path, images: dict[str, Path], inputs: dict[str, Path], form: str, out: Path | None, json: bool
+) -> None:
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
     from counterpoint.apps.export import FORMS
@@ -85,7 +96,7 @@ def _export(image: Path, images: dict[str, Path], form: str, out: Path | None, j
         raise UserError(f"--export {form}: there are {', '.join(FORMS)}")
     recipe = record.read_recipe(image)
     suffix, write = FORMS[form]
-    exported = write(request_of(recipe, images, image), recipe.get("seed", 0))
+    exported = write(request_of(recipe, images, image, inputs), recipe.get("seed", 0))
     target = out or image.with_suffix(suffix)
     record.write_text(target, exported.text)
     if json:

@@ -81,7 +81,7 @@ class Config:
         device: where models run.
         dtype: of models.
         safety: an action of :mod:`counterpoint.apps.service.safety`.
-        checker: folder of diffusers' safety checker, ``MODULE:FUNCTION``, or a function that can be pickled.
+        checker: folder of diffusers' safety checker, ``MODULE:FUNCTION``, or a function of a module.
         grace: seconds that the job at hand may take when the service ends.
         threads: of the worker.
     """

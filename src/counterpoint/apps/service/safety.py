@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,17 +40,16 @@ def find_check(action: str, checker: str | Path | Check | None) -> Check | Path 
     """The function or folder that checks; ``None`` where nothing does.
 
     Raises:
-        UserError: as :func:`load_safety`, or the worker's process could not be given the function.
+        UserError: as :func:`load_safety`, or the worker's process could not import the function.
     """
     if action not in ACTIONS:
         raise UserError(f"unknown safety {action!r}; there are {', '.join(ACTIONS)}")
     if action == "off":
         return None
     if callable(checker):
-        try:
-            pickle.dumps(checker)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise UserError(f"the safety checker cannot be given to another process: {error}") from None
+        home = sys.modules.get(getattr(checker, "__module__", ""))
+        if getattr(home, getattr(checker, "__qualname__", ""), None) is not checker:
+            raise UserError("the safety checker cannot be given to another process: it is no function of a module")
         return checker
     if checker is not None and Path(checker).is_dir():
         return Path(checker)

@@ -225,20 +225,7 @@ def check(
     """
     if job.model not in models:
         raise UserError(f"unknown model {job.model!r}; there are {', '.join(models)}")
-    side = sizes[job.model]
-    width, height = job.width or side, job.height or side
-    for what, value, most in (
-        ("controls", len(job.controls), limits.controls),
-        ("subject_mask", len(job.subject_mask), limits.controls),
-        ("steps", job.steps, limits.steps),
-        ("n", job.n, limits.images),
-        ("width times height", width * height, limits.pixels),
-    ):
-        if value > most:
-            raise UserError(f"{what}: {value:,} are more than this service allows, {most:,}")
-    for what, value in (("width", job.width), ("height", job.height)):
-        if value is not None and value % _FACTOR:
-            raise UserError(f"{what}: {value} is no multiple of {_FACTOR}")
+    _check_limits(job, sizes[job.model], limits)
     _check_parts(job, models[job.model])
     files: dict[str, Image] = {}
     budget = (limits.controls + 1) * limits.pixels
@@ -281,6 +268,22 @@ def check(
         layout=None if layout is None else Path("layout.json"),
     )
     return Checked(request, files, layout)
+
+
+def _check_limits(job: JobIn, side: int, limits: Limits) -> None:
+    width, height = job.width or side, job.height or side
+    for what, value, most in (
+        ("controls", len(job.controls), limits.controls),
+        ("subject_mask", len(job.subject_mask), limits.controls),
+        ("steps", job.steps, limits.steps),
+        ("n", job.n, limits.images),
+        ("width times height", width * height, limits.pixels),
+    ):
+        if value > most:
+            raise UserError(f"{what}: {value:,} are more than this service allows, {most:,}")
+    for what, value in (("width", job.width), ("height", job.height)):
+        if value is not None and value % _FACTOR:
+            raise UserError(f"{what}: {value} is no multiple of {_FACTOR}")
 
 
 def _check_parts(job: JobIn, source: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +16,21 @@ import numpy as np
 import PIL.Image
 
 from counterpoint.apps.record import read_recipe
+from counterpoint.apps.replay import request_of
 from counterpoint.apps.request import ControlRequest, GenerateRequest, build
-from counterpoint.apps.run import conditions, open_request
-from counterpoint.apps.studio.form import SLOTS, Form, Offer, Slot, keep, labelled, requests
+from counterpoint.apps.run import conditions, is_out_of_memory, open_request
+from counterpoint.apps.studio.form import SLOTS, Form, Offer, Slot, keep, keep_layout, labelled, requests
 from counterpoint.apps.studio.work import Made, Progress, StoppedError, Workshop, spoken
 from counterpoint.conditions.image import read_image
-from counterpoint.conditions.layout import draw_layout, parse_layout
-from counterpoint.types import Image, UserError, kind_of
+from counterpoint.conditions.layout import Layout, draw_layout, parse_layout, read_layout
+from counterpoint.control.stack import Weight
+from counterpoint.types import Image, UserError
 
 NONE = "none"
 """A control's kind if the control is not used."""
 BOARD = 256
 """Side of the picture on which boxes are clicked."""
+_LOG = logging.getLogger(__name__)
 _Values = Mapping[str, Any]
 
 
@@ -37,12 +41,16 @@ class Actions:
     Attributes:
         workshop: makes the pictures.
         offer: with what.
+        kinds: of control that the page offers.
+        adapters: likewise.
         names: of the fields, in the page's order.
         stops: what stops the work of each open page.
     """
 
     workshop: Workshop
     offer: Offer
+    kinds: Sequence[str] = ()
+    adapters: Sequence[str] = ()
     names: list[str] = field(default_factory=list)
     stops: dict[str, threading.Event] = field(default_factory=dict)
 
@@ -91,6 +99,10 @@ class Actions:
         except UserError as error:
             gr.Warning(str(error), title="That does not work")
             yield f"**{error}**", skip, skip, skip, skip, *free
+        except Exception as error:  # a fault of ours: the page says so, and its buttons can be pressed again
+            _LOG.exception("a picture could not be made")
+            said = "out of memory: make fewer or smaller pictures" if is_out_of_memory(error) else _fault(error)
+            yield f"**{said}**", shown, pages, skip, self.kept(), *free
         finally:
             self.stops.pop(session, None)
 
@@ -133,11 +145,32 @@ class Actions:
         """A picture of the history, and what it is; it may have gone since the page was loaded."""
         path = self.workshop.folder / Path(event.value["caption"]).name
         try:
-            request = read_recipe(path)["request"]
-        except (UserError, KeyError) as error:
-            return "", str(error)
-        controls = ", ".join(one["label"] for one in request["controls"]) or "no controls"
-        return str(path), f"**{path.name}**: {html.escape(request['prompt'])}; {controls}; {request['fusion']}"
+            request = request_of(read_recipe(path), {}, path.name)
+        except UserError as error:
+            return "", html.escape(str(error))
+        controls = ", ".join(one.label for one in request.controls) or "no controls"
+        return str(path), f"**{path.name}**: {html.escape(request.prompt)}; {controls}; {request.fusion}"
+
+    def open_layout(self, path: str) -> tuple[Any, Any, Any]:
+        """The tables and the reference that a layout file says."""
+        try:
+            layout = read_layout(Path(path))
+            found = layout_fields(layout, self.workshop.folder)
+        except UserError as error:
+            gr.Warning(str(error).replace(path, Path(path).name), title="That does not work")
+            return gr.skip(), gr.skip(), gr.skip()
+        if layout.reference is not None and (layout.reference.weight != 1 or layout.reference.mask is not None):
+            gr.Warning("the page takes the reference everywhere and at weight 1")
+        return found["boxes"], found["actions"], found["reference"]
+
+    def save_layout(self, boxes: list[list[Any]], actions: list[list[Any]], reference: str | None) -> Any:
+        """The tables and the reference as a layout file."""
+        try:
+            path = keep_layout(boxes, actions, _read(reference), self.workshop.folder)
+        except UserError as error:
+            gr.Warning(str(error), title="That does not work")
+            return gr.skip()
+        return gr.update(value=str(path), visible=True)
 
     def again(self, chosen: str) -> str:
         """What came of making a kept picture again."""
@@ -147,6 +180,9 @@ class Actions:
             found = self.workshop.again(Path(chosen))
         except UserError as error:
             return f"**{error}**"
+        except Exception as error:
+            _LOG.exception("a picture could not be made again")
+            return f"**{_fault(error)}**"
         if not found.differences and found.distance == 0:
             return f"{Path(chosen).name} was made again: every pixel is the same."
         listed = "; ".join(found.differences) or "nothing that the recipe names differs"
@@ -157,22 +193,63 @@ class Actions:
         if not chosen:
             gr.Warning("choose a picture first")
             return [gr.skip()] * len(self.names)
-        recipe = read_recipe(Path(chosen))
-        request, size = recipe["request"], self.offer.size
+        try:
+            recipe = read_recipe(Path(chosen))
+            request = request_of(recipe, {}, Path(chosen).name)
+            found = self._fields(request, recipe.get("seed", request.seed))
+        except (UserError, OSError) as error:
+            gr.Warning(str(error), title="That does not work")
+            return [gr.skip()] * len(self.names)
+        return [found.get(name, gr.skip()) for name in self.names]
+
+    def _fields(self, request: GenerateRequest, seed: Any) -> dict[str, Any]:
         same = ("prompt", "negative_prompt", "gate_silence", "scheduler", "steps", "guidance_scale")
-        found: dict[str, Any] = {name: request[name] for name in same}
-        found |= {"fusions": [request["fusion"]], "seed": recipe["seed"], "n": 1, "size": request["width"] or size}
-        found["subject"] = request["subject"][0].split() if request["subject"] else []
-        controls = [one for one in request["controls"] if Path(one["image"]).is_file()]
+        found: dict[str, Any] = {name: getattr(request, name) for name in same}
+        found |= {"fusions": [request.fusion], "seed": seed, "n": 1, "size": request.width or self.offer.size}
+        found["subject"] = words(request.prompt, request.subject[0].split() if request.subject else [])
+        found["adapters"] = [name for name in request.aggregate if name in self.adapters]
+        found |= {"boxes": [], "actions": [], "reference": None}
+        if request.layout is not None:
+            found |= layout_fields(read_layout(request.layout), self.workshop.folder)
+        controls = [one for one in request.controls if one.image.is_file() and one.kind in self.kinds][:SLOTS]
+        if len(controls) < len(request.controls):
+            gr.Warning("not every control of this picture could be put back: its image is gone, or there is no room")
+        foreground = request.foreground[0] if request.foreground else None
+        found["foreground"] = labels(foreground, *(one.kind for one in controls))
         for i in range(1, SLOTS + 1):
             found |= {f"kind{i}": NONE, f"image{i}": None, f"mask{i}": None}
             if i <= len(controls):
                 one = controls[i - 1]
-                mask = read_image(Path(one["mask"])) if one["mask"] else None
-                found |= {f"kind{i}": kind_of(one["label"]), f"weight{i}": float(one["weight"]), f"mask{i}": mask}
-                found |= dict(zip((f"start{i}", f"end{i}"), one["window"], strict=True))
-                found |= {f"{name}{i}": one[name] for name in ("image", "photo", "mode")}
-        return [found.get(name, gr.skip()) for name in self.names]
+                weight = Weight.parse(one.weight)
+                if len(weight.knots) > 1:
+                    gr.Warning(f"the weight schedule {one.weight} of {one.label} is {weight.at(0.0):g} throughout here")
+                mask = read_image(one.mask) if one.mask else None
+                found |= {f"kind{i}": one.kind, f"weight{i}": weight.at(0.0), f"mask{i}": mask}
+                found |= dict(zip((f"start{i}", f"end{i}"), one.window, strict=True))
+                found |= {f"image{i}": str(one.image), f"photo{i}": one.photo, f"mode{i}": one.mode}
+        return found
+
+
+def layout_fields(layout: Layout, folder: Path) -> dict[str, Any]:
+    """A layout as the fields that would say it."""
+    called = [one.phrase for one in layout.instances]
+    return {
+        "boxes": [[one.phrase, *one.box] for one in layout.instances],
+        "actions": [[called[one.subject], one.action, called[one.object]] for one in layout.interactions],
+        "reference": None if layout.reference is None else str(keep(layout.reference.image, folder)),
+    }
+
+
+def drawn_over(gallery: list[tuple[np.ndarray, Any]] | None, boxes: list[list[Any]], actions: list[list[Any]]) -> Any:
+    """The boxes, drawn over the first picture that was made."""
+    if not gallery:
+        gr.Warning("make a picture first")
+        return gr.skip()
+    return drawn_layout(boxes, actions, np.asarray(PIL.Image.fromarray(gallery[0][0]).resize((BOARD, BOARD))))
+
+
+def _fault(error: Exception) -> str:
+    return f"internal error: {type(error).__name__}; the terminal says more"
 
 
 def _read(path: str | None) -> Image | None:
@@ -217,12 +294,13 @@ def corner(event: gr.SelectData, first: Any, phrase: str, boxes: list[list[Any]]
     return None, [*rows, [phrase, *(round(value, 3) for value in (left, top, right, bottom))]]
 
 
-def drawn_layout(boxes: list[list[Any]], actions: list[list[Any]]) -> Any:
+def drawn_layout(boxes: list[list[Any]], actions: list[list[Any]], ground: Image | None = None) -> Any:
     """The boxes, drawn; while a row is being typed, as they were."""
     try:
         instances = [{"phrase": str(row[0]), "box": [float(edge) for edge in row[1:]]} for row in boxes if row[0]]
         done = [{"subject": a, "action": b, "object": c} for a, b, c in actions if b]
-        return draw_layout(blank(), parse_layout({"instances": instances, "interactions": done}, Path()))
+        layout = parse_layout({"instances": instances, "interactions": done}, Path())
+        return draw_layout(blank() if ground is None else ground, layout)
     except (UserError, ValueError, TypeError):
         return gr.skip()
 

@@ -60,9 +60,9 @@ class Page:
     """
 
     def __init__(self, workshop: Workshop, offer: Offer, folder: Path) -> None:
-        self.offer, self.do = offer, Actions(workshop, offer)
         self.kinds = sorted({*offer.networks, *_inside(folder / "controls")})
         self.adapters = _inside(folder / "adapters")
+        self.offer, self.do = offer, Actions(workshop, offer, self.kinds, self.adapters)
         self.fields: dict[str, Any] = {}
 
     def build(self) -> gr.Blocks:
@@ -181,7 +181,15 @@ class Page:
                 add["reference"] = _upload(
                     label="Style reference", height=130, sources=["upload", "clipboard"], **_PICTURE
                 )
+        with gr.Row():
+            opened = gr.UploadButton("Open a layout file", file_types=[".json"], size="sm", elem_id="open-layout")
+            save = gr.Button("Save as a file", size="sm", elem_id="save-layout")
+            self.over = gr.Button("Draw it over the picture", size="sm", elem_id="over")
+        saved = gr.File(label="Layout file", visible=False, elem_id="layout-file")
         corner, tables = gr.State(None), [add["boxes"], add["actions"]]
+        self.board, fields = board, [*tables, add["reference"]]
+        opened.upload(self.do.open_layout, opened, fields, **_PRIVATE)
+        save.click(self.do.save_layout, fields, saved, **_PRIVATE)
         board.select(actions.corner, [corner, phrase, add["boxes"]], [corner, add["boxes"]], **_PRIVATE)
         gr.on([table.change for table in tables], actions.drawn_layout, tables, board, **_PRIVATE)
 
@@ -226,6 +234,8 @@ class Page:
         kinds = [self.fields[f"kind{number}"] for number in range(1, SLOTS + 1)]
         front = self.fields["foreground"]
         gr.on([kind.change for kind in kinds], actions.labels, [front, *kinds], front, **_PRIVATE)
+        tables = [self.gallery, self.fields["boxes"], self.fields["actions"]]
+        self.over.click(actions.drawn_over, tables, self.board, **_PRIVATE)
         self.gallery.select(actions.who, self.pages, self.who, **_PRIVATE)
         self.history.select(self.do.choose, None, [self.chosen, self.verdict], **_PRIVATE)
         self.replay.click(self.do.again, self.chosen, self.verdict, concurrency_id="model", **_PRIVATE)
