@@ -16,6 +16,7 @@ from diffusers import AutoencoderTiny
 
 from counterpoint.data.photos import Photo
 from counterpoint.recipes import RECIPES, photos
+from counterpoint.training.config import override
 from counterpoint.training.order import Draws
 from counterpoint.training.stages.codec import pictures
 from counterpoint.types import UserError
@@ -135,4 +136,4 @@ def test_an_unknown_control(tiny: Path, place: Path) -> None:
     with pytest.raises(UserError, match="a picture has segment 2; num_labels=2 counts from 0"):
         job.stage(job.samples.batch([0]), Draws(0, [0]), 0)
     with pytest.raises(UserError, match="unknown control 'smell'"):
-        photos.controlnet(settings("photo-controlnet", tiny, place, control_type="smell"))
+        override(RECIPES["photo-controlnet"].config, ["control_type=smell"])
