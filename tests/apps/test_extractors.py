@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from counterpoint.apps import extractors
 from counterpoint.apps.extractors import extractor
 from counterpoint.apps.readers import control_readers
 from counterpoint.conditions.image import read_image
@@ -104,16 +105,19 @@ def test_a_model_is_named_where_one_is_needed(saved: Path) -> None:
 def test_the_size_at_which_a_photo_is_read(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     PIL.Image.fromarray(PHOTO).save("photo.png")
-    save_file(EDGE_NETWORKS["lineart"]().state_dict(), "lines.safetensors")
+    monkeypatch.setattr(extractors, "extractor", lambda *_: lambda photo: photo)
     for arguments, wanted in (
         (("canny",), PHOTO.shape),
         (("canny", "--resolution", 128), (192, 128, 3)),
+        (("lineart",), PHOTO.shape),
         (("lineart", "--model", "lines.safetensors", "--resolution", 64), (64, 64, 3)),
         (("lineart", "--model", "lines.safetensors"), (704, 512, 3)),
+        (("depth", "--model", "DPT"), PHOTO.shape),
     ):
         status, out, error = cli("extract", arguments[0], "photo.png", *arguments[1:])
         assert status == 0, error
         assert read_image(Path(out.strip())).shape == wanted
-    status, _, error = cli("extract", "depth", "photo.png")
+    monkeypatch.undo()
+    status, _, error = cli("extract", "depth", tmp_path / "photo.png")
     assert status == 2
     assert "name it with --model MODEL" in error

@@ -90,12 +90,9 @@ def extract_batch(
         raise UserError(
             f"--balance: {METADATA} names {kind} images already, which stay as they are: train with balanced=true"
         )
-    targets = [_target(folder, kind, row["file_name"]) for row in rows if row["file_name"] not in given]
-    if len(set(targets)) < len(targets):
-        twice = next(target for target in targets if targets.count(target) > 1)
-        raise UserError(f"two pictures of {folder} would both become {twice}: their names differ in the suffix only")
-    done_before = {name for name in (row["file_name"] for row in rows) if _target(folder, kind, name).exists()} | given
-    todo = [row["file_name"] for row in rows if row["file_name"] not in done_before]
+    names = [row["file_name"] for row in rows if row["file_name"] not in given]
+    _check_targets(folder, [_target(folder, kind, name) for name in names])
+    todo = [name for name in names if not _target(folder, kind, name).exists()]
     columns = "segments_file_name", "sam_file_name"
     segments = {row["file_name"]: file for row in rows if (file := next(filter(None, map(row.get, columns)), None))}
     _warn_of_maps(folder, kind, todo)
@@ -113,9 +110,15 @@ def extract_batch(
                 )
         if listen is not None:
             listen(done, len(rows))
-    made = {row["file_name"] for row in rows if _target(folder, kind, row["file_name"]).exists()} - given
+    made = {name for name in names if _target(folder, kind, name).exists()}
     _note(folder, kind, rows, made)
     return Filled(len(made | given), damaged)
+
+
+def _check_targets(folder: Path, targets: Sequence[Path]) -> None:
+    if len(set(targets)) < len(targets):
+        twice = next(target for target in targets if targets.count(target) > 1)
+        raise UserError(f"two pictures of {folder} would both become {twice}: their names differ in the suffix only")
 
 
 def _given(folder: Path, kind: str, row: dict[str, str]) -> bool:

@@ -1,8 +1,8 @@
 """Benchmark pairs of annotated photos and backgrounds, drawn once and written down: whoever has the same files has the
 same cases.
 
-A manifest is JSON, a case a line, with the name and SHA-256 of every file. ``conflicting``: people of one photo over the
-background of another (Cross-ControlNet, 2025, section 4.1); ``complementary``: maps of one captioned photo.
+A manifest is JSON, a case a line, with the name and SHA-256 of every file. ``conflicting``: people of one photo over
+the background of another (Cross-ControlNet, 2025, section 4.1); ``complementary``: maps of one captioned photo.
 """
 
 from __future__ import annotations
