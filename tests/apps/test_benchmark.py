@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from counterpoint.apps.benchmark import Timing, alternate, compare, plain
+from counterpoint.apps.benchmark_batch import batch_cases
 from counterpoint.apps.benchmark_generate import generate_cases
+from counterpoint.apps.benchmark_train import train_cases
 
 CPU = torch.device("cpu")
 
@@ -41,10 +43,12 @@ def test_ratios_are_of_the_same_round() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("music",), "there are fusion, generate, aggregate"),
+        (("music",), "there are fusion, generate, train, batch, aggregate"),
         (("--size", "huge"), "tiny, sd15"),
         (("--dtype", "fp8"), "fp32, bf16, fp16"),
         (("generate", "--dtype", "bf16"), "compares dtypes itself"),
+        (("train", "--dtype", "bf16"), "in both number formats"),
+        (("batch", "--size", "sd15"), "--size tiny"),
         (("--device", "gpu"), "there is no device 'gpu'"),
     ],
 )
@@ -64,3 +68,24 @@ def test_every_way_makes_the_picture_that_stock_makes(tmp_path: Path, monkeypatc
             assert (found - wanted).abs().mean() < (0.2 if name.endswith("bf16") else 1e-4), name
             assert compared.floors[name] > 0
     assert torch.equal(compared.cases["exact"]().images, wanted), "bit for bit"
+
+
+def test_every_training_method_has_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoint.apps.benchmark_train.BATCH", 4)
+    compared = train_cases("tiny", CPU, torch.float32)
+    assert {"controlnet++", "innercontrol", "mi-stage2, paired", "controlnet, bf16"} < set(compared.cases)
+    for case in compared.cases.values():
+        case()
+
+
+def test_jobs_are_the_same_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoint.apps.benchmark_batch.JOBS", 4)
+    made: dict[int, int] = {}
+
+    def count(jobs: list, _: object) -> None:
+        made[len(jobs)] = made.get(len(jobs), 0) + 1
+
+    monkeypatch.setattr("counterpoint.apps.benchmark_batch.run_together", count)
+    for case in batch_cases("tiny", CPU, torch.float32).cases.values():
+        case()
+    assert made == {1: 4, 4: 2}

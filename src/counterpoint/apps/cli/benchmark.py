@@ -12,7 +12,8 @@ def benchmark(
         str,
         typer.Argument(
             help="fusion: every rule's operator, and whole steps; generate: pictures with two controls, beside stock "
-            "diffusers; aggregate: pictures by models that work together."
+            "diffusers; train: a step of every training method; batch: jobs together and one by one; aggregate: "
+            "pictures by models that work together."
         ),
     ] = "fusion",
     size: Annotated[
@@ -27,12 +28,20 @@ def benchmark(
     from counterpoint.api import DTYPES, find_device
     from counterpoint.apps import benchmark as bench
     from counterpoint.apps import record
+    from counterpoint.apps.benchmark_batch import batch_cases
     from counterpoint.apps.benchmark_cases import SIZES, aggregate_cases, fusion_cases
     from counterpoint.apps.benchmark_generate import generate_cases
+    from counterpoint.apps.benchmark_train import train_cases
     from counterpoint.apps.cli import output
     from counterpoint.types import UserError
 
-    kinds = {"fusion": fusion_cases, "generate": generate_cases, "aggregate": aggregate_cases}
+    kinds = {
+        "fusion": fusion_cases,
+        "generate": generate_cases,
+        "train": train_cases,
+        "batch": batch_cases,
+        "aggregate": aggregate_cases,
+    }
     for name, value, known in (
         ("benchmark", what, kinds),
         ("--size", size, SIZES),
