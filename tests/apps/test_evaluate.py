@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+
+from counterpoint.apps.cli.evaluate import _methods
+from counterpoint.apps.suites import PipelineMaker, Source, _identity, make_bench
+from counterpoint.evaluation.suite import Task
+from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.types import UserError
+from tests.conftest import random_parts
 
 
 @pytest.mark.parametrize(
@@ -31,7 +42,11 @@ def test_leaderboard_of_what_is_no_result(cli, tmp_path: Path, content: str | No
 @pytest.mark.parametrize(
     ("suite", "more", "rows"),
     [
-        ("conflicting", ["--fusion", "sum", "--fusion", "mean"], [("sum", "pose+seg"), ("mean", "pose+depth")]),
+        (
+            "conflicting",
+            ["--fusion", "sum", "--fusion", "mean", "--seeds", 2],
+            [("sum", "pose+seg"), ("mean", "pose+depth")],
+        ),
         ("silent", ["--fusion", "sum", "--gate-silence"], [("sum gated", "crops, brief prompt")]),
         ("layout", [], [("base", "L2"), ("base", "all levels")]),
         ("style", [], [("base", "reference of another scene")]),
@@ -57,3 +72,85 @@ def test_suites_on_the_family(
     arguments[5] = 2
     status, _, error = cli(*arguments)
     assert (status, "steps: 1 -> 2" in error) == (2, True)
+
+
+def test_two_cases_and_one(cli, tiny: Path, tmp_path: Path) -> None:
+    """Intervals are null where two cases give none, and a distance of one picture is refused before any is made."""
+    arguments = ["evaluate", "single", "--steps", 1, "--fusion", "sum", "--out", tmp_path / "run", "--json", "-n"]
+    status, out, error = cli(*arguments, 2)
+    assert status == 0, error
+    row = json.loads(out)["rows"][0]
+    assert row["metrics"]["tower_kid_canny"]["low"] is None
+    assert row["metrics"]["f1_canny"]["low"] is not None
+    status, _, error = cli(*arguments[:-3], "--out", tmp_path / "one", "-n", 1)
+    assert (status, "at least two samples" in error) == (2, True), error
+    assert not (tmp_path / "one").exists()
+    status, _, error = cli(*arguments, 2, "--batch-size", 1)
+    assert (status, "batch_size: 16 -> 1" in error) == (2, True), error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["layout", "--fusion", "sum"], "--fusion belongs to evaluate conflicting"),
+        (["style", "--sweep", "pose=0:1:0.5"], "--sweep belongs to"),
+        (["tiny-quality", "--fusion", "sum"], "--fusion belongs to"),
+        (["conservativity", "--gate-silence"], "--gate-silence belongs to"),
+        (["single", "--metrics", "ssim"], "--metrics belongs to evaluate folder"),
+        (["single", "--layouts", "a.json"], "--layouts belongs to evaluate layout"),
+        (["leaderboard", "--fusion", "sum"], "evaluate leaderboard does not heed it"),
+        (["silent", "--weight", "canny"], "--weight wants NAME=VALUE"),
+        (["silent", "--weight", "canny=strong"], "--weight canny wants a number"),
+        (["silent", "--weight", "canny=nan"], "--weight canny wants a number"),
+    ],
+)
+def test_options_that_would_be_ignored(cli, tmp_path: Path, arguments: list[str], said: str) -> None:
+    status, _, error = cli("evaluate", *arguments, "--out", tmp_path / "run")
+    assert (status, said in error) == (2, True), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_rules_are_compared_once_under_fixed_weights() -> None:
+    names = [method.name for method in _methods(["sum", "mean", "sum"], None, ["canny=0.5", "hed=1.5"], False)]
+    assert names == ["sum canny=0.5 hed=1.5", "mean canny=0.5 hed=1.5"]
+    names = [method.name for method in _methods(None, "pose=0:1:1", ["seg=2"], False)]
+    assert names == ["sum seg=2 pose=0", "sum seg=2 pose=1"]
+
+
+@pytest.mark.filterwarnings("ignore::counterpoint.sampling.prompt.PromptCut")
+def test_a_picture_of_no_numbers_is_never_black() -> None:
+    parts = random_parts(controls=1)
+    (network,) = parts.pop("networks")
+    with torch.no_grad():
+        next(parts["vae"].decoder.parameters()).fill_(torch.nan)
+    pipe = Pipeline(**parts, controls={"pose": network})
+    task = Task("one", "a person", 0, {"pose": np.zeros((64, 64, 3), np.uint8)})
+    with pytest.raises(UserError, match="sum: the model made a picture of values that are no numbers"):
+        PipelineMaker(pipe, 1, 1.0)([task])
+
+
+def test_what_two_runs_must_have_in_common(tmp_path: Path, tiny: Path) -> None:
+    """Readers make the conditions of photos; a device is told by its name, also where torch knows none such."""
+    for name in ("depth", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    maker = SimpleNamespace(steps=2, guidance_scale=3.0)
+    source = Source(device="openvino", readers={"depth": tmp_path / "depth"}, clip=tmp_path / "other")
+    identity = _identity(source, maker, [])
+    assert identity["device"] == "openvino"
+    assert "counterpoint" in identity
+    other = replace(source, readers={"depth": tmp_path / "other"})
+    assert _identity(other, maker, [])["readers"] != identity["readers"]
+    assert _identity(replace(source, device="cuda:1"), maker, [])["device"] == "cuda"
+
+
+def test_a_control_of_the_family_is_exchanged(tiny: Path) -> None:
+    with pytest.raises(UserError, match="--controlnet mlsd: on scenes there are canny"):
+        make_bench(Source(controls={"mlsd": "nowhere"}))
+    own = make_bench(Source())
+    tuned = make_bench(Source(controls={"pose": str(tiny / "controls" / "seg")}))
+    assert list(tuned.pipe.controls) == list(own.pipe.controls)
+    for name, wanted in (("pose", "seg"), ("canny", "canny")):
+        one, other = (bench.pipe.controls[kind].state_dict() for bench, kind in ((tuned, name), (own, wanted)))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert tuned.identity["weights"] != own.identity["weights"]

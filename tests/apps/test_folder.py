@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from counterpoint.apps.cli.main import main
-from counterpoint.apps.folder import METRICS
+from counterpoint.apps.folder import NEEDS
 from counterpoint.metrics.similarity import ssim
+from counterpoint.metrics.table import METRICS
 
 
 @pytest.fixture
@@ -214,4 +215,5 @@ def test_mistakes(evaluate, folders: Path, arguments: tuple[str, ...], message: 
 
 
 def test_every_measure_says_what_it_is_of() -> None:
-    assert {metric.of for metric in METRICS.values()} == {"picture", "text", "pair", "set"}
+    assert set(NEEDS) == set(METRICS)
+    assert {needs.of for needs in NEEDS.values()} == {"picture", "text", "pair", "set"}

@@ -17,17 +17,12 @@ from counterpoint.apps.record import read_recipe
 from counterpoint.conditions.image import read_image
 from counterpoint.data.photos import METADATA, read_metadata
 from counterpoint.evaluation.suite import Row, stack
-from counterpoint.metrics.boundary import boundary_f, outlines
-from counterpoint.metrics.distribution import LEAST, frechet_from, kernel_from
-from counterpoint.metrics.lpips import lpips
-from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
-from counterpoint.metrics.metric import Metric, mean
-from counterpoint.metrics.niqe import ENLARGED, enlarged, is_small, luma, niqe
-from counterpoint.metrics.similarity import ms_ssim, mse, psnr, ssim
-from counterpoint.metrics.text import clip_score
+from counterpoint.metrics.distribution import LEAST
+from counterpoint.metrics.metric import Metric
+from counterpoint.metrics.table import METRICS
 from counterpoint.models.inception import load_inception
 from counterpoint.models.load import TINY, locate
-from counterpoint.models.lpips import load_lpips
+from counterpoint.models.lpips import LpipsNetwork, load_lpips
 from counterpoint.types import UserError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -58,12 +53,11 @@ class Networks:
         return load_inception(weights_file(self.inception))
 
     @cached_property
-    def perceptual(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Two batches of pictures -> distances."""
+    def perceptual(self) -> LpipsNetwork:
+        """Pictures -> features."""
         if self.lpips is None:
             raise UserError("lpips needs its weights: give --lpips FILE.safetensors")
-        network = load_lpips(self.lpips)
-        return lambda one, other: lpips(network(one), network(other), network.weights)
+        return load_lpips(self.lpips)
 
     @cached_property
     def towers(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
@@ -74,86 +68,24 @@ class Networks:
 
 
 @dataclass(frozen=True)
-class FolderMetric:
-    """A measure of files: of each alone, of pairs, or of two whole sets.
-
-    Attributes:
-        of: what it looks at.
-        rows: ``(networks, pictures)``, and references or texts where it looks at pairs or texts.
-        reduce: from rows to a number; of a set, from reference rows to that.
-        higher: whether more is better.
-        note: pictures -> what readers of the number must know.
-    """
+class Needs:
+    """What a measure looks at (each picture, with its text, with its partner, or two whole sets), and the networks that
+    it is made of."""
 
     of: Literal["picture", "text", "pair", "set"]
-    rows: Callable[..., Tensor]
-    reduce: Callable[..., Any] = mean
-    higher: bool = True
-    note: Callable[[Tensor], str] = lambda _: ""
-
-    def metric(self, name: str, rows: Tensor, note: str = "") -> Metric:
-        """Finished rows under a name."""
-        made = Metric(name, self.rows, self.reduce, higher=self.higher)
-        made.add(rows)
-        made.note = note
-        return made
+    networks: Callable[[Networks], tuple[Any, ...]] = lambda _: ()
 
 
-def _niqe(_: Networks, pictures: Tensor) -> Tensor:
-    return niqe(luma(enlarged(pictures)), load_pristine())
-
-
-def _grey(pictures: Tensor) -> Tensor:
-    return pictures.mean(1)
-
-
-def _classes(pictures: Tensor, references: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Every colour of either is a class."""
-    both = (torch.stack([pictures, references]) * 255).round().int()
-    codes = both[:, :, 0] << 16 | both[:, :, 1] << 8 | both[:, :, 2]
-    colours, classes = codes.unique(return_inverse=True)
-    if len(colours) > 512:
-        raise UserError(
-            f"segmentation images have few colours, these two have {len(colours)}: one is a photograph or a JPEG"
-        )
-    return classes[0], classes[1], len(colours)
-
-
-def _mask(pictures: Tensor) -> Tensor:
-    """Whatever is bright in some colour."""
-    return pictures.amax(1) > 0.5
-
-
-def _miou(_: Networks, pictures: Tensor, references: Tensor) -> Tensor:
-    """Each pair has its own classes, so the mean is over pairs."""
-    return torch.tensor([miou(overlap(*_classes(pictures, references)))], dtype=torch.float64)
-
-
-def _boundary(_: Networks, pictures: Tensor, references: Tensor) -> Tensor:
-    found, wanted, _ = _classes(pictures, references)
-    return boundary_f(outlines(found), outlines(wanted))
-
-
-METRICS = {
-    "niqe": FolderMetric("picture", _niqe, higher=False, note=lambda pictures: ENLARGED if is_small(pictures) else ""),
-    "clip": FolderMetric(
-        "text", lambda nets, pictures, texts: clip_score(nets.towers[0](pictures), nets.towers[1](texts))
-    ),
-    "psnr": FolderMetric("pair", lambda _, a, b: psnr(a, b)),
-    "mse": FolderMetric("pair", lambda _, a, b: mse(a, b), higher=False),
-    "ssim": FolderMetric("pair", lambda _, a, b: ssim(a, b)),
-    "ms_ssim": FolderMetric("pair", lambda _, a, b: ms_ssim(a, b)),
-    "lpips": FolderMetric("pair", lambda nets, a, b: nets.perceptual(a, b), higher=False),
-    "depth_rmse": FolderMetric("pair", lambda _, a, b: depth_rmse(_grey(a), _grey(b)), higher=False),
-    "mask_iou": FolderMetric("pair", lambda _, a, b: mask_iou(_mask(a), _mask(b))),
-    "miou": FolderMetric("pair", _miou),
-    "boundary_f": FolderMetric("pair", _boundary),
-    "fid": FolderMetric("set", lambda nets, pictures: nets.inception_features(pictures), frechet_from, False),
-    "kid": FolderMetric("set", lambda nets, pictures: nets.inception_features(pictures), kernel_from, False),
-    "tower_fid": FolderMetric("set", lambda nets, pictures: nets.towers[0](pictures), frechet_from, False),
-    "tower_kid": FolderMetric("set", lambda nets, pictures: nets.towers[0](pictures), kernel_from, False),
+NEEDS = {
+    "niqe": Needs("picture", lambda _: (load_pristine(),)),
+    "clip": Needs("text", lambda networks: networks.towers),
+    **dict.fromkeys(("psnr", "mse", "ssim", "ms_ssim"), Needs("pair")),
+    "lpips": Needs("pair", lambda networks: (networks.perceptual, networks.perceptual.weights)),
+    **dict.fromkeys(("depth_rmse", "mask_iou", "miou", "boundary_f"), Needs("pair")),
+    **dict.fromkeys(("fid", "kid"), Needs("set", lambda networks: (networks.inception_features,))),
+    **dict.fromkeys(("tower_fid", "tower_kid"), Needs("set", lambda networks: (networks.towers[0],))),
 }
-"""Name -> measure. ``tower_fid`` and ``tower_kid`` stand on a CLIP's image tower: they are no FID and no KID."""
+"""Measures of :mod:`counterpoint.metrics.table` that files can have."""
 
 
 @torch.no_grad()
@@ -167,7 +99,7 @@ def score_folders(
     """One row for the whole folder, then one a file with the measures that a single file has.
 
     Args:
-        names: keys of :data:`METRICS`.
+        names: keys of :data:`NEEDS`.
         folder: the pictures.
         reference: what they are compared with: pairs by file name, or as a set.
         networks: for the measures that need one.
@@ -176,10 +108,10 @@ def score_folders(
     Raises:
         UserError: something is missing, does not match or cannot be read; nothing is scored then.
     """
-    unknown = [name for name in names if name not in METRICS]
+    unknown = [name for name in names if name not in NEEDS]
     if unknown:
-        raise UserError(f"unknown measure {unknown[0]!r}; there are {', '.join(METRICS)}")
-    kinds = {METRICS[name].of: name for name in names}
+        raise UserError(f"unknown measure {unknown[0]!r}; there are {', '.join(NEEDS)}")
+    kinds = {NEEDS[name].of: name for name in names}
     if reference is None and kinds.keys() & {"pair", "set"}:
         raise UserError(f"{kinds.get('pair') or kinds['set']} compares two folders: give a second one")
     files, others = pictures_in(folder), {} if reference is None else pictures_in(reference)
@@ -187,60 +119,55 @@ def score_folders(
         _check_counts(name, len(files), len(others))
     pairs = _matched(folder, files, reference, others) if "pair" in kinds else {}
     texts = _texts(folder, files) if "text" in kinds else {}
-    sets = [name for name in names if METRICS[name].of == "set"]
-    total = len(files) + len(others) * bool(sets)
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
-    notes: dict[str, str] = {}
-    rows = []
-    for done, (stem, path) in enumerate(files.items(), start=1):
+    made = {name: NEEDS[name].networks(networks) for name in names}
+    sets = [name for name in names if NEEDS[name].of == "set"]
+    features: dict[str, list[Tensor]] = {name: [] for name in sets}
+    seen = list(others.values()) if sets else []
+    total = len(seen) + len(files)
+    for done, path in enumerate(seen, start=1):
         picture = stack([read_image(path)])
-        for name in names:
-            found[name].append(_row(METRICS[name], networks, picture, pairs.get(stem), texts.get(stem), path))
-        said = {name: METRICS[name].note(picture) for name in names}
-        notes |= {name: note for name, note in said.items() if note or name not in notes}
-        single = [METRICS[name].metric(name, found[name][-1], said[name]) for name in names if name not in sets]
+        for name in sets:
+            features[name].append(made[name][0](picture))
+        if listen is not None:
+            listen(done, total)
+    wholes = {
+        name: METRICS[name](*made[name], *([torch.cat(features[name])] if name in sets else [])) for name in names
+    }
+    notes = dict.fromkeys(names, "")
+    rows = []
+    for done, (stem, path) in enumerate(files.items(), start=len(seen) + 1):
+        picture = stack([read_image(path)])
+        beside = {"text": [[texts.get(stem)]], "pair": [_partner(picture, path, pairs[stem])] if pairs else []}
+        single = []
+        for name, whole in wholes.items():
+            row = whole.measure(picture, *beside.get(NEEDS[name].of, []))
+            whole.add(row)
+            notes[name] = notes[name] or whole.note
+            single += [] if name in sets else [_of_one(whole, row)]
         rows += [Row(path.name, folder.name, tuple(single))] if single else []
         if listen is not None:
             listen(done, total)
-    features: dict[str, list[Tensor]] = {name: [] for name in sets}
-    for done, path in enumerate(others.values() if sets else (), start=len(files) + 1):
-        picture = stack([read_image(path)])
-        for name in sets:
-            features[name].append(METRICS[name].rows(networks, picture))
-        if listen is not None:
-            listen(done, total)
-    whole = [
-        _set_metric(name, torch.cat(found[name]), torch.cat(features[name]))
-        if name in sets
-        else METRICS[name].metric(name, torch.cat(found[name]), notes[name])
-        for name in names
-    ]
-    return [Row(folder.name, "all pictures", tuple(whole)), *rows]
+    for name, whole in wholes.items():
+        whole.note = notes[name]
+    return [Row(folder.name, "all pictures", tuple(wholes.values())), *rows]
 
 
-def _set_metric(name: str, rows: Tensor, references: Tensor) -> Metric:
-    """A distance whose interval comes from leaving out pictures of the first folder."""
-    one = METRICS[name]
-    metric = Metric(name, one.rows, one.reduce(references), higher=one.higher, distinct=True)
-    metric.add(rows)
+def _of_one(whole: Metric, row: Tensor) -> Metric:
+    """The same measure of one picture."""
+    metric = Metric(whole.name, whole.measure, whole.reduce, higher=whole.higher)
+    metric.add(row)
+    metric.note = whole.note
     return metric
 
 
-def _row(
-    metric: FolderMetric, networks: Networks, picture: Tensor, other: Path | None, text: str | None, path: Path
-) -> Tensor:
-    if metric.of == "text":
-        return metric.rows(networks, picture, [text])
-    if metric.of != "pair":
-        return metric.rows(networks, picture)
-    assert other is not None
+def _partner(picture: Tensor, path: Path, other: Path) -> Tensor:
     reference = stack([read_image(other)])
     if reference.shape != picture.shape:
         sizes = [f"{one.shape[3]} x {one.shape[2]}" for one in (picture, reference)]
         raise UserError(
             f"{path} is {sizes[0]} pixels and {other} is {sizes[1]}: only pictures of one size can be compared"
         )
-    return metric.rows(networks, picture, reference)
+    return reference
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:
@@ -293,7 +220,7 @@ def _texts(folder: Path, files: dict[str, Path]) -> dict[str, str]:
 
 def _check_counts(name: str, files: int, others: int) -> None:
     least = {"fid": LEAST, "tower_fid": LEAST, "kid": 2, "tower_kid": 2}.get(name, 1)
-    if METRICS[name].of == "set" and min(files, others) < least:
+    if NEEDS[name].of == "set" and min(files, others) < least:
         raise UserError(
             f"{name} wants at least {least} pictures in each folder, there are {files} and {others}"
             + (f"; {name.replace('fid', 'kid')} is unbiased and takes fewer" if "fid" in name else "")

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from counterpoint.api import find_device, load
 from counterpoint.apps.cluster import on_ray
-from counterpoint.apps.readers import FIND, READ, check_named, family_readers, of_one, user_readers
-from counterpoint.apps.record import SCHEMA, write_json
+from counterpoint.apps.readers import FIND, READ, check_named, family_readers, of_one, user_readers, weights_file
+from counterpoint.apps.record import SCHEMA, versions, write_json
 from counterpoint.apps.run import several
 from counterpoint.data import pairs
 from counterpoint.data.layouts import Levels, read_mig_bench, scene_actions, scene_levels
-from counterpoint.data.published import SETS, PublishedCases
+from counterpoint.data.published import PublishedCases, check_sets, open_sets
 from counterpoint.evaluation.make import Executor, in_turn
 from counterpoint.evaluation.suite import Method, Readers, Suite, Task, stack
 from counterpoint.evaluation.suites import fusion
@@ -41,7 +41,7 @@ class Source:
 
     Attributes:
         model: as :func:`counterpoint.load` takes it.
-        controls: kind -> ControlNet; the tiny family brings its own.
+        controls: kind -> ControlNet; on scenes, in place of the family's own.
         data: published set -> its folder.
         layouts: a COCO-MIG file.
         readers: what is read -> network; from pictures, and from photos where no map was published.
@@ -74,7 +74,8 @@ class Source:
 
     def pipeline(self) -> Pipeline:
         """The model with its controls."""
-        controls = self.controls if self.published else CONTROLS
+        family = {} if self.published else {kind: locate(self.model) / "controls" / kind for kind in CONTROLS}
+        controls = {kind: str(place) for kind, place in {**family, **self.controls}.items()}
         return load(self.model, controls, scheduler=self.scheduler, device=self.device, dtype=self.dtype)
 
     def maker(self) -> PipelineMaker:
@@ -110,7 +111,7 @@ SUITES: dict[str, Callable[[Bench], Suite]] = {
     "conflicting": lambda bench: fusion.conflicting(bench.cases).only(bench.pipe.controls),
     "complementary": lambda bench: fusion.complementary(bench.cases).only(bench.pipe.controls),
     "silent": lambda bench: fusion.silent(bench.cases).only(bench.pipe.controls),
-    "single": lambda bench: fusion.single(bench.cases).only(bench.pipe.controls),
+    "single": lambda bench: fusion.single(bench.cases, bench.pipe.native_size).only(bench.pipe.controls),
     "layout": lambda bench: LayoutSuite(bench.levels, scene_actions() if bench.cases is pairs else None),
     "style": lambda bench: _style(bench),
     "conservativity": lambda bench: Conservativity(bench.pipe, bench.cases),
@@ -120,7 +121,8 @@ SUITES: dict[str, Callable[[Bench], Suite]] = {
 
 
 class PipelineMaker:
-    """Makes the pictures of tasks with one model; each picture has its own generator, so batches do not matter."""
+    """Makes the pictures of tasks with one model; each picture has its own generator, so batches change nothing but
+    how numbers are rounded."""
 
     def __init__(self, pipe: Pipeline, steps: int, guidance_scale: float | None) -> None:
         self.pipe, self.steps = pipe, steps
@@ -147,6 +149,10 @@ class PipelineMaker:
             generator=[torch.Generator().manual_seed(task.seed) for task in tasks],
             output_type="np",
         )
+        if not np.isfinite(output.images).all():
+            raise UserError(
+                f"{method.name}: the model made a picture of values that are no numbers; try another --dtype"
+            )
         return list(np.rint(output.images * 255).astype(np.uint8))
 
     def _model(self, names: tuple[str, ...], aggregation: str) -> Pipeline:
@@ -166,43 +172,53 @@ def make_bench(source: Source) -> Bench:
 
 
 def _family(source: Source) -> Bench:
-    if source.controls or source.readers or source.clip or source.inception:
-        raise UserError("--controlnet, --reader, --clip and --inception belong to --data or --layouts; scenes bring "
-                        "their own")  # fmt: skip
+    if source.readers or source.clip or source.inception:
+        raise UserError("--reader, --clip and --inception belong to --data or --layouts; scenes bring their own")
+    if unknown := sorted(set(source.controls) - set(CONTROLS)):
+        raise UserError(f"--controlnet {unknown[0]}: on scenes there are {', '.join(CONTROLS)}")
     folder = locate(source.model)
     readers = family_readers(folder, find_device(source.device))
     maker = source.maker()
-    return Bench(maker, readers, pairs, scene_levels(), _identity(source, maker, [folder]))
+    weights = [folder, *(locate(place) for _, place in sorted(source.controls.items()))]
+    return Bench(maker, readers, pairs, scene_levels(), _identity(source, maker, weights))
 
 
 def _published(source: Source) -> Bench:
-    if unknown := sorted(set(source.data) - set(SETS)):
-        raise UserError(f"unknown data set {unknown[0]!r}; there are {', '.join(SETS)}")
+    check_sets(source.data)
     if source.data and (source.clip is None or not source.controls):
         raise UserError("published photos need --controlnet KIND=FOLDER, once a control, and --clip FOLDER")
     if source.clip is None or (source.layouts and not set(FIND) <= set(source.readers)):
         raise UserError("--layouts needs --clip FOLDER and --reader detect=FOLDER --reader segment=FOLDER")
     check_named(source.readers, READ + FIND)
+    source = replace(
+        source,
+        readers={kind: locate(str(place)) for kind, place in sorted(source.readers.items())},
+        clip=locate(str(source.clip)),
+        inception=source.inception and weights_file(source.inception),
+    )
     levels = {} if source.layouts is None else read_mig_bench(source.layouts)
     looks = user_readers(source.readers, source.clip, source.inception, find_device(source.device))
     maker = source.maker()
     size = maker.pipe.native_size
     extract = {kind: of_one(looks.maps[kind]) for kind in ("canny", "hed", "depth", "seg")}
-    cases = PublishedCases({name: SETS[name](folder, size) for name, folder in source.data.items()}, extract)
+    cases = PublishedCases(open_sets(source.data, size), extract)
     weights = [locate(place) for place in (source.model, *source.controls.values())]
     return Bench(maker, looks, cases, levels, _identity(source, maker, weights))
 
 
 def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> dict[str, Any]:
     places = {**source.data, **({} if source.layouts is None else {"layouts": source.layouts})}
+    readers = [*source.readers.values(), *(place for place in (source.clip, source.inception) if place)]
     return {
+        "counterpoint": versions()["counterpoint"],
         "weights": _hash(weights),
+        **({"readers": _hash(readers)} if readers else {}),
         **{name: str(place) for name, place in places.items()},
         "steps": maker.steps,
         "guidance_scale": maker.guidance_scale,
         "scheduler": source.scheduler,
         "dtype": source.dtype,
-        "device": torch.device(source.device).type,
+        "device": source.device.partition(":")[0],
     }
 
 
@@ -233,16 +249,18 @@ def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
     return SUITES[name](bench)
 
 
-def rehearse(suite: Suite, bench: Bench, methods: Sequence[Method]) -> None:
-    """Score three pictures of noise under one method: whatever a suite reads with is missed before hours of work.
+def rehearse(suite: Suite, bench: Bench, n: int, methods: Sequence[Method]) -> None:
+    """Score up to three pictures of noise under one method: what a suite misses is said before hours of work.
 
     Raises:
-        UserError: a reader that it needs has not been named.
+        UserError: a reader that it needs has not been named, or a measure wants more cases.
     """
     size = bench.pipe.native_size
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     with torch.no_grad():
-        suite.score(lambda _: noise, 3, methods[:1], bench.readers)
+        for row in suite.score(lambda _: noise, min(n, 3), methods[:1], bench.readers):
+            for metric in row.metrics:
+                metric.compute()
 
 
 def pin(path: Path, name: str, suite: Suite, n: int) -> None:

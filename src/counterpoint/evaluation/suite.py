@@ -122,8 +122,8 @@ class Readers:
     Attributes:
         maps: kind -> what reads a control back: pictures to condition images, both ``(b, 3, h, w)`` in 0..1.
         person: pictures -> where people are, ``(b, h, w)`` bool.
-        joints: pictures -> a person's joints ``(b, 18, 2)`` in pixels, x and y in OpenPose's order, ``nan`` where one is
-            not known.
+        joints: pictures -> a person's joints ``(b, 18, 2)`` in pixels, x and y in OpenPose's order, ``nan`` where one
+            is not known.
         classes: pictures -> class indices ``(b, h, w)``.
         classes_of: segmentation images -> class indices ``(b, h, w)``, -1 where unlabelled.
         embed_pictures: pictures -> CLIP embeddings ``(b, d)``.

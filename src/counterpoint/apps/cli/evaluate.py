@@ -7,8 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+_FILES = {"suite", "folders", "metrics", "inception", "lpips", "clip", "out", "json"}
+"""What scoring files has options for."""
+_RULES = ("conflicting", "complementary", "silent", "single")
+"""Suites that join controls."""
+_OWN = {
+    **dict.fromkeys(("metrics", "lpips"), ("folder",)),
+    **dict.fromkeys(("fusion", "sweep", "weight", "gate_silence", "manifest"), _RULES),
+    "layouts": ("layout",),
+}
+"""Option -> the only suites that do not ignore it."""
+
 
 def evaluate(
+    context: typer.Context,
     suite: Annotated[
         str,
         typer.Argument(
@@ -31,6 +43,10 @@ def evaluate(
     sweep: Annotated[
         str | None, typer.Option(metavar="NAME=FROM:TO:STEP", help="Compare weights of a control.")
     ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="How strongly a control speaks. Repeatable.", show_default=False),
+    ] = None,
     gate_silence: Annotated[
         bool, typer.Option("--gate-silence", help="Try each rule a second time, gated as in generate --gate-silence.")
     ] = False,
@@ -42,19 +58,25 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="SETTINGS", help="For --aggregate: how, as in generate. Repeatable.", show_default=False),
     ] = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=3, max=100_000)] = 64,
+    n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=1, max=100_000)] = 64,
+    seeds: Annotated[int, typer.Option(help="Pictures of each case, from noise of their own.", min=1, max=1000)] = 1,
     model: Annotated[
         str, typer.Option(help="tiny, or another folder of the same layout with judges; with --data any model.")
     ] = "tiny",
     controlnet: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND=FOLDER", help="With --data: the network of a control.", show_default=False),
+        typer.Option(
+            metavar="KIND=FOLDER",
+            help="The network of a control; on scenes in place of the family's.",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SET=FOLDER",
-            help="Published photos in place of scenes: coco2017, bg20k, laion, multigen, multigen-depth, ade20k.",
+            help="Published photos in place of scenes: coco2017, bg20k, laion, multigen, multigen-depth, ade20k; or "
+            "pairs of your own: pairs=MANIFEST, photos, backgrounds (see counterpoint pairs).",
             show_default=False,
         ),
     ] = None,
@@ -116,6 +138,7 @@ def evaluate(
     from counterpoint.apps.suites import Source
     from counterpoint.types import UserError
 
+    _refuse_ignored(context, suite)
     if suite == "leaderboard":
         print(_gather(folders or [], out))
         return
@@ -124,14 +147,13 @@ def evaluate(
     record.check_writable(folder)
     output.quiet_libraries()
     if suite == "folder":
-        if manifest is not None:
-            raise UserError("--manifest belongs to the suites")
         if not folders or len(folders) > 2 or not metrics:
             raise UserError("evaluate folder wants one or two folders and --metrics NAME,NAME,...")
-        results, strips = _score(folders, metrics.split(","), inception, lpips, clip), {}
+        names = list(dict.fromkeys(name.strip() for name in metrics.split(",")))
+        results, strips = _score(folders, names, inception, lpips, clip), {}
     else:
-        if folders or metrics:
-            raise UserError(f"folders and --metrics belong to evaluate folder, not to the suite {suite!r}")
+        if folders:
+            raise UserError(f"folders belong to evaluate folder, not to the suite {suite!r}")
         source = Source(
             model=model,
             controls=pairs("--controlnet", controlnet),
@@ -151,8 +173,8 @@ def evaluate(
         if aggregate or suite in {"layout", "style"}:
             methods = _models(aggregate or ["base"], aggregation or [""])
         else:
-            methods = _methods(fusion, sweep, gate_silence)
-        results, strips = _run(suite, source, methods, n, batch_size, ray, manifest, folder)
+            methods = _methods(fusion, sweep, weight, gate_silence)
+        results, strips = _run(suite, source, methods, n, seeds, batch_size, ray, manifest, folder)
     results = {
         "schema": record.SCHEMA,
         "suite": suite,
@@ -172,6 +194,25 @@ def evaluate(
     for sentence in results["differences"]:
         print(sentence)
     print(folder / "index.html")
+
+
+def _refuse_ignored(context: typer.Context, suite: str) -> None:
+    """Hold the options that were given against those that a suite heeds.
+
+    Raises:
+        UserError: it would ignore one.
+    """
+    from counterpoint.types import UserError
+
+    names = {one.name: one.opts[0] for one in context.command.params}
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        if name not in {"folder": _FILES, "leaderboard": {"suite", "folders", "out"}}.get(suite, {name}):
+            raise UserError(f"{names[name]} is for suites; evaluate {suite} does not heed it")
+        if suite not in _OWN.get(name, (suite,)):
+            raise UserError(f"{names[name]} belongs to evaluate {', '.join(_OWN[name])}; {suite} would ignore it")
 
 
 def _gather(folders: list[Path], out: Path | None) -> Path:
@@ -199,14 +240,14 @@ def _score(
     folders: list[Path], metrics: list[str], inception: Path | None, lpips: Path | None, clip: Path | None
 ) -> dict[str, Any]:
     from counterpoint.apps.cli import output
-    from counterpoint.apps.folder import Networks, score_folders
+    from counterpoint.apps.folder import Networks, pictures_in, score_folders
     from counterpoint.evaluation.report import records
 
     with output.progress("scoring", unit="picture") as listen:
         rows = score_folders(
             metrics, folders[0], folders[1] if len(folders) > 1 else None, Networks(inception, lpips, clip), listen
         )
-    return {"n": len(rows), "rows": records(rows, ""), "differences": []}
+    return {"n": len(pictures_in(folders[0])), "rows": records(rows, ""), "differences": []}
 
 
 def _run(
@@ -214,6 +255,7 @@ def _run(
     source: Any,
     methods: list[Any],
     n: int,
+    seeds: int,
     batch_size: int,
     ray: str | None,
     manifest: Path | None,
@@ -227,29 +269,34 @@ def _run(
     from counterpoint.apps.suites import SUITES, executor, make_bench, make_suite, pin, rehearse
     from counterpoint.evaluation.make import costs, make, reader
     from counterpoint.evaluation.report import records, sentences
+    from counterpoint.evaluation.seeds import Seeded
     from counterpoint.types import UserError
 
     if suite not in SUITES:
         raise UserError(f"unknown suite {suite!r}; there are {', '.join(SUITES)}, folder and leaderboard")
     bench = make_bench(source)
     chosen = make_suite(suite, bench, methods)
-    tasks = chosen.tasks(n, methods)
+    seeded = Seeded(chosen, seeds)
+    tasks = seeded.tasks(n, methods)
     known = sorted({label for task in tasks for label in task.images})
     if unknown := sorted({label for method in methods for label in method.weights} - set(known)):
-        raise UserError(f"--sweep {unknown[0]}: the suite has no such control; it has {', '.join(known)}")
+        raise UserError(f"{unknown[0]}: the suite has no such control to weigh; it has {', '.join(known)}")
     if tasks:
-        rehearse(chosen, bench, methods)
+        rehearse(chosen, bench, n, methods)
+    elif seeds > 1:
+        raise UserError(f"{suite} makes no pictures: leave --seeds away")
     if manifest is not None:
         pin(manifest, suite, chosen, n)
-    settings = {"suite": suite, **bench.identity}
+    settings = {"suite": suite, **bench.identity, "batch_size": batch_size}
     settle(folder, settings, "choose another --out")
     with output.progress("making pictures", unit="picture") as listen:
         make(tasks, executor(source, bench.maker, ray), folder / "pictures", batch_size, listen)
     output.say("scoring")
     with torch.no_grad():
-        rows = chosen.score(reader(folder / "pictures"), n, methods, bench.readers)
+        rows = seeded.score(reader(folder / "pictures"), n, methods, bench.readers)
     return {
         "n": n,
+        "seeds": seeds,
         "rows": records(rows, source.model),
         "differences": sentences(rows),
         **costs(folder / "pictures"),
@@ -257,16 +304,18 @@ def _run(
     }, strips(tasks, reader(folder / "pictures"))
 
 
-def _methods(fusion: list[str] | None, sweep: str | None, gate_silence: bool) -> list[Any]:
+def _methods(fusion: list[str] | None, sweep: str | None, weight: list[str] | None, gate_silence: bool) -> list[Any]:
+    from counterpoint.apps.cli.generate import pairs
     from counterpoint.evaluation.suite import Method
     from counterpoint.fusion import FUSIONS, get_fusion
 
     rules = [get_fusion(name).name for name in fusion or (["sum"] if sweep else FUSIONS)]
+    fixed = {name: _weight(name, value) for name, value in pairs("--weight", weight).items()}
     gates = [False, True] if gate_silence else [False]
     return [
-        Method(rule, weights, gated)
-        for rule in rules
-        for weights in (_weights(sweep) if sweep else [{}])
+        Method(rule, {**fixed, **swept}, gated)
+        for rule in dict.fromkeys(rules)
+        for swept in (_weights(sweep) if sweep else [{}])
         for gated in gates
     ]
 
@@ -281,6 +330,20 @@ def _models(names: list[str], settings: list[str]) -> list[Any]:
     lists = [tuple(name.strip() for name in one.split(",")) for one in names]
     return [Method(models=models, aggregation=how) for models in lists
             for how in (settings if len(models) > 1 else [""])]  # fmt: skip
+
+
+def _weight(name: str, value: str) -> float:
+    import math
+
+    from counterpoint.types import UserError
+
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"--weight {name} wants a number, got {value!r}")
+    return number
 
 
 def _weights(sweep: str) -> list[dict[str, float]]:
