@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from diffusers import (
     StableDiffusionControlNetInpaintPipeline,
     StableDiffusionPipeline,
 )
+from peft import LoraConfig
 from PIL import Image
 
 from counterpoint import attach
@@ -285,6 +287,20 @@ def test_blocks_that_do_not_pair_are_named(parts: dict) -> None:
     pipe.controlnet.nets[1] = families.speak(other)
     with pytest.raises(UserError, match=r"double and single blocks \(0 \(2, 2\), 1 \(4, None\)\)"), attach(pipe, "pix"):
         call()
+
+
+@pytest.mark.parametrize("fusion", ["sum", "cross", "minimal-impact"])
+def test_loras_and_gradient_checkpointing_stay(parts: dict, fusion: str) -> None:
+    pipe, images = stock(parts, 2), hints(2)
+    pipe.unet = copy.deepcopy(pipe.unet)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    pipe.unet.enable_gradient_checkpointing()
+    plain = pipe(PROMPT, image=images, generator=torch.manual_seed(3), **CALL).images
+    with attach(pipe, fusion, subject="person" if fusion == "cross" else ()):
+        fused = pipe(PROMPT, image=images, generator=torch.manual_seed(3), **CALL).images
+    assert torch.equal(fused, plain) == (fusion == "sum")
+    assert torch.isfinite(fused).all()
+    assert torch.equal(pipe(PROMPT, image=images, generator=torch.manual_seed(3), **CALL).images, plain)
 
 
 def test_condition_images_are_encoded_once(parts: dict) -> None:
