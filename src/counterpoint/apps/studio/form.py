@@ -125,7 +125,7 @@ def requests(form: Form, folder: Path, offer: Offer) -> list[GenerateRequest]:
                 foreground=(form.foreground,) if lends and form.foreground else (),
                 subject=(" ".join(form.subject),) if lends else (),
                 aggregate=tuple(form.adapters),
-                layout=keep_layout(form, folder) if form.adapters else None,
+                layout=keep_layout(form.boxes, form.actions, form.reference, folder) if form.adapters else None,
                 scheduler="ddim" if form.adapters else form.scheduler,
                 steps=form.steps,
                 guidance_scale=form.guidance_scale,
@@ -169,13 +169,15 @@ def keep(picture: Image | None, folder: Path) -> Path:
     return path.resolve()
 
 
-def keep_layout(form: Form, folder: Path) -> Path:
+def keep_layout(
+    boxes: Sequence[Sequence[object]], actions: Sequence[Sequence[object]], reference: Image | None, folder: Path
+) -> Path:
     """Write the boxes as a layout file, and hold it against what layouts can be.
 
     Raises:
         UserError: a box or an action is not one.
     """
-    rows = [row for row in form.boxes if str(row[0] or "").strip()]
+    rows = [row for row in boxes if str(row[0] or "").strip()]
     for phrase, *box in rows:
         if any(edge in (None, "") for edge in box):
             raise UserError(f"the box of {phrase!r} is incomplete: click two opposite corners")
@@ -183,12 +185,12 @@ def keep_layout(form: Form, folder: Path) -> Path:
         "instances": [{"phrase": str(row[0]), "box": [float(edge) for edge in row[1:]]} for row in rows],  # type: ignore[arg-type]
         "interactions": [
             {"subject": str(who), "action": str(what), "object": str(whom)}
-            for who, what, whom in form.actions
+            for who, what, whom in actions
             if str(what or "").strip()
         ],
     }
-    if form.reference is not None:
-        content["reference"] = str(keep(form.reference, folder))
+    if reference is not None:
+        content["reference"] = str(keep(reference, folder))
     text = json.dumps(content, indent=1)
     path = folder / "inputs" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
     write_text(path, text)
