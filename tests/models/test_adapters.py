@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +32,7 @@ from counterpoint.models.migc import (
 )
 from counterpoint.models.weights import read_pickle
 from counterpoint.sampling.guides import Adapter, make_guide
+from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.types import Moment, UserError
 from tests.models.ldm import unet_name
 
@@ -197,13 +198,13 @@ def test_sides_that_do_not_halve_evenly_are_rounded_up(width: int, grids: tuple)
         assert inside[0, 0, :, 0].min() == 1
 
 
-def test_half_precision_moves_no_box(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_moves_no_box(parts: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     plain = migc.telling
     monkeypatch.setattr(migc, "telling", lambda unet, told: seen.append(told) or plain(unet, told))
     layout = Layout((Instance("a ball", (0.1, 0.2, 0.303, 0.7)),))
-    half = with_instances(unet, SITES).bfloat16()
-    encode = SimpleNamespace(phrases=lambda texts: (torch.zeros(len(texts), 7, 32), torch.zeros(len(texts), 32)))
+    half = with_instances(copy.deepcopy(parts["unet"]), SITES).bfloat16()
+    encode = PromptEncoder([parts["tokenizer"]], [parts["text_encoder"]])
     guide = make_guide(Adapter("migc"), half, encode, [layout], False, (512, 512))
     told = []
     for index in range(50):
@@ -395,9 +396,7 @@ def test_an_ip_adapter_loads_and_goes_back_to_its_file(unet: UNet2DConditionMode
         with pytest.raises(UserError, match=said):
             load_ip_adapter(unet, tmp_path / "b.safetensors")
     check_encoder(grown, 24, tmp_path)
-    with pytest.raises(
-        UserError, match="of width 24, and its image encoder makes 32: put the encoder"
-    ):
+    with pytest.raises(UserError, match="of width 24, and its image encoder makes 32: put the encoder"):
         check_encoder(grown, 32, tmp_path)
 
 
