@@ -51,6 +51,8 @@ def test_a_whole_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 200_000, "is not JSON"),
+        ({"instances": [{**PERSON, "box": [10**400, 0, 1, 1]}]}, "four numbers"),
         ([PERSON], "the layout is an object with instances, interactions, reference"),
         ({"things": []}, "the layout has no 'things'"),
         ({"instances": {}}, "'instances' of the layout cannot be {}"),

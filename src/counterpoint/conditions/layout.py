@@ -102,7 +102,7 @@ def read_layout(path: Path) -> Layout:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the layout {path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the layout {path} is not JSON: {error}") from None
     try:
         return parse_layout(content, path.parent)
@@ -160,7 +160,8 @@ def _label(draw: Any, place: tuple[float, float], text: str, colour: Any, font: 
 def _instance(content: Any) -> Instance:
     parts = _keys(content, "an instance", {"phrase": str, "box": list, "name": str}, ("phrase", "box"))
     box = parts["box"]
-    if len(box) != 4 or not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in box):
+    numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in box)
+    if len(box) != 4 or not numbers or any(abs(end) > 1e9 for end in box):  # JSON has integers that no float holds
         raise UserError(f"the box of {parts['phrase']!r} is x0, y0, x1, y1, four numbers in 0..1, got {box}")
     return Instance(
         parts["phrase"], (float(box[0]), float(box[1]), float(box[2]), float(box[3])), parts.get("name", "")
