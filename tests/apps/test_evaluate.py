@@ -82,7 +82,7 @@ def test_two_cases_and_one(cli, tiny: Path, tmp_path: Path) -> None:
     row = json.loads(out)["rows"][0]
     assert row["metrics"]["tower_kid_canny"]["low"] is None
     assert row["metrics"]["f1_canny"]["low"] is not None
-    status, _, error = cli(*arguments[:-3], "--out", tmp_path / "one", "-n", 1)
+    status, _, error = cli(*arguments[:-4], "--out", tmp_path / "one", "-n", 1)
     assert (status, "at least two samples" in error) == (2, True), error
     assert not (tmp_path / "one").exists()
     status, _, error = cli(*arguments, 2, "--batch-size", 1)

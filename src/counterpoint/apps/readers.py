@@ -201,7 +201,7 @@ def weights_file(source: Path) -> Path:
 def _classes_of(palette: np.ndarray, images: Sequence[Image]) -> Tensor:
     """Classes by colour; -1 where it is black and no class is."""
     pixels = torch.from_numpy(np.stack(images))
-    unlabelled = ~pixels.any(-1) & bool(palette.any(-1).all())
+    unlabelled = (pixels == 0).all(-1) & bool(palette.any(-1).all())
     return torch.where(unlabelled, -1, nearest_colour(pixels, torch.tensor(palette)))
 
 
