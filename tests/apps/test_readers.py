@@ -125,7 +125,8 @@ def test_a_suite_on_published_photos(cli, saved: Path, networks: Path, tmp_path:
     layouts.write_text(
         json.dumps({"0": {"caption": "a person", "segment": [{"bbox": [0, 0, 1, 1], "label": "a red a"}]}})
     )
-    layout = ["evaluate", "layout", *start[2:], "--layouts", layouts, "--clip", networks / "clip"]
+    plain = [part for part in start[2:] if part not in {"--fusion", "sum"}]
+    layout = ["evaluate", "layout", *plain, "--layouts", layouts, "--clip", networks / "clip"]
     status, _, error = cli(*layout)
     assert (status, "--reader detect=FOLDER" in error) == (2, True)
     status, _, error = cli(*start, "--data", named["--data"][0])

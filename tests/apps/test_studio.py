@@ -220,6 +220,7 @@ def test_a_recipe_of_somebody_else_is_refused_in_words(tmp_path: Path, recipe: d
     assert actions.choose(SimpleNamespace(value={"caption": "1.png"}))[0] == ""
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what gradio says outside an app
 def test_a_layout_file_goes_in_and_out_and_over_the_picture(tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     from counterpoint.apps.studio.actions import BOARD, drawn_over

@@ -265,6 +265,10 @@ def test_interact_diffusion_as_published_at_small_size(tmp_path: Path, rows: int
     assert all(torch.equal(found[name], value) for name, value in state.items())
 
 
+def touch(path: Path) -> None:
+    path.touch()
+
+
 class Trap:
     """Pickled as a call that leaves a trace."""
 
@@ -277,14 +281,14 @@ class Trap:
 
 def test_objects_in_a_pickle_are_never_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    torch.save({"x": torch.ones(1), "config": Trap(Path.touch, trace)}, tmp_path / "a.pth")
+    torch.save({"x": torch.ones(1), "config": Trap(touch, trace)}, tmp_path / "a.pth")
     assert read_pickle(tmp_path / "a.pth")["x"].tolist() == [1]
     torch.save({"x": torch.ones(1), "config": Trap(os.system, f"touch {trace}")}, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"or is damaged: it names posix\.system") as e:
         read_pickle(tmp_path / "a.pth")
     assert "\x1b" not in str(e.value)
-    torch.save(Trap(Path.touch, trace), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match="it names pathlib"):
+    torch.save(Trap(touch, trace), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="it names tests"):
         read_pickle(tmp_path / "a.pth")
     assert not trace.exists()
 

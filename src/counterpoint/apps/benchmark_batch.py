@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 
 from counterpoint.api import DTYPES
-from counterpoint.apps.benchmark_cases import Comparison
+from counterpoint.apps.benchmark_cases import SHIPPED, Comparison
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.apps.run import Opened, load_for, open_request, run_together
 from counterpoint.types import UserError
@@ -26,7 +26,7 @@ def batch_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparis
     Raises:
         UserError: another size than tiny, whose pictures take seconds.
     """
-    if size != "tiny":
+    if size != SHIPPED:
         raise UserError("benchmark batch makes whole pictures: --size tiny")
     name = next(name for name, kind in DTYPES.items() if kind == dtype)
     jobs = _jobs(str(device), name)

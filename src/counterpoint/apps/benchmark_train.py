@@ -10,7 +10,7 @@ import torch
 from diffusers import ControlNetModel
 
 from counterpoint.apps.benchmark import Case
-from counterpoint.apps.benchmark_cases import Comparison
+from counterpoint.apps.benchmark_cases import SHIPPED, Comparison
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SIZE
 from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.models.perception import PerceptionModel
@@ -35,7 +35,7 @@ def train_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparis
     Raises:
         UserError: another size than tiny, or a dtype, for both formats are measured.
     """
-    if size != "tiny" or dtype != torch.float32:
+    if size != SHIPPED or dtype != torch.float32:
         raise UserError("benchmark train measures the tiny family in both number formats: leave out --size and --dtype")
     torch.manual_seed(0)
     config = parts.FamilyConfig()

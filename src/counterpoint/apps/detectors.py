@@ -76,7 +76,8 @@ def load_detector(folder: Path, device: torch.device) -> Detect:
         found = processor.post_process_grounded_object_detection(
             network(**given), given["input_ids"], threshold=_THRESHOLD, text_threshold=_THRESHOLD
         )[0]
-        kept = [found["boxes"][one] for one in _distinct(found["boxes"].tolist(), found["scores"].tolist())]
+        places = [tuple(box) for box in found["boxes"].tolist()]
+        kept = [found["boxes"][one] for one in _distinct(places, found["scores"].tolist())]
         return [tuple(box.clamp(0, 1).tolist()) for box in kept]
 
     return detect

@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.control.stack import Weight
 from counterpoint.fusion import FUSIONS, get_fusion
-from counterpoint.models.load import GUIDANCE, locate, native_size, own_controls, split_lora
+from counterpoint.models.load import GUIDANCE, TINY, locate, native_size, own_controls, split_lora
 from counterpoint.sampling.prompt import unweighted
 from counterpoint.sampling.schedulers import find_scheduler
 from counterpoint.types import CONTROL_KINDS, Fusion, UserError
@@ -72,7 +72,7 @@ def _model(request: GenerateRequest) -> _Model:
 
 def _here(source: str) -> Path | None:
     """A model's place on this machine; nothing is fetched."""
-    if source == "tiny" or Path(source).exists():
+    if source == TINY.name or Path(source).exists():
         return locate(source)
     try:
         return Path(snapshot_download(source, local_files_only=True))
