@@ -101,7 +101,7 @@ def make_branches(
             hint=torch.cat([hints[name]] * (2 if guided else 1)),
             weights=tuple(one if isinstance(one, Weight) else Weight.parse(one) for one in weight),
             windows=tuple(zip(*_alike(start, end), strict=True)),
-            region=regions[name] if regions[name] is None or not guided else torch.cat([regions[name]] * 2),
+            region=_for_both_halves(regions[name], guided),
             decay=_DECAY[mode],
             conditional_only=guided and mode == "control",
         )
@@ -116,6 +116,10 @@ def make_branches(
         )
         if name in networks
     ]
+
+
+def _for_both_halves(region: Tensor | None, guided: bool) -> Tensor | None:
+    return region if region is None or not guided else torch.cat([region] * 2)
 
 
 def _pictures(value: Any, count: int, name: str) -> list[Any]:

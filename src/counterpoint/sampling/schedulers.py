@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import diffusers
 from diffusers import SchedulerMixin
@@ -33,13 +34,13 @@ def find_scheduler(name: str) -> type[SchedulerMixin]:
     Raises:
         UserError: diffusers has none of that name.
     """
-    kind = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
+    kind: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
     if kind is None or not ((isinstance(kind, type) and name.lower() in SCHEDULERS) or name.endswith("Scheduler")):
         raise UserError(
             f"unknown scheduler {name!r}; there are {', '.join(SCHEDULERS)}, and every diffusers class such as "
             "UniPCMultistepScheduler"
         )
-    return kind
+    return kind  # type: ignore[no-any-return]
 
 
 def make_scheduler(name: str, config: dict[str, object]) -> SchedulerMixin:
