@@ -99,6 +99,7 @@ class Branch:
     decay: float = 1.0
     conditional_only: bool = False
     _cut: dict[tuple[int, ...], Branch] = field(default_factory=dict, init=False, repr=False)
+    _hints: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for start, end in self.windows:
@@ -119,18 +120,17 @@ class Branch:
         """The hint of some rows; of all of them, or of the same ones at the next step, the same tensor."""
         if len(rows) == len(self.hint):
             return self.hint
-        key = (-1, *rows)
-        if key not in self._cut:
-            self._cut[key] = replace(self, hint=self.hint[list(rows)])
-        return self._cut[key].hint
+        if tuple(rows) not in self._hints:
+            self._hints[tuple(rows)] = self.hint[list(rows)]
+        return self._hints[tuple(rows)]
 
     def conditional(self) -> Branch:
         """The branch for the conditional half of a guided batch."""
         half = len(self.hint) // 2
-        if (-2,) not in self._cut:
+        if () not in self._cut:  # no pictures stand for all of them, halved
             region = None if self.region is None else self.region[half:]
-            self._cut[(-2,)] = replace(self, hint=self.hint[half:], region=region, conditional_only=False)
-        return self._cut[(-2,)]
+            self._cut[()] = replace(self, hint=self.hint[half:], region=region, conditional_only=False)
+        return self._cut[()]
 
     def rows(self, pictures: Sequence[int], count: int) -> Branch:
         """The branch for some of ``count`` pictures; the same one again at every step, so that what is remembered of

@@ -86,8 +86,6 @@ class Economy:
 
     def learn(self, moment: Moment, difference: Tensor) -> None:
         """Take in a computed difference."""
-        self._guidance.asked, self._guidance.wanted = (
-            self._guidance.asked + self.count,
-            self._guidance.wanted + self.count,
-        )
+        self._guidance.asked += self.count
+        self._guidance.wanted += self.count
         self._line.learn(float(moment.timestep), range(self.count), [difference])
