@@ -7,23 +7,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.control.features import read_by
+from counterpoint.data.scenes.maps import SEG_PALETTE
 from counterpoint.fusion import get_fusion
+from counterpoint.metrics.maps import nearest_colour
 from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.models.openvino import port
+from counterpoint.models.probe import load_probe
 from counterpoint.sampling.aggregated import check_together
 from counterpoint.sampling.amdm import Aggregation, Eta
 from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.sampling.readout import Readout
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.sampling.stock import attached
-from counterpoint.types import Combine, Fusion, UserError
+from counterpoint.types import Batch, Combine, Fusion, UserError, kind_of
 
 OPENVINO = "openvino"
 """The device that is a CPU on which OpenVINO runs the networks."""
@@ -34,6 +42,7 @@ def load(
     model: str = "tiny",
     controls: Sequence[str] | Mapping[str, str] = (),
     *,
+    probes: Mapping[str, str] = MappingProxyType({}),
     scheduler: str = "unipc",
     lora: Sequence[str] = (),
     config: str | None = None,
@@ -46,6 +55,8 @@ def load(
         model: ``"tiny"``, a diffusers folder or a hub id of the SD1.5 or SDXL layout, or a single safetensors file
             of the SD1.5 layout.
         controls: labels of the model's own ControlNets (``["pose", "seg"]``), or label -> folder, file or hub id.
+        probes: label of a control -> what reads it from the UNet's features in place of the model's own probe: the
+            folder of another, or a published readout head as a safetensors file.
         scheduler: a short name such as ``"unipc"`` or ``"ddim"``, or a diffusers class name.
         lora: LoRA files, ``"PATH"`` or ``"PATH:SCALE"``.
         config: for a single file, the diffusers folder or hub id with its configurations and tokenizer.
@@ -71,6 +82,10 @@ def load(
     parts = load_components(model, kind, config)
     for source in lora:
         load_lora(parts, source)
+    own = {label: parts.origin / "probes" / kind_of(label) for label in controls} if parts.origin.is_dir() else {}
+    sources = {label: str(path) for label, path in own.items() if path.is_dir()} | dict(probes)
+    if unknown := [label for label in sources if label not in controls]:
+        raise UserError(f"a probe for {unknown[0]}, and there is no such control")
     pipe = Pipeline(
         vae=parts.vae,
         text_encoder=parts.text_encoder,
@@ -82,12 +97,37 @@ def load(
         text_encoder_2=parts.text_encoder_2,
         zero_empty_prompt=parts.zero_empty_prompt,
         guidance_scale=parts.guidance_scale,
+        readouts={label: _readout(label, Path(source), parts.unet) for label, source in sources.items()},
         origin=parts.origin,
     )
     if ported:
         unet, networks = port(pipe.unet, pipe.controls, bf16)
         return replace(pipe, unet=unet, controls=networks)
     return pipe.to(where)
+
+
+def _readout(label: str, source: Path, unet: UNet2DConditionModel) -> Readout:
+    """A probe, and how its readings compare with the control, as in training."""
+    from counterpoint.recipes.aligned import LOSSES, usual_layers
+    from counterpoint.recipes.worlds import shown
+    from counterpoint.training.stages.probe import Target
+
+    kind = kind_of(label)
+    if kind not in LOSSES:
+        raise UserError(f"probes read {', '.join(LOSSES)}, not {kind}")
+    probe = load_probe(source)
+    palette = torch.from_numpy((ADE20K_PALETTE if probe.config["out"] == len(ADE20K_PALETTE) else SEG_PALETTE).copy())
+
+    def classes(batch: Batch) -> Tensor:
+        return nearest_colour(batch["control:seg"].cpu(), palette).to(unet.device)
+
+    wanted = classes if kind == "seg" else lambda batch: shown(batch, kind)
+    target = Target(read_by(probe, unet, usual_layers(kind)), wanted, LOSSES[kind])
+
+    def error(read: Tensor, hint: Tensor) -> Tensor:
+        return target.losses(read, {f"control:{kind}": (255 * hint).round().byte().permute(0, 2, 3, 1)})
+
+    return Readout(probe.eval(), target.layers, error)
 
 
 def aggregate(

@@ -109,7 +109,7 @@ def test_published_heads_of_either_sort(model: Path, networks: Path, layers: str
     control = ["control_type=depth", f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"]
     control += [f"reader_model_name_or_path={networks / 'depth'}", f"probe_model_name_or_path={file}"]
     job = build(model, "sd15-innercontrol", *control, "grad_scale=0", "reversed_timestep_readout=true")
-    assert job.stage.target.layers == layers
+    assert job.stage.layers == layers
     assert job.stage.target.reverse
     without_noise_loss(job.stage)
     assert step(job)["alignment"] > 0

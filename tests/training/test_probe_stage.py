@@ -10,10 +10,11 @@ import torch
 from diffusers import ControlNetModel, DDPMScheduler
 from torch import Tensor
 
+from counterpoint.control.features import embed_time
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.probe import Probe
 from counterpoint.training.order import Draws
-from counterpoint.training.stages.probe import AlignmentStage, ProbeStage, Target, embed_time
+from counterpoint.training.stages.probe import AlignmentStage, ProbeStage, Target
 from counterpoint.training.stages.reward import Reward
 from counterpoint.types import UserError
 from tests.training.test_reward_stage import BATCH, CLASSES, hint, slope_and_difference
@@ -110,11 +111,9 @@ def test_a_second_prediction_is_aligned_too(parts: dict) -> None:
     assert len(stage.aligned) == 2
 
 
-@pytest.mark.parametrize("wrong", [{"dims": (16, 8)}, {"time_width": 32}, {"layers": "convolution"}])
+@pytest.mark.parametrize("wrong", [{"dims": (16, 8)}, {"time_width": 32}])
 def test_a_probe_for_another_denoiser_is_refused(parts: dict, monkeypatch: pytest.MonkeyPatch, wrong: dict) -> None:
-    target = Target(wrong.pop("layers", "attention"), hint)
     sizes = {"dims": (16, 16), "time_width": 64, "width": 32, "head": (16, 8), "out": 1, "size": 16, **wrong}
-    monkeypatch.setitem(TARGETS, "depth", target)
     monkeypatch.setattr("tests.training.test_probe_stage.probe_for", lambda _: Probe(**sizes))
     with pytest.raises(UserError, match="the probe is for another denoiser"):
         aligned(parts, "depth")

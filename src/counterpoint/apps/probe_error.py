@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint.apps.record import write_json, write_whole
-from counterpoint.control.features import collecting
+from counterpoint.control.features import collecting, embed_time, read_by
 from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.render import SPLITS, Scene, scene
 from counterpoint.evaluation.suite import stack
@@ -28,7 +28,6 @@ from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.training.config import override
 from counterpoint.training.losses.diffusion import add_noise
 from counterpoint.training.losses.reward import estimate_x0
-from counterpoint.training.stages.probe import check_probe, embed_time
 from counterpoint.types import UserError
 
 READ = {"depth": "depth", "hed": "edge", "seg": "seg"}
@@ -53,8 +52,8 @@ def curves(family: Path, kind: str, n: int) -> dict[str, list[float]]:
         UserError: the family lacks the probe or judge A.
     """
     config = override(RECIPES["tiny-probe"].config, [f"pretrained_model_name_or_path={family}", f"control_type={kind}"])
-    layers, probe, unet, vae = usual_layers(kind), SCENES.probe(config, kind), SCENES.unet(config), SCENES.vae(config)
-    check_probe(probe, unet, layers)
+    probe, unet, vae = SCENES.probe(config, kind), SCENES.unet(config), SCENES.vae(config)
+    layers = read_by(probe, unet, usual_layers(kind))
     host: dict[str, Any] = SCENES.denoising(config)
     judge = load_diffusers(family / "judges" / "a", torch.float32)
     scenes = [scene(number) for number in islice(SPLITS["validation"], n)]

@@ -29,6 +29,8 @@ class ControlRequest(Strict):
     controlnet: str | None = None
     mask: Path | None = None
     mode: Literal["balanced", "prompt", "control"] = "balanced"
+    probe: str | None = None
+    steer: str = "0"
 
     @property
     def kind(self) -> str:
@@ -47,7 +49,7 @@ class ControlRequest(Strict):
             raise ValueError(f"a window is START:END with 0 <= START < END <= 1, got {window[0]:g}:{window[1]:g}")
         return window
 
-    @field_validator("weight", mode="before")
+    @field_validator("weight", "steer", mode="before")
     @classmethod
     def _weight(cls, weight: object) -> object:
         """A number or a schedule; what is neither is left for the type to refuse."""

@@ -63,6 +63,7 @@ def load_for(request: GenerateRequest) -> Pipeline:
     pipe = load(
         request.model,
         named or labels,
+        probes={control.label: control.probe for control in request.controls if control.probe},
         scheduler=request.scheduler,
         lora=request.lora,
         config=request.config,
@@ -74,7 +75,7 @@ def load_for(request: GenerateRequest) -> Pipeline:
 
 def model_key(request: GenerateRequest) -> str:
     """What decides which networks are loaded."""
-    controls = [(one.label, one.controlnet) for one in request.controls]
+    controls = [(one.label, one.controlnet, one.probe) for one in request.controls]
     return json.dumps(
         [
             request.model,
@@ -181,7 +182,15 @@ def alike(request: GenerateRequest) -> str:
     shared = request.model_dump(mode="json", include=set(GenerateRequest.model_fields) - own)
     keyed = get_fusion(request.fusion).keys is not None
     controls = [
-        (one.label, one.controlnet, one.mode, one.mask is None, (one.weight, one.window) if keyed else None)
+        (
+            one.label,
+            one.controlnet,
+            one.probe,
+            one.steer,
+            one.mode,
+            one.mask is None,
+            (one.weight, one.window) if keyed else None,
+        )
         for one in request.controls
     ]
     pictures = (request.init_image is None, request.inpaint_mask is None, request.layout is None)
@@ -276,6 +285,7 @@ def run_together(
         control_guidance_end=settings(lambda one: one.window[1]),
         control_mask=[sized(masks) for masks in zip(*(one.regions for one in several), strict=True)],
         control_mode=[control.mode for control in first.controls],
+        readout_guidance_scale=[control.steer for control in first.controls],
         gate_silence=first.gate_silence,
         layout=[one.layout for one in several for _ in range(one.request.n)] if several[0].layout else None,
         quality=first.quality,

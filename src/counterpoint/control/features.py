@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+
+from counterpoint.types import UserError
 
 Layers = Literal["attention", "convolution"]
 """What is read of the decoder: its self-attention's outputs, or those of its residual blocks' second convolutions."""
@@ -60,3 +63,33 @@ def widths(unet: UNet2DConditionModel, layers: Layers) -> list[int]:
         return [resnet.conv2.out_channels for block in unet.up_blocks for resnet in block.resnets]
     transformers = [one for block in unet.up_blocks for one in getattr(block, "attentions", ())]
     return [one.transformer_blocks[0].attn1.to_out[0].out_features for one in transformers]
+
+
+def read_by(probe: Any, unet: UNet2DConditionModel, usual: Layers) -> Layers:
+    """Which layers a probe reads, told by their channels; published probes are of either sort.
+
+    Args:
+        probe: with ``dims`` and ``time_width`` in its ``config``.
+        unet: what it would read.
+        usual: the layers that probes for its kind of control read.
+
+    Raises:
+        UserError: it is for another denoiser.
+    """
+    wanted = list(probe.config["dims"])
+    other: Layers = "attention" if usual == "convolution" else "convolution"
+    found = next((layers for layers in (usual, other) if widths(unet, layers) == wanted), None)
+    there = unet.time_embedding.linear_2.out_features
+    if found is None or probe.config["time_width"] != there:
+        raise UserError(
+            f"the probe is for another denoiser: it reads layers of {wanted} channels and timesteps of "
+            f"{probe.config['time_width']}, here {usual} layers have {widths(unet, usual)} and timesteps {there}"
+        )
+    return found
+
+
+@torch.no_grad()
+def embed_time(unet: UNet2DConditionModel, t: Tensor) -> Tensor:
+    """The denoiser's own embedding of its timesteps, as probes are told them."""
+    embedded: Tensor = unet.time_embedding(unet.time_proj(t).to(unet.dtype))
+    return embedded

@@ -116,6 +116,20 @@ class _Normed(nn.Conv2d):
         return self.norm(super().forward(x))  # type: ignore[no-any-return]
 
 
+def load_probe(place: Path) -> Probe:
+    """A trained probe from its folder, or a published head from its file.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if place.suffix == ".safetensors":
+        return load_readout_head(place)
+    if not (place / "config.json").is_file():
+        raise UserError(f"there is no probe in {place}: give its folder, or a published head as a safetensors file")
+    probe: Probe = Probe.from_pretrained(place, local_files_only=True, torch_dtype=torch.float32)
+    return probe
+
+
 _NETWORK = "aggregation_network."
 """Before the network's names in a published checkpoint, which holds its optimizer as well."""
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from counterpoint.control.features import Layers, widths
+from counterpoint.control.features import Layers
 from counterpoint.recipes.worlds import TunedFields, World
 from counterpoint.training.config import check_window, filled
 from counterpoint.training.losses.reward import Window
@@ -139,12 +139,9 @@ def innercontrol(world: World, config: Any) -> Job:
     """ControlNet++, and a probe reads the control from inner features at nearly every timestep."""
     kind, reads = config.control_type, world.probe(config, config.control_type)
     rewarded = _rewarded(world, config)
-    layers = usual_layers(kind)
-    if widths(rewarded[-1], layers) != list(reads.config["dims"]):  # published heads are of either sort
-        layers = "attention" if layers == "convolution" else "convolution"
     stage = AlignmentStage(
         reads,
-        Target(layers, world.wanted(kind), LOSSES[kind], config.reversed_timestep_readout),
+        Target(usual_layers(kind), world.wanted(kind), LOSSES[kind], config.reversed_timestep_readout),
         *rewarded,
         alignment_weight=config.aligning_alpha,
         alignment_window=(config.min_timestep_readout, config.max_timestep_readout),

@@ -22,7 +22,7 @@ from counterpoint.control.features import Layers, widths
 from counterpoint.data.balance import Balanced
 from counterpoint.metrics.maps import nearest_colour
 from counterpoint.models.edge_networks import load_edge_network
-from counterpoint.models.probe import Probe, load_readout_head
+from counterpoint.models.probe import Probe, load_probe
 from counterpoint.recipes import aligned, minimal_impact, parts, photos
 from counterpoint.recipes.methods import recipes
 from counterpoint.recipes.recipe import Recipe
@@ -146,11 +146,9 @@ class StableDiffusion15:
     def probe(self, config: AlignedConfig, kind: str) -> Probe:
         """One that ``sd15-probe`` trained, or a published head."""
         place = config.probe_model_name_or_path
-        if place.suffix == ".safetensors":
-            return load_readout_head(place)
-        if not place.is_dir():
+        if not place.exists():
             raise UserError(f"what probes for {kind}? --set probe_model_name_or_path=FOLDER (sd15-probe trains one)")
-        return Probe.from_pretrained(place, local_files_only=True)
+        return load_probe(place)
 
     def new_probe(self, unet: UNet2DConditionModel, layers: Layers, kind: str) -> Probe:
         """As the paper has them (appendix A.1)."""

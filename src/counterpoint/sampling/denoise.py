@@ -18,6 +18,7 @@ from counterpoint.control.subject import finding_subjects
 from counterpoint.models.openvino import PortedUNet
 from counterpoint.sampling.economy import Economy
 from counterpoint.sampling.guides import Guide
+from counterpoint.sampling.readout import Readings
 from counterpoint.types import Fusion, Latents, Moment
 
 
@@ -37,6 +38,7 @@ class ControlledDenoiser:
         added: what SDXL reads besides the text, for the whole guided batch: ``text_embeds`` and ``time_ids``.
         guide: says what a layout means to the host, if it has an adapter.
         economy: what is foretold in place of being computed, if anything.
+        readings: what is read from the host's features, if anything, and pushes the prediction.
     """
 
     unet: UNet2DConditionModel | PortedUNet
@@ -50,9 +52,14 @@ class ControlledDenoiser:
     added: Mapping[str, Tensor] | None = None
     guide: Guide | None = None
     economy: Economy | None = None
+    readings: Readings | None = None
 
     def __call__(self, latents: Latents, moment: Moment) -> Latents:
         """The guided prediction for ``latents`` as the scheduler scaled them."""
+        prediction = self._guided(latents, moment)
+        return prediction if self.readings is None else self.readings.pushed(prediction)
+
+    def _guided(self, latents: Latents, moment: Moment) -> Latents:
         if self.negative is None:
             return self._predict(latents, moment, self.text)
         count = len(latents)
@@ -79,11 +86,15 @@ class ControlledDenoiser:
             finding_subjects(self.unet, self.lending, (latents.shape[2], latents.shape[3])),
             nullcontext({}) if self.guide is None else self.guide(moment) as told,
         ):
-            prediction: Tensor = self.unet(
-                latents,
-                moment.timestep,
-                encoder_hidden_states=text,
-                return_dict=False,
-                **{"added_cond_kwargs": added, **extra, **told},
-            )[0]
-        return prediction
+
+            def host(seen: Tensor) -> Tensor:
+                prediction: Tensor = self.unet(
+                    seen,
+                    moment.timestep,
+                    encoder_hidden_states=text,
+                    return_dict=False,
+                    **{"added_cond_kwargs": added, **extra, **told},
+                )[0]
+                return prediction
+
+            return host(latents) if self.readings is None else self.readings.predict(host, latents, moment)

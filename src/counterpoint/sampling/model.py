@@ -21,6 +21,7 @@ from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.guides import Adapter, make_guide
 from counterpoint.sampling.pixels import Pixels
 from counterpoint.sampling.prompt import PromptEncoder
+from counterpoint.sampling.readout import Readout
 from counterpoint.types import Fusion, Latents
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -38,6 +39,7 @@ class Model:
         zero_empty_prompt: whether an empty negative prompt is zeros (``force_zeros_for_empty_prompt``), as SDXL wants.
         guidance_scale: what suits the model where a call names none.
         adapter: what reads a call's layout, if the UNet has one.
+        readouts: label -> what reads that control from the UNet's features; where there is none, it is not read.
         origin: the folder it came from, where its own adapters are.
     """
 
@@ -52,6 +54,7 @@ class Model:
     zero_empty_prompt: bool = False
     guidance_scale: float = 7.5
     adapter: Adapter | None = None
+    readouts: dict[str, Readout] = field(default_factory=dict)
     origin: Path = Path()
 
     def __post_init__(self) -> None:
@@ -76,7 +79,8 @@ class Model:
     def networks(self) -> list[Any]:
         """Every network, also the one that reads an adapter's pictures."""
         read = None if self.adapter is None else self.adapter.image_encoder
-        several = (self.vae, self.text_encoder, self.text_encoder_2, self.unet, read, *self.controls.values())
+        probes = [readout.probe for readout in self.readouts.values()]
+        several = (self.vae, self.text_encoder, self.text_encoder_2, self.unet, read, *self.controls.values(), *probes)
         return [network for network in several if network is not None]
 
     def to(self, device: str | torch.device) -> Model:

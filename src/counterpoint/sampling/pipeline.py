@@ -39,6 +39,7 @@ from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.loop import Settle, Step, sample
 from counterpoint.sampling.model import Generators, Model
 from counterpoint.sampling.pixels import copies
+from counterpoint.sampling.readout import make_readings
 from counterpoint.sampling.report import Report
 from counterpoint.types import Combine, Fusion, Latents, Moment, UserError
 
@@ -143,6 +144,7 @@ class Pipeline(Model):
         control_guidance_end: float | Sequence[float | Sequence[float]] = 1.0,
         control_mask: Sequence[PipelineImageInput | None] | None = None,
         control_mode: str | Sequence[str] = "balanced",
+        readout_guidance_scale: Scale | Sequence[Scale] = 0.0,
         gate_silence: bool = False,
         foreground: str | Sequence[str] | None = None,
         subject: str | Sequence[str] | None = None,
@@ -179,6 +181,9 @@ class Pipeline(Model):
             control_mask: for each control, grey images that say how strongly it speaks where: white is fully, black not
                 at all; ``None`` is everywhere.
             control_mode: ``"balanced"``, ``"prompt"`` or ``"control"``, for all controls or one each.
+            readout_guidance_scale: how far the prediction is pushed towards each control as it is read from the UNet's
+                features, as a share of the prediction's length; one for all or one each, or a schedule. Any but 0
+                wants a readout, and costs the step a backward pass through the UNet.
             gate_silence: let a control whose kind has a silent value speak only where its image shows something else,
                 unless it has a mask.
             foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
@@ -188,7 +193,8 @@ class Pipeline(Model):
             layout: what stands where, for models with an adapter; one for all pictures, or one each.
             quality: ``"exact"``, or what may be foretold to save time: ``"balanced"`` or ``"fast"``; ``Output.thrift``
                 says what was.
-            report: note at every step which control was heard where: ``Output.report``.
+            report: note at every step which control was heard where, and how closely those with a readout are
+                followed: ``Output.report``.
             output_type: form of the images; ``"latent"`` skips decoding.
             callback_on_step_end: called as in diffusers; may return ``{"latents": ...}`` to replace them.
 
@@ -259,8 +265,8 @@ class Pipeline(Model):
             denoisers.append(replace(denoiser, economy=economy))
         shape = (count, self.unet.config.in_channels, height // self.factor, width // self.factor)
         noted = Report(tuple(self.controls), prompts, shape[2:]) if report and self.controls else None
-        if noted is not None:
-            denoisers[0] = replace(denoisers[0], watch=noted.watch)
+        readings = make_readings(self, hints, readout_guidance_scale, report)
+        denoisers[0] = replace(denoisers[0], readings=readings, watch=None if noted is None else noted.watch)
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         timesteps = self.scheduler.timesteps
         begin: Begin = self._from_noise
@@ -283,6 +289,7 @@ class Pipeline(Model):
         if noted is not None:
             noted.images = list(images) if output_type == "pil" else []
             noted.hints = hints
+            noted.errors = {} if readings is None else readings.errors
             noted.regions = {name: region for name, region in regions.items() if region is not None}
         saved = tuple(one.economy.thrift for one in denoisers if one.economy is not None)
         return Output(images, report=noted, thrift=saved)

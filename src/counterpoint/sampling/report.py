@@ -55,6 +55,7 @@ class Report:
         images: the pictures, if they were decoded to PIL.
         hints: control -> its condition images, ``(b, 3, h, w)`` in 0..1.
         regions: control -> where it was allowed to speak, ``(b, 1, h, w)`` in 0..1; those that were restricted only.
+        errors: control -> how far it was from what a probe read of it at every step, ``(b,)``; those that were read.
     """
 
     names: tuple[str, ...]
@@ -65,6 +66,7 @@ class Report:
     images: list[PIL.Image.Image] = field(default_factory=list)
     hints: dict[str, Tensor] = field(default_factory=dict)
     regions: dict[str, Tensor] = field(default_factory=dict)
+    errors: Mapping[str, Sequence[Float[Tensor, " b"]]] = field(default_factory=dict)
 
     def begin(self, steps: int) -> None:
         """So many steps follow; those at which nobody speaks stay silent."""
@@ -138,6 +140,7 @@ class Report:
             share=share,
             parts={name: _data(self._part(i, image)) for i, name in enumerate(self.names)},
             steps=steps,
+            curves={name: _curve([float(step[image]) for step in read]) for name, read in self.errors.items()},
             sites=by_site,
             advice=advice,
         )
@@ -166,6 +169,13 @@ class Report:
         """The winners in their colours."""
         winners = self.winners(step, image)
         return _data(PIL.Image.fromarray(_coloured(winners, max(winners.shape))))
+
+
+def _curve(errors: Sequence[float]) -> dict[str, Any]:
+    """A line in a box of 100 by 40 from the first step to the last, its top the largest error."""
+    top, last = max(errors) or 1.0, max(len(errors) - 1, 1)
+    points = " ".join(f"{100 * step / last:.1f},{40 * (1 - error / top):.1f}" for step, error in enumerate(errors))
+    return {"points": points, "first": errors[0], "last": errors[-1]}
 
 
 _CELL = 24

@@ -48,6 +48,20 @@ def generate(
         list[str] | None,
         typer.Option(metavar="NAME=MODE", help="What comes first: balanced (default), prompt or control."),
     ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PROBE", help="What reads a control from the model's features, for --report and --steer."
+        ),
+    ] = None,
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE",
+            help="Push every step towards a control as its probe reads it, by this share of the prediction, or a "
+            "schedule such as 0:0.1,0.5:0. Try 0.05.",
+        ),
+    ] = None,
     gate_silence: Annotated[
         bool,
         typer.Option(
@@ -181,6 +195,8 @@ def generate(
             ("extractor", extractor),
             ("mask", mask),
             ("mode", mode),
+            ("probe", probe),
+            ("steer", steer),
         )
     }
     for option, values in details.items():
@@ -207,6 +223,8 @@ def generate(
                 controlnet=details["controlnet"].get(name),
                 mask=details["mask"].get(name),
                 mode=details["mode"].get(name, "balanced"),
+                probe=details["probe"].get(name),
+                steer=details["steer"].get(name, "0"),
             )
             for name, path in {**images, **photos}.items()
         ),

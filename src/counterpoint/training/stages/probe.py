@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from counterpoint.control.features import Layers, collecting, widths
+from counterpoint.control.features import Layers, collecting, embed_time, read_by
 from counterpoint.models.probe import Probe, reversed_time
 from counterpoint.training.losses import alignment
 from counterpoint.training.losses.reward import Window, masked_mean, within
@@ -19,7 +18,7 @@ from counterpoint.training.order import Draws
 from counterpoint.training.stage import mean_over_processes
 from counterpoint.training.stages.diffusion import DiffusionStage, Noisy
 from counterpoint.training.stages.reward import RewardStage
-from counterpoint.types import Batch, UserError
+from counterpoint.types import Batch
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Target:
     """What a probe should read.
 
     Attributes:
-        layers: the features that it reads.
+        layers: the features that it reads; a probe that fits the denoiser's other sort reads those.
         wanted: batch -> maps ``(b, 1, h, w)``, or in colour ``(b, 3, h, w)``, in 0..1, or classes ``(b, h, w)``.
         kind: ``"map"``, ``"sparse"`` for maps that are mostly black, or ``"classes"``.
         reverse: whether the probe is told timesteps that count from the noisiest one, as the published heads were in
@@ -104,7 +103,7 @@ class AlignmentStage(RewardStage):
         super().__init__(*args, **settings)
         self.probe, self.target = probe, target
         self.alignment_weight, self.alignment_window = alignment_weight, alignment_window
-        check_probe(probe, self.unet, target.layers)
+        self.layers = read_by(probe, self.unet, target.layers)
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.aligned: list[Tensor] = []
@@ -113,7 +112,7 @@ class AlignmentStage(RewardStage):
         return total + self.alignment_weight * price, {**extra, "alignment": price.detach()}
 
     def _denoise(self, noisy: Noisy, batch: Batch) -> Tensor:
-        with collecting(self.unet, self.target.layers) as features:
+        with collecting(self.unet, self.layers) as features:
             prediction = super()._denoise(noisy, batch)
             total = self.scheduler.config.num_train_timesteps
             t = reversed_time(noisy.t, total) if self.target.reverse else noisy.t
@@ -122,25 +121,3 @@ class AlignmentStage(RewardStage):
         count = mean_over_processes(inside.sum())
         self.aligned.append(masked_mean(self.target.losses(read, batch), inside, count))
         return prediction
-
-
-@torch.no_grad()
-def embed_time(unet: UNet2DConditionModel, t: Tensor) -> Tensor:
-    """The denoiser's own embedding of its timesteps."""
-    embedded: Tensor = unet.time_embedding(unet.time_proj(t).to(unet.dtype))
-    return embedded
-
-
-def check_probe(probe: Probe, unet: UNet2DConditionModel, layers: Layers) -> None:
-    """Hold a probe against what it would read.
-
-    Raises:
-        UserError: it is for another denoiser, or for other layers.
-    """
-    there = (widths(unet, layers), unet.time_embedding.linear_2.out_features)
-    wanted = (list(probe.config["dims"]), probe.config["time_width"])
-    if wanted != there:
-        raise UserError(
-            f"the probe is for another denoiser: it reads {layers} layers of {wanted[0]} channels and timesteps of "
-            f"{wanted[1]}, here they have {there[0]} and {there[1]}"
-        )
