@@ -29,6 +29,7 @@ from counterpoint.sampling.aggregated import check_together
 from counterpoint.sampling.amdm import Aggregation, Eta
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.readout import Readout
+from counterpoint.sampling.residency import Residency
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.sampling.stock import attached
 from counterpoint.types import Batch, Combine, Fusion, UserError, kind_of
@@ -48,6 +49,7 @@ def load(
     config: str | None = None,
     device: str = "cpu",
     dtype: str | torch.dtype = "fp32",
+    residency: str = "all",
 ) -> Pipeline:
     """Load a model and its ControlNets.
 
@@ -64,6 +66,8 @@ def load(
             UNet and ControlNets about twice as fast, in float32 with the same arithmetic. Rules that reach into the
             networks and adapters need one of the others.
         dtype: ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"auto"`` or a torch dtype.
+        residency: what stays in memory: ``"all"`` networks, those of a ``"stages"`` at a time, or besides one of the
+            ``"controls"`` at a time. Others wait in the machine's own memory, or, on a CPU, in files.
 
     Raises:
         UserError: something is missing, damaged or does not fit; the message says what and what to do.
@@ -82,6 +86,11 @@ def load(
     parts = load_components(model, kind, config)
     for source in lora:
         load_lora(parts, source)
+    staged = None if residency == "all" else Residency(residency, where)
+    if ported and staged:
+        raise UserError("OpenVINO keeps its networks: only residency all goes with it")
+    home = (lambda *_: None) if staged is None else staged.send_home
+    home(parts.vae, parts.text_encoder, parts.text_encoder_2, parts.unet)
     own = {label: parts.origin / "probes" / kind_of(label) for label in controls} if parts.origin.is_dir() else {}
     sources = {label: str(path) for label, path in own.items() if path.is_dir()} | dict(probes)
     if unknown := [label for label in sources if label not in controls]:
@@ -92,18 +101,23 @@ def load(
         tokenizer=parts.tokenizer,
         unet=parts.unet,
         scheduler=make_scheduler(scheduler, parts.scheduler),
-        controls=load_controls(model, controls, parts, kind),
+        controls=load_controls(model, controls, parts, kind, home),
         tokenizer_2=parts.tokenizer_2,
         text_encoder_2=parts.text_encoder_2,
         zero_empty_prompt=parts.zero_empty_prompt,
         guidance_scale=parts.guidance_scale,
         readouts={label: _readout(label, Path(source), parts.unet) for label, source in sources.items()},
         origin=parts.origin,
+        residency=staged,
     )
     if ported:
         unet, networks = port(pipe.unet, pipe.controls, bf16)
         return replace(pipe, unet=unet, controls=networks)
-    return pipe.to(where)
+    if staged is None:
+        return pipe.to(where)
+    for readout in pipe.readouts.values():
+        readout.probe.to(where)
+    return pipe
 
 
 def _readout(label: str, source: Path, unet: UNet2DConditionModel) -> Readout:

@@ -54,8 +54,8 @@ class Result:
     thrift: tuple[Mapping[str, Thrift], ...] = ()
 
 
-def load_for(request: GenerateRequest) -> Pipeline:
-    """The pipeline that a request asks for."""
+def load_for(request: GenerateRequest, residency: str = "all") -> Pipeline:
+    """The pipeline that a request asks for, of which so much stays in memory."""
     named = {control.label: control.controlnet for control in request.controls if control.controlnet}
     labels = [control.label for control in request.controls]
     if named and len(named) < len(labels):
@@ -69,6 +69,7 @@ def load_for(request: GenerateRequest) -> Pipeline:
         config=request.config,
         device=request.device,
         dtype=request.dtype,
+        residency=residency,
     )
     return several(pipe, request.aggregate, request.aggregation)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,11 @@ def _guidance(path: Path) -> float:
 
 
 def load_controls(
-    model: str, controls: Sequence[str] | Mapping[str, str], host: Components, dtype: torch.dtype = torch.float32
+    model: str,
+    controls: Sequence[str] | Mapping[str, str],
+    host: Components,
+    dtype: torch.dtype = torch.float32,
+    loaded_one: Callable[[ControlNetModel], None] = lambda _: None,
 ) -> dict[str, ControlNetModel]:
     """Load the ControlNets of a call.
 
@@ -135,6 +139,8 @@ def load_controls(
             Labels alone take the model's own ControlNets: ``controls/<kind>`` in its folder, else ``controlnet``,
             ``controlnet_1``, ... in order.
         host: what they must fit.
+        dtype: of their weights.
+        loaded_one: hears each network before the next one is loaded.
 
     Raises:
         UserError: one is not there or does not fit.
@@ -145,6 +151,7 @@ def load_controls(
     for label, source in sources.items():
         if source not in networks:
             networks[source] = _controlnet(source, host, dtype)
+            loaded_one(networks[source])
         loaded[label] = networks[source]
     return loaded
 

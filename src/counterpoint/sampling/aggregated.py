@@ -22,6 +22,8 @@ def check_together(models: Sequence[Model]) -> None:
         UserError: what differs, and what to do.
     """
     first = models[0]
+    if any(model.residency for model in models):
+        raise UserError("models with a residency cannot be aggregated, their networks come and go: load them with all")
     for number, other in enumerate(models[1:], 2):
         for what, fix, mine, theirs in _facts(first, other):
             if mine != theirs:

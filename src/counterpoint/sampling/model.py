@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from counterpoint.conditions.layout import Layout
@@ -22,7 +22,8 @@ from counterpoint.sampling.guides import Adapter, make_guide
 from counterpoint.sampling.pixels import Pixels
 from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.sampling.readout import Readout
-from counterpoint.types import Fusion, Latents
+from counterpoint.sampling.residency import Residency
+from counterpoint.types import Fusion, Latents, UserError
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -41,6 +42,7 @@ class Model:
         adapter: what reads a call's layout, if the UNet has one.
         readouts: label -> what reads that control from the UNet's features; where there is none, it is not read.
         origin: the folder it came from, where its own adapters are.
+        residency: lets networks be in memory only while they are at work; without, all stay.
     """
 
     vae: AutoencoderKL | AutoencoderTiny
@@ -56,6 +58,7 @@ class Model:
     adapter: Adapter | None = None
     readouts: dict[str, Readout] = field(default_factory=dict)
     origin: Path = Path()
+    residency: Residency | None = None
 
     def __post_init__(self) -> None:
         self.pixels = Pixels(self.factor)
@@ -72,8 +75,12 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
-        return self.unet.device
+        """Where the models are, or come to when they are at work."""
+        return self.unet.device if self.residency is None else self.residency.device
+
+    def present(self, *networks: nn.Module | None) -> AbstractContextManager[None]:
+        """Networks are in memory inside the block."""
+        return nullcontext() if self.residency is None else self.residency.present(*networks)
 
     @property
     def networks(self) -> list[Any]:
@@ -84,21 +91,27 @@ class Model:
         return [network for network in several if network is not None]
 
     def to(self, device: str | torch.device) -> Model:
-        """Move every network."""
+        """Move every network.
+
+        Raises:
+            UserError: they come and go by themselves.
+        """
+        if self.residency is not None:
+            raise UserError("networks with a residency come and go by themselves: name the device when loading")
         for network in self.networks:
             network.to(device)
         return self
 
     def decode(self, latents: Latents, output_type: str = "pil", generator: Generators = None) -> Any:
         """Latents -> images: a list of PIL images, an array ``(b, h, w, 3)`` in 0..1, or a tensor ``(b, 3, h, w)``."""
-        with self._vae_at_its_precision() as vae:
+        with self.present(self.vae), self._vae_at_its_precision() as vae:
             latents = latents.to(vae.dtype) / vae.config.scaling_factor
             pixels = vae.decode(latents, return_dict=False, generator=generator)[0]
         return self.pixels.pictures.postprocess(pixels.detach(), output_type=output_type)
 
     def encode(self, pixels: Tensor, generator: Generators = None, copies: int = 1) -> Latents:
         """Pictures ``(b, 3, h, w)`` in -1..1 -> latents, ``copies`` of each, each drawn with its own generator."""
-        with self._vae_at_its_precision() as vae:
+        with self.present(self.vae), self._vae_at_its_precision() as vae:
             encoded = vae.encode(pixels.to(self.device, vae.dtype))
             if isinstance(vae, AutoencoderTiny):
                 latents: Tensor = torch.cat([row for row in encoded.latents.split(1) for _ in range(copies)])
@@ -106,6 +119,19 @@ class Model:
                 spread = encoded.latent_dist.parameters.repeat_interleave(copies, 0)
                 latents = DiagonalGaussianDistribution(spread).sample(generator)
         return latents.to(self.unet.dtype) * float(vae.config.scaling_factor)
+
+    @contextmanager
+    def at_work(self, rule: Fusion) -> Iterator[None]:
+        """The denoiser and its controls are in memory inside the block; the controls one at a time, where the rule does
+        not walk through all of them at once."""
+        networks = list(self.controls.values())
+        turns = self.residency is not None and self.residency.level == "controls"
+        with ExitStack() as stack:
+            if self.residency is not None and turns and not any(one.exchange for one in rule.rules):
+                stack.enter_context(self.residency.taking_turns(*networks))
+                networks = []
+            stack.enter_context(self.present(self.unet, *networks))
+            yield
 
     @contextmanager
     def _vae_at_its_precision(self) -> Iterator[AutoencoderKL | AutoencoderTiny]:
@@ -149,9 +175,10 @@ class Model:
             encode = PromptEncoder([self.tokenizer], [self.text_encoder])
         else:
             encode = PromptEncoder([self.tokenizer, self.tokenizer_2], [self.text_encoder, self.text_encoder_2])
-        text, negative = encode(prompts[::copies]), encode(negatives[::copies])
-        length = max(text.embeddings.shape[1], negative.embeddings.shape[1])
-        text, negative = encode.match(text, length), encode.match(negative, length)
+        with self.present(self.text_encoder, self.text_encoder_2):
+            text, negative = encode(prompts[::copies]), encode(negatives[::copies])
+            length = max(text.embeddings.shape[1], negative.embeddings.shape[1])
+            text, negative = encode.match(text, length), encode.match(negative, length)
         if self.zero_empty_prompt:
             negative = encode.blank(negative, [not one for one in negatives[::copies]])
         text, negative = text.repeated(copies), negative.repeated(copies)

@@ -103,6 +103,8 @@ class Pipeline(Model):
             raise UserError("adapters reach into the networks, which OpenVINO keeps closed: use another device")
         if self.text_encoder_2 is not None:
             raise UserError("adapters are for models of the SD1.5 layout")
+        if self.residency is not None:
+            raise UserError("a model with a residency cannot be adapted, its networks come and go: load it with all")
         if self.adapter is not None:
             raise UserError(
                 f"this model has an adapter ({self.adapter.kind}) already: adapt the plain model once more, and let "
@@ -280,7 +282,7 @@ class Pipeline(Model):
             noted.begin(len(timesteps))
         networks = [network for model in self.models for network in model.controls.values()]
         try:
-            with hints_encoded_once(networks):
+            with hints_encoded_once(networks), self.at_work(rule):
                 for step in self._steps(denoisers, starts, timesteps, generator, settles, callback_on_step_end):
                     final = step.latents
             images = final if output_type == "latent" else self.decode(final, output_type, generator)

@@ -134,7 +134,7 @@ def evaluate(
 
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
-    from counterpoint.apps.cli.generate import pairs
+    from counterpoint.apps.cli.values import pairs
     from counterpoint.apps.suites import Source
     from counterpoint.types import UserError
 
@@ -305,7 +305,7 @@ def _run(
 
 
 def _methods(fusion: list[str] | None, sweep: str | None, weight: list[str] | None, gate_silence: bool) -> list[Any]:
-    from counterpoint.apps.cli.generate import pairs
+    from counterpoint.apps.cli.values import pairs
     from counterpoint.evaluation.suite import Method
     from counterpoint.fusion import FUSIONS, get_fusion
 

@@ -149,6 +149,15 @@ def generate(
     ] = "exact",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 where the hardware has it.")] = "fp32",
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            help="What weights and intermediate results may take; networks come and go so that it suffices.",
+            min=0.01,
+        ),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what this needs, and stop.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the images, or one file name ending in .png.")] = Path(
         "counterpoint-out"
     ),
@@ -176,6 +185,7 @@ def generate(
     """Turn a prompt and any number of controls into images."""
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
+    from counterpoint.apps.cli.values import pairs, window_of
     from counterpoint.apps.request import ControlRequest, GenerateRequest, build
     from counterpoint.types import UserError, kind_of
 
@@ -219,7 +229,7 @@ def generate(
                 photo=name in photos,
                 extractor=details["extractor"].get(name),
                 weight=details["weight"].get(name, "1"),
-                window=_window(name, details["window"].get(name)),
+                window=window_of(name, details["window"].get(name)),
                 controlnet=details["controlnet"].get(name),
                 mask=details["mask"].get(name),
                 mode=details["mode"].get(name, "balanced"),
@@ -264,17 +274,32 @@ def generate(
 
     from dataclasses import asdict
 
+    from counterpoint.apps import planning
     from counterpoint.apps.replay import recipe_of
-    from counterpoint.apps.run import run
+    from counterpoint.apps.run import load_for, run
     from counterpoint.conditions.recognise import WrongPicture
     from counterpoint.sampling.prompt import PromptCut
 
+    if plan:
+        output.quiet_libraries()
+        planned = planning.prepare(request, memory)
+        output.record({"schema": record.SCHEMA, "plan": planned.record}) if json else print(planned.table)
+        return
     record.check_writable(out.parent if out.suffix else out)
     output.quiet_libraries()
     readers = _readers(request, tune, pairs("--reader", reader)) if report or tune else {}
 
-    with output.spoken_warnings(PromptCut, WrongPicture), output.progress("sampling") as listen:
-        result = run(request, listen=listen, report=report)
+    with planning.checking(device) as took:
+        if memory is None:
+            pipe = load_for(request)
+        else:
+            planned = planning.prepare(request, memory)
+            output.say(planned.line)
+            pipe = planned.pipe
+        with output.spoken_warnings(PromptCut, WrongPicture), output.progress("sampling") as listen:
+            result = run(request, pipe, listen=listen, report=report)
+    if memory is not None:
+        output.say(f"{took[0] if took else 'it took'} and {result.seconds:.1f} s")
     paths = [out] if out.suffix else [_free(out, image_seed) for image_seed in result.seeds]
     recipe = recipe_of(result)
     for path, image_seed, image in zip(paths, result.seeds, result.images, strict=True):
@@ -354,35 +379,6 @@ def _looked(
             drawn = PIL.Image.fromarray(draw_layout(np.asarray(image), result.layout))
             record.save_png(drawn, pages[-1], {"layout_of": path.name})
     return pages, trials
-
-
-def pairs(option: str, given: list[str] | None) -> dict[str, str]:
-    """``NAME=VALUE`` arguments as a dictionary.
-
-    Raises:
-        UserError: one has no ``=``, or a name comes twice.
-    """
-    from counterpoint.types import UserError, kind_of
-
-    result: dict[str, str] = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"{option} wants NAME=VALUE, got {text!r}")
-        if name in result:
-            raise UserError(f"{option} {name}=... is given twice; name the second one {kind_of(name)}:SOMETHING")
-        result[name] = value
-    return result
-
-
-def _window(name: str, text: str | None) -> tuple[float, float]:
-    from counterpoint.types import UserError
-
-    try:
-        start, end = (text or "0:1").split(":")
-        return float(start), float(end)
-    except ValueError:
-        raise UserError(f"--window {name}={text}: a window is START:END such as 0:0.6") from None
 
 
 def _free(folder: Path, seed: int) -> Path:

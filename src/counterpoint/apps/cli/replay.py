@@ -37,7 +37,7 @@ def replay(
     """Make a picture again from the recipe inside it."""
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
-    from counterpoint.apps.cli.generate import pairs
+    from counterpoint.apps.cli.values import pairs
     from counterpoint.types import UserError
 
     images = {name: Path(path) for name, path in pairs("--control", control).items()}

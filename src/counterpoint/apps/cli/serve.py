@@ -51,8 +51,8 @@ def serve(
     """Offer pictures over HTTP: jobs, events, results; OpenAPI at /docs."""
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
-    from counterpoint.apps.cli.generate import pairs
     from counterpoint.apps.cli.listen import listening, loopback
+    from counterpoint.apps.cli.values import pairs
     from counterpoint.types import UserError
 
     try:

@@ -29,8 +29,8 @@ def studio(
 
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
-    from counterpoint.apps.cli.generate import pairs
     from counterpoint.apps.cli.listen import listening, loopback
+    from counterpoint.apps.cli.values import pairs
     from counterpoint.types import UserError, known_kind
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -1,0 +1,49 @@
+"""``generate --plan`` and ``--memory``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from counterpoint.data.scenes.maps import control_map
+from counterpoint.data.scenes.render import scene
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[str]:
+    for kind in ("pose", "seg"):
+        PIL.Image.fromarray(control_map(scene(0), kind)).save(tmp_path / f"{kind}.png")
+    return ["generate", "a person", "--control=pose=pose.png", "--control=seg=seg.png", "--steps=2", "--out=a.png"]
+
+
+def test_a_plan_makes_nothing(cli, asked: list[str]) -> None:
+    status, out, error = cli(*asked, "--plan")
+    assert status == 0, error
+    first, *rows = out.splitlines()
+    assert first.startswith("this needs 0.0")
+    assert [row.split()[0] for row in rows] == ["all", "stages", "controls"]
+    assert not Path("a.png").exists()
+    found = json.loads(cli(*asked, "--plan", "--json", "--window=pose=0:0.5", "--memory=0.03")[1])["plan"]
+    assert found["residency"] == "stages"
+    assert found["memory"]["stages"] <= 0.03 * 2**30 < found["memory"]["all"]
+
+
+def test_a_picture_within_a_limit_is_the_same(cli, asked: list[str]) -> None:
+    assert cli(*asked)[0] == 0
+    free = np.asarray(PIL.Image.open("a.png"))
+    status, _, error = cli(*asked[:-1], "--out=b.png", "--memory=0.03")
+    assert status == 0, error
+    assert "take turns" in error
+    assert "it took" in error
+    assert np.array_equal(free, np.asarray(PIL.Image.open("b.png")))
+
+
+def test_what_fits_nowhere_is_refused(cli, asked: list[str]) -> None:
+    status, _, error = cli(*asked, "--memory=0.01")
+    assert (status, error.count("\n")) == (2, 1), error
+    assert "0.01 are allowed" in error
+    assert not Path("a.png").exists()

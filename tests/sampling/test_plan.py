@@ -1,0 +1,129 @@
+"""What is foretold without being computed is what is there when it is computed."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import counterpoint
+from counterpoint.sampling import plan as planning
+from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.sampling.plan import Plan, plan
+from counterpoint.types import UserError
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return counterpoint.load("tiny", ["pose", "seg"])
+
+
+@pytest.fixture(autouse=True)
+def known_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of which nothing has to be measured."""
+    monkeypatch.setattr(planning, "_rates", lambda *_: planning._Rates(1e11, 1e11, 1e11, 1e10))
+    monkeypatch.setattr(planning, "_pace", lambda *_: (1.0, 0.0))
+
+
+class Living(TorchDispatchMode):
+    """Real tensors' bytes at their largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor) and (key := one.untyped_storage()._cdata) not in self.known:
+                self.known.add(key)
+                self.live += one.untyped_storage().nbytes()
+                weakref.finalize(one.untyped_storage(), self.gone, key, one.untyped_storage().nbytes())
+        self.peak = max(self.peak, self.live)
+        return made
+
+    def gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_memory_is_that_of_the_real_decoder(pipe: Pipeline, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest part here; oneDNN's copies, which no tensor shows, are left out, and the hints remain."""
+    monkeypatch.setattr(planning, "BLOCKED", ())
+    found = plan(pipe, height=side, width=side)
+    latents = torch.randn(1, 16, side // 8, side // 8)
+    with torch.no_grad(), Living() as real:
+        pipe.vae.decode(latents, return_dict=False)
+    weights = sum(found.weights.values())
+    assert found.memory["all"] - weights - 4 * 3 * side**2 * 4 == pytest.approx(real.peak, rel=0.02)
+
+
+def test_seconds_are_arithmetic_over_the_rate(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_rates", lambda *_: planning._Rates(1.0, 1.0, 1.0, 1e30))
+    found = plan(pipe, 2, num_inference_steps=3, guidance_scale=3.0, active=[1.0, 1 / 3])
+    length = pipe.tokenizer.model_max_length
+    latents, text = torch.randn(4, 16, 16, 16), torch.randn(4, length, pipe.unet.config.cross_attention_dim)
+    hint = torch.rand(4, 3, 128, 128)
+    with torch.no_grad(), FlopCounterMode(display=False) as once:
+        pipe.text_encoder(torch.zeros(4, length, dtype=torch.long))
+        pipe.vae.decode(latents[:2])
+    with torch.no_grad(), FlopCounterMode(display=False) as steps:
+        for _ in range(3):
+            down, mid = pipe.controls["pose"](latents, 500, text, hint, return_dict=False)
+            pipe.unet(latents, 500, text, down_block_additional_residuals=down, mid_block_additional_residual=mid)
+        pipe.controls["seg"](latents, 500, text, hint)
+    counted = once.get_total_flops() + steps.get_total_flops()
+    assert counted < found.seconds < 1.2 * counted, "torch does not count the CPU's attention"
+
+
+def test_what_is_asked_decides(pipe: Pipeline) -> None:
+    one = plan(pipe)
+    assert one.memory["all"] > one.memory["stages"] >= one.memory["controls"]
+    assert plan(pipe, 4).memory["all"] > one.memory["all"] + 3 * MIB
+    assert plan(pipe, guidance_scale=1.0).seconds < one.seconds < plan(pipe, from_image=True).seconds
+    assert plan(pipe, num_inference_steps=40).seconds == pytest.approx(2 * one.seconds, rel=0.1)
+    assert plan(pipe, active=[0.5, 0.5]).seconds < one.seconds
+    alone = plan(replace(pipe, controls={}))
+    assert alone.seconds < one.seconds
+    assert set(one.weights) - set(alone.weights) == {"control pose", "control seg"}
+
+
+def test_nothing_is_computed(pipe: Pipeline) -> None:
+    seen = []
+    hooks = [one.register_forward_hook(lambda _, __, out: seen.append(out)) for one in (pipe.unet.conv_in,)]
+    plan(pipe)
+    for hook in hooks:
+        hook.remove()
+    assert all(type(one).__name__ == "FakeTensor" for one in seen)
+    assert seen
+
+
+def test_the_residency_that_keeps_most_is_chosen() -> None:
+    found = Plan({"all": 30, "stages": 20, "controls": 10}, {}, 1.0)
+    assert [found.fitting(limit) for limit in (30, 29, 20, 19, 10)] == [
+        "all",
+        "stages",
+        "stages",
+        "controls",
+        "controls",
+    ]
+    with pytest.raises(UserError, match="only what is at work"):
+        found.fitting(9)
+
+
+def test_the_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    slowness, call = planning._pace(torch.device("cpu"), torch.float32)
+    assert slowness >= 1
+    assert 0 <= call < 1e-2
