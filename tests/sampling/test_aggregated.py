@@ -298,7 +298,7 @@ def test_what_cannot_be_aggregated_is_said(make: Callable, parts: dict) -> None:
         counterpoint.aggregate([first, "base"])
     inner = counterpoint.aggregate([first, make("migc")])
     assert len(counterpoint.aggregate([make(), inner]).models) == 3, "an aggregate counts as its models"
-    with pytest.raises(UserError, match=r"has an adapter \(interact\) already"):
+    with pytest.raises(UserError, match="has an adapter already"):
         first.adapted("style")
     with pytest.raises(UserError, match="interact reads a layout, and there is none"):
         first("a person", **FAST)

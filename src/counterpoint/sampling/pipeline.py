@@ -101,15 +101,14 @@ class Pipeline(Model):
         """
         if isinstance(self.unet, Ported):
             raise UserError("adapters reach into the networks, which OpenVINO keeps closed: use another device")
-        if self.text_encoder_2 is not None:
-            raise UserError("adapters are for models of the SD1.5 layout")
-        if self.residency is not None:
-            raise UserError("a model with a residency cannot be adapted, its networks come and go: load it with all")
-        if self.adapter is not None:
-            raise UserError(
-                f"this model has an adapter ({self.adapter.kind}) already: adapt the plain model once more, and let "
-                "both work together with counterpoint.aggregate"
-            )
+        for wrong, said in (
+            (self.text_encoder_2, "adapters are for models of the SD1.5 layout"),
+            (self.residency, "a model with a residency cannot be adapted, its networks come and go: load it with all"),
+            (self.adapter, "this model has an adapter already: adapt the plain model once more, and let both work "
+             "together with counterpoint.aggregate"),
+        ):  # fmt: skip
+            if wrong is not None:
+                raise UserError(said)
         own = self.origin / "adapters"
         path = own / source if (own / source).is_dir() else Path(source)
         if not path.exists():
