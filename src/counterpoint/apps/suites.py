@@ -142,6 +142,7 @@ class PipelineMaker:
             fusion=rule if lends else replace(rule, keys=None),
             subject=subject if lends else None,
             gate_silence=method.gated,
+            quality=method.quality,
             layout=[task.layout for task in tasks] if any(model.adapter for model in pipe.models) else None,
             controlnet_conditioning_scale=[method.weights.get(label, 1.0) for label in labels],
             num_inference_steps=self.steps,

@@ -34,22 +34,23 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class Method:
-    """A way to join controls: a rule by name, weights by label where they are not 1, and whether silence is gated; or
-    models by name that read a layout, and how they are aggregated."""
+    """A way to join controls: a rule by name, weights by label where they are not 1, whether silence is gated, and what
+    is foretold; or models by name that read a layout, and how they are aggregated."""
 
     fusion: str = "sum"
     weights: Mapping[str, float] = field(default_factory=dict)
     gated: bool = False
+    quality: str = "exact"
     models: tuple[str, ...] = ()
     aggregation: str = ""
 
     @property
     def name(self) -> str:
-        """The rule, then the rest: ``sum``, ``sum gated`` or ``sum pose=0.5``; or ``interact+migc steps=3``."""
+        """The rule and the rest: ``sum``, ``sum gated``, ``sum fast``, ``sum pose=0.5``; ``interact+migc steps=3``."""
         if self.models:
             return " ".join(["+".join(self.models), *[self.aggregation] * bool(self.aggregation)])
         weights = (f"{label}={weight:g}" for label, weight in self.weights.items())
-        return " ".join([self.fusion, *["gated"] * self.gated, *weights])
+        return " ".join([self.fusion, *["gated"] * self.gated, *[self.quality] * (self.quality != "exact"), *weights])
 
     @property
     def slug(self) -> str:

@@ -13,7 +13,7 @@ _RULES = ("conflicting", "complementary", "silent", "single")
 """Suites that join controls."""
 _OWN = {
     **dict.fromkeys(("metrics", "lpips"), ("folder",)),
-    **dict.fromkeys(("fusion", "sweep", "weight", "gate_silence", "manifest"), _RULES),
+    **dict.fromkeys(("fusion", "sweep", "weight", "gate_silence", "quality", "manifest"), _RULES),
     "layouts": ("layout",),
 }
 """Option -> the only suites that do not ignore it."""
@@ -50,6 +50,10 @@ def evaluate(
     gate_silence: Annotated[
         bool, typer.Option("--gate-silence", help="Try each rule a second time, gated as in generate --gate-silence.")
     ] = False,
+    quality: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare exact, balanced, fast as in generate. Repeatable.", show_default=False),
+    ] = None,
     aggregate: Annotated[
         list[str] | None,
         typer.Option(metavar="A,B", help="For layout and style: models that work together. Repeatable."),
@@ -173,7 +177,7 @@ def evaluate(
         if aggregate or suite in {"layout", "style"}:
             methods = _models(aggregate or ["base"], aggregation or [""])
         else:
-            methods = _methods(fusion, sweep, weight, gate_silence)
+            methods = _methods(fusion, sweep, weight, gate_silence, quality or ["exact"])
         results, strips = _run(suite, source, methods, n, seeds, batch_size, ray, manifest, folder)
     results = {
         "schema": record.SCHEMA,
@@ -304,19 +308,26 @@ def _run(
     }, strips(tasks, reader(folder / "pictures"))
 
 
-def _methods(fusion: list[str] | None, sweep: str | None, weight: list[str] | None, gate_silence: bool) -> list[Any]:
+def _methods(
+    fusion: list[str] | None, sweep: str | None, weight: list[str] | None, gate_silence: bool, quality: list[str]
+) -> list[Any]:
+    """Every rule with every weight, gate and quality."""
     from counterpoint.apps.cli.values import pairs
     from counterpoint.evaluation.suite import Method
     from counterpoint.fusion import FUSIONS, get_fusion
+    from counterpoint.sampling.economy import known_quality
 
+    for level in quality:
+        known_quality(level)
     rules = [get_fusion(name).name for name in fusion or (["sum"] if sweep else FUSIONS)]
     fixed = {name: _weight(name, value) for name, value in pairs("--weight", weight).items()}
     gates = [False, True] if gate_silence else [False]
     return [
-        Method(rule, {**fixed, **swept}, gated)
+        Method(rule, {**fixed, **swept}, gated, level)
         for rule in dict.fromkeys(rules)
         for swept in (_weights(sweep) if sweep else [{}])
         for gated in gates
+        for level in dict.fromkeys(quality)
     ]
 
 
