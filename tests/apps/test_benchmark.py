@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 
 from counterpoint.apps.benchmark import Timing, alternate, compare, plain
 from counterpoint.apps.benchmark_batch import batch_cases
+from counterpoint.apps.benchmark_cases import Comparison
 from counterpoint.apps.benchmark_generate import generate_cases
 from counterpoint.apps.benchmark_train import train_cases
+from counterpoint.sampling.residency import RESIDENCIES
 
 CPU = torch.device("cpu")
 
@@ -43,12 +46,13 @@ def test_ratios_are_of_the_same_round() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("music",), "there are fusion, generate, train, batch, aggregate"),
+        (("music",), "there are fusion, generate, train, batch, aggregate, memory"),
         (("--size", "huge"), "tiny, sd15"),
         (("--dtype", "fp8"), "fp32, bf16, fp16"),
         (("generate", "--dtype", "bf16"), "compares dtypes itself"),
         (("train", "--dtype", "bf16"), "in both number formats"),
         (("batch", "--size", "sd15"), "--size tiny"),
+        (("fusion", "--steps", "3"), "--steps is for benchmark generate"),
         (("--device", "gpu"), "there is no device 'gpu'"),
     ],
 )
@@ -89,3 +93,28 @@ def test_jobs_are_the_same_together(monkeypatch: pytest.MonkeyPatch) -> None:
     for case in batch_cases("tiny", CPU, torch.float32).cases.values():
         case()
     assert made == {1: 4, 4: 2}
+
+
+def test_a_record_and_a_page(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cases(*_: object) -> Comparison:
+        return Comparison({"sum": lambda: torch.ones(9).sum(), "other": lambda: None}, "sum", {"sum": 1e-9})
+
+    monkeypatch.setattr("counterpoint.apps.benchmark_cases.fusion_cases", cases)
+    status, out, error = cli("benchmark", "fusion", "--rounds", 3, "--out", "found", "--json")
+    assert status == 0, error
+    assert json.loads(out) == json.loads(Path("found/benchmark.json").read_text())
+    page = Path("found/index.html").read_text()
+    assert page.count("<tr") == 3
+    assert "counterpoint benchmark fusion --rounds 3" in page
+
+
+def test_memory_is_that_of_a_process_of_its_own(cli) -> None:
+    status, out, error = cli("benchmark", "memory", "--json", "--out", "found")
+    assert status == 0, error
+    rows = json.loads(out)["rows"]
+    assert [row["name"] for row in rows] == ["stock diffusers", *(f"residency {name}" for name in RESIDENCIES)]
+    if rows[0]["peak_mb"] is not None:
+        assert all(row["peak_mb"] > 0 for row in rows)
+        assert rows[0]["ratio"] == 1
+        assert rows[-1]["peak_mb"] < rows[1]["peak_mb"]
+    assert "four controls" in Path("found/index.html").read_text()

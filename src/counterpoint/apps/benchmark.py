@@ -13,6 +13,7 @@ import torch
 
 from counterpoint.evaluation.statistics import bootstrap
 from counterpoint.metrics.cost import measuring
+from counterpoint.pages import render
 
 Case = Callable[[], object]
 
@@ -84,12 +85,26 @@ def _processor() -> str:
 
 
 def plain(rows: list[dict[str, Any]], baseline: str) -> str:
-    """Aligned text for people."""
+    """Aligned text for people; rows without seconds compare memory."""
     width = max(len(row["name"]) for row in rows)
-    return "\n".join(
-        f"{row['name']:<{width}}  {row['seconds']['median']:10.4f} s  "
-        f"{row['ratio']['median']:8.2%} of {baseline} [{row['ratio']['low']:.2%}, {row['ratio']['high']:.2%}]"
-        + (f"  {row['peak_mb']} MB" if row["peak_mb"] else "")
-        + (f"  floor {row['floor']:.4f} s" if row.get("floor") else "")
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        said = [f"{row['name']:<{width}}"]
+        if "seconds" in row:
+            ratio = row["ratio"]
+            said.append(f"{row['seconds']['median']:10.4f} s")
+            said.append(f"{ratio['median']:8.2%} of {baseline} [{ratio['low']:.2%}, {ratio['high']:.2%}]")
+        elif row["ratio"]:
+            said.append(f"{row['ratio']:8.2%} of {baseline}")
+        if row["peak_mb"]:
+            said.append(f"{row['peak_mb']:.0f} MiB")
+        if row.get("floor"):
+            said.append(f"floor {row['floor']:.4f} s")
+        lines.append("  ".join(said))
+    return "\n".join(lines)
+
+
+def page(found: Mapping[str, Any], rounds: int | None) -> str:
+    """A record as a page."""
+    ratios = [row["ratio"]["median"] if "seconds" in row else row["ratio"] or 0.0 for row in found["rows"]]
+    return render("benchmark.html", **found, rounds=rounds, ratios=ratios, most=max(ratios))

@@ -23,6 +23,7 @@ from counterpoint.models.load import load_components, load_controls, load_image_
 from counterpoint.models.migc import with_instances
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.guides import Adapter
+from counterpoint.sampling.plan import floor
 from counterpoint.types import Fusion, Moment, UserError
 
 SHIPPED = "tiny"
@@ -81,8 +82,10 @@ def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> Compari
         return torch.no_grad()(lambda: fuse(rule, said))
 
     steps = ("sum", "pix+channel", "cross", "minimal-impact", "maxfusion", "cross-authors")
-    cases = {f"step {name}": step(FUSIONS[name]) for name in steps}
-    return Comparison(cases | {f"operator {name}": operator(rule) for name, rule in FUSIONS.items()}, "step sum")
+    operators = {f"operator {name}": operator(rule) for name, rule in FUSIONS.items()}
+    whole = {f"step {name}": step(FUSIONS[name]) for name in steps}
+    floors = {name: floor(case, device, dtype) for name, case in operators.items()}
+    return Comparison(whole | operators, "step sum", floors)
 
 
 @dataclass(frozen=True, eq=False)

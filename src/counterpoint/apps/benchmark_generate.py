@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers import AutoencoderKL, StableDiffusionControlNetPipeline
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from counterpoint.api import DTYPES, find_dtype, load
@@ -20,22 +19,25 @@ from counterpoint.apps.benchmark import Case
 from counterpoint.apps.benchmark_cases import Comparison, random_models
 from counterpoint.models.openvino import port
 from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.sampling.plan import floor
 from counterpoint.types import UserError
 
 CONTROLS = 2
 
 
-def generate_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparison:
+def generate_cases(size: str, device: torch.device, dtype: torch.dtype, steps: int | None = None) -> Comparison:
     """Pictures with two controls at guidance 7.5, up to the latents: by stock diffusers at its defaults, which count in
-    float32, and by every way of ours; and the parts of one step.
+    float32, and by every way of ours; the lower qualities with one and four controls as well; and the parts of one
+    step. ``steps`` default to those of the size.
 
     Raises:
         UserError: another dtype, for each way has its own.
     """
     if dtype != torch.float32:
         raise UserError("benchmark generate compares dtypes itself: leave out --dtype")
-    pipe, steps = SIZES[size]()
+    pipe, usual = SIZES[size]()
     pipe.to(device)
+    steps = steps or usual
     stock = StableDiffusionControlNetPipeline(
         vae=pipe.vae,
         text_encoder=pipe.text_encoder,
@@ -52,27 +54,40 @@ def generate_cases(size: str, device: torch.device, dtype: torch.dtype) -> Compa
     hints = [PIL.Image.fromarray(np.full((side, side, 3), 80 * i, np.uint8)) for i in range(CONTROLS)]
     call = {"num_inference_steps": steps, "guidance_scale": 7.5, "output_type": "latent", "width": side, "height": side}
 
-    def ours(one: Pipeline, **more: object) -> Case:
-        return lambda: one("a person", hints, **call, generator=torch.Generator().manual_seed(0), **more)
+    def ours(one: Pipeline, count: int = CONTROLS, **more: object) -> Case:
+        images = (hints * CONTROLS)[:count]
+        return lambda: one("a person", images, **call, generator=torch.Generator().manual_seed(0), **more)
 
     cases: dict[str, Case] = {
         "stock diffusers": lambda: stock("a person", image=hints, **call, generator=torch.Generator().manual_seed(0)),
         "exact": ours(pipe),
     }
     half = find_dtype("auto", str(device))
-    if half != "fp32":
-        cases[f"exact, {half}"] = ours(_copied(pipe, half))
+    quickest = halved = pipe if half == "fp32" else _copied(pipe, half)
+    if halved is not pipe:
+        cases[f"exact, {half}"] = ours(halved)
     if device.type == "cpu":
         for kind in dict.fromkeys(("fp32", half)):
             try:
                 unet, networks = port(pipe.unet, pipe.controls, kind == "bf16")
             except UserError:
                 break
-            cases[f"exact, openvino, {kind}"] = ours(replace(pipe, unet=unet, controls=networks))
+            quickest = replace(pipe, unet=unet, controls=networks)
+            cases[f"exact, openvino, {kind}"] = ours(quickest)
+    for quality in ("balanced", "fast"):
+        cases[quality] = ours(pipe, quality=quality)
+        cases[f"{quality}, quickest way"] = ours(quickest, quality=quality)
+    for count in (1, 2 * CONTROLS):
+        few = list(quickest.controls.values()) * CONTROLS
+        several = replace(quickest, controls={f"canny:{i}": few[i] for i in range(count)})
+        cases[f"balanced, quickest way, {count} controls"] = ours(several, count, quality="balanced")
     parts = _parts(pipe, device)
-    work = steps * sum(_flops(part) for name, part in parts.items() if name.startswith(("part: host", "part: branch")))
-    whole, low = work / _rate(device, torch.float32), work / _rate(device, torch.bfloat16)
-    floors = {name: low if name.endswith(("bf16", "fp16")) else whole for name in cases}
+    floors = {name: floor(part, device, torch.float32) for name, part in parts.items()}
+    low = {name: floor(part, device, halved.unet.dtype) for name, part in _parts(halved, device).items()}
+    for name in cases:
+        if name == "stock diffusers" or name.startswith("exact"):  # the others do less arithmetic
+            counted = low if name.endswith(("bf16", "fp16")) else floors
+            floors[name] = steps * sum(counted[part] for part in parts if part != "part: decode")
     return Comparison(cases | parts, "stock diffusers", floors)
 
 
@@ -86,9 +101,10 @@ def _copied(pipe: Pipeline, dtype: str) -> Pipeline:
 def _parts(pipe: Pipeline, device: torch.device) -> dict[str, Case]:
     """Of one guided step: every branch, the rule, the host; and the decoding of the picture."""
     side, config = pipe.native_size // pipe.factor, pipe.unet.config
-    latents = torch.randn(2, config.in_channels, side, side, device=device)
-    text = torch.randn(2, pipe.tokenizer.model_max_length, config.cross_attention_dim, device=device)
-    hint = torch.rand(2, 3, pipe.native_size, pipe.native_size, device=device)
+    where: dict[str, Any] = {"device": device, "dtype": pipe.unet.dtype}
+    latents = torch.randn(2, config.in_channels, side, side, **where)
+    text = torch.randn(2, pipe.tokenizer.model_max_length, config.cross_attention_dim, **where)
+    hint = torch.rand(2, 3, pipe.native_size, pipe.native_size, **where)
 
     def branch(network: torch.nn.Module) -> Case:
         return torch.no_grad()(lambda: network(latents, 500, text, hint, return_dict=False))
@@ -105,23 +121,6 @@ def _parts(pipe: Pipeline, device: torch.device) -> dict[str, Case]:
         ),
         "part: decode": torch.no_grad()(lambda: pipe.decode(latents[:1], "pt")),
     }
-
-
-def _flops(case: Case) -> int:
-    with FlopCounterMode(display=False) as counter:
-        case()
-    return int(counter.get_total_flops())
-
-
-def _rate(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
-    """Floating-point operations a second of this machine's matrix products, at best."""
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        float((a @ a)[0, 0])
-        best = min(best, time.perf_counter() - began)
-    return 2 * side**3 / best
 
 
 def _tiny() -> tuple[Pipeline, int]:

@@ -188,7 +188,9 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """A new part; what is alive stays."""
-        self.peak, self.ideal, self.calls = self.live, 0.0, 0
+        self.peak = self.live
+        self.ideal = 0.0
+        self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -247,13 +249,13 @@ def _rates(device: torch.device, dtype: torch.dtype) -> _Rates:
     def noise(*sizes: int) -> Tensor:
         return torch.randn(*sizes, device=device, dtype=dtype)
 
-    picture, kernel = noise(2, 320, 32, 32), noise(320, 320, 3, 3)
+    matrix, picture, kernel = noise(1024, 1024), noise(2, 320, 32, 32), noise(320, 320, 3, 3)
     query, large = noise(2, 8, 1024, 40), noise(2**22)
     return _Rates(
-        matrix_rate(device, dtype, 1024),
-        2 * picture.numel() * 320 * 9 / quickest(device, lambda: F.conv2d(picture, kernel, padding=1)),
-        4 * query.numel() * 1024 / quickest(device, lambda: F.scaled_dot_product_attention(query, query, query)),
-        2 * _size(large) / quickest(device, large.clone),
+        2 * 1024**3 / _quickest(device, lambda: matrix @ matrix),
+        2 * picture.numel() * 320 * 9 / _quickest(device, lambda: F.conv2d(picture, kernel, padding=1)),
+        4 * query.numel() * 1024 / _quickest(device, lambda: F.scaled_dot_product_attention(query, query, query)),
+        2 * _size(large) / _quickest(device, large.clone),
     )
 
 
@@ -274,7 +276,7 @@ def _pace(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     for side in (8, 32):
         latents = torch.randn(2, 4, side, side, device=device, dtype=dtype)
         text = torch.randn(2, 77, 64, device=device, dtype=dtype)
-        taken = quickest(device, partial(network, latents, 500, text), 3)
+        taken = _quickest(device, partial(network, latents, 500, text), 3)
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _Ledger(device, dtype) as ledger:
             network(torch.empty_like(latents), 500, torch.empty_like(text))
         rows.append((ledger.ideal, float(ledger.calls), taken))
@@ -283,13 +285,15 @@ def _pace(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     return slowness, max(0.0, (taken - slowness * ideal) / calls)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
-    """Floating-point operations a second of this machine's matrix products, at best."""
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    return 2 * side**3 / quickest(device, lambda: a @ a)
+def floor(run: Callable[[], object], device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds below which a call cannot fall here: each operation's arithmetic at this machine's best rate, or its
+    bytes at the rate of copying, whichever takes longer."""
+    with _Ledger(device, dtype) as ledger:
+        run()
+    return ledger.ideal
 
 
-def quickest(device: torch.device, run: Callable[[], object], times: int = 5) -> float:
+def _quickest(device: torch.device, run: Callable[[], object], times: int = 5) -> float:
     """Seconds of the quickest of some calls."""
     taken = []
     with torch.no_grad():

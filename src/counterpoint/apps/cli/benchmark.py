@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -12,8 +13,8 @@ def benchmark(
         str,
         typer.Argument(
             help="fusion: every rule's operator, and whole steps; generate: pictures with two controls, beside stock "
-            "diffusers; train: a step of every training method; batch: jobs together and one by one; aggregate: "
-            "pictures by models that work together."
+            "diffusers; memory: a picture with four controls, each way in a process of its own; train: a step of every "
+            "training method; batch: jobs together and one by one; aggregate: pictures by models that work together."
         ),
     ] = "fusion",
     size: Annotated[
@@ -22,25 +23,34 @@ def benchmark(
     rounds: Annotated[int, typer.Option(help="How often everything is timed, in turns.", min=3, max=1000)] = 5,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    steps: Annotated[
+        int | None, typer.Option(help="For generate: of a picture; default 20, at sd15 2.", min=1, max=1000)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for benchmark.json and a page.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one machine-readable record.")] = False,
 ) -> None:
     """Measure speed and memory, everything in one process and in turns."""
+    import shlex
+    import sys
+
     from counterpoint.api import DTYPES, find_device
     from counterpoint.apps import benchmark as bench
     from counterpoint.apps import record
     from counterpoint.apps.benchmark_batch import batch_cases
     from counterpoint.apps.benchmark_cases import SIZES, aggregate_cases, fusion_cases
     from counterpoint.apps.benchmark_generate import generate_cases
+    from counterpoint.apps.benchmark_memory import STOCK, memory_rows
     from counterpoint.apps.benchmark_train import train_cases
     from counterpoint.apps.cli import output
     from counterpoint.types import UserError
 
-    kinds = {
+    kinds: dict[str, Any] = {
         "fusion": fusion_cases,
         "generate": generate_cases,
         "train": train_cases,
         "batch": batch_cases,
         "aggregate": aggregate_cases,
+        "memory": memory_rows,
     }
     for name, value, known in (
         ("benchmark", what, kinds),
@@ -49,26 +59,38 @@ def benchmark(
     ):
         if value not in known:
             raise UserError(f"{name} {value}: there are {', '.join(known)}")
+    if steps is not None and what != "generate":
+        raise UserError(f"--steps is for benchmark generate; {what} does not heed it")
+    if out is not None:
+        record.check_writable(out)
     output.quiet_libraries()
     output.say("preparing")
-    where = find_device(device)
-    compared = kinds[what](size, where, DTYPES[dtype])
+    where, kind = find_device(device), DTYPES[dtype]
     with output.progress("measuring", unit="case") as listen:
-        rows = bench.compare(bench.alternate(compared.cases, rounds, where, listen), compared.baseline)
-    for row in rows:
-        row["floor"] = compared.floors.get(row["name"])
+        if what == "memory":
+            rows, baseline = memory_rows(size, where, kind, listen), STOCK
+        else:
+            compared = kinds[what](size, where, kind, *([] if steps is None else [steps]))
+            rows = bench.compare(bench.alternate(compared.cases, rounds, where, listen), compared.baseline)
+            baseline = compared.baseline
+            for row in rows:
+                row["floor"] = compared.floors.get(row["name"])
+    found = {
+        "schema": record.SCHEMA,
+        "what": what,
+        "size": size,
+        "dtype": dtype,
+        "rows": rows,
+        "baseline": baseline,
+        "machine": bench.machine(where),
+        "command": shlex.join(["counterpoint", *sys.argv[1:]]),
+        "versions": record.versions(),
+    }
+    if out is not None:
+        record.write_json(out / "benchmark.json", found)
+        record.write_text(out / "index.html", bench.page(found, None if what == "memory" else rounds))
     if json:
-        output.record(
-            {
-                "schema": record.SCHEMA,
-                "what": what,
-                "size": size,
-                "dtype": dtype,
-                "rows": rows,
-                "baseline": compared.baseline,
-                "machine": bench.machine(where),
-            }
-        )
+        output.record(found)
         return
-    print(bench.plain(rows, compared.baseline))
-    print(", ".join(f"{key} {value}" for key, value in bench.machine(where).items()))
+    print(bench.plain(rows, baseline))
+    print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
