@@ -290,7 +290,8 @@ def floor(run: Callable[[], object], device: torch.device, dtype: torch.dtype) -
     bytes at the rate of copying, whichever takes longer."""
     with _Ledger(device, dtype) as ledger:
         run()
-    return ledger.ideal
+    seconds: float = ledger.ideal
+    return seconds
 
 
 def _quickest(device: torch.device, run: Callable[[], object], times: int = 5) -> float:
