@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from counterpoint.apps.cli.evaluate import _methods
+from counterpoint.apps.cli.methods import methods_asked
 from counterpoint.apps.suites import PipelineMaker, Source, _identity, make_bench
 from counterpoint.evaluation.suite import Task
 from counterpoint.sampling.pipeline import Pipeline
@@ -116,9 +117,12 @@ def test_options_that_would_be_ignored(cli, tmp_path: Path, arguments: list[str]
 
 
 def test_rules_are_compared_once_under_fixed_weights() -> None:
-    names = [method.name for method in _methods(["sum", "mean", "sum"], None, ["canny=0.5", "hed=1.5"], False)]
+    names = [
+        method.name
+        for method in methods_asked(["sum", "mean", "sum"], None, ["canny=0.5", "hed=1.5"], False, ["exact"], [])
+    ]
     assert names == ["sum canny=0.5 hed=1.5", "mean canny=0.5 hed=1.5"]
-    names = [method.name for method in _methods(None, "pose=0:1:1", ["seg=2"], False)]
+    names = [method.name for method in methods_asked(None, "pose=0:1:1", ["seg=2"], False, ["exact"], [])]
     assert names == ["sum seg=2 pose=0", "sum seg=2 pose=1"]
 
 
@@ -159,3 +163,35 @@ def test_a_control_of_the_family_is_exchanged(tiny: Path) -> None:
         one, other = (bench.pipe.controls[kind].state_dict() for bench, kind in ((tuned, name), (own, wanted)))
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert tuned.identity["weights"] != own.identity["weights"]
+
+
+def test_networks_are_compared_on_the_same_cases(cli, tiny: Path, tmp_path: Path) -> None:
+    """A network that is the family's own makes the family's own pictures; another one makes others."""
+    shutil.copytree(tiny / "controls" / "canny", tmp_path / "same")
+    shutil.copytree(tiny / "controls" / "depth", tmp_path / "other")
+    given = [f"--versus=canny={tmp_path / 'same'}", f"--versus=canny={tmp_path / 'other'}"]
+    small = ["evaluate", "single", "--fusion", "sum", "-n", 2, "--steps", 1, "--json"]
+    status, out, error = cli(*small, *given, "--out", "run")
+    assert status == 0, error
+    rows = json.loads(out)["rows"]
+    assert {row["case"] for row in rows} == {"canny"}
+    found = {row["name"]: row["metrics"] for row in rows}
+    assert set(found) == {"sum", "sum of same", "sum of other"}
+    assert found["sum"]["ssim_canny"] == found["sum of same"]["ssim_canny"] != found["sum of other"]["ssim_canny"]
+    config = tmp_path / "other" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "injection": {"reading": "min-norm"}}))
+    status, out, error = cli(*small, *given[1:], "--out", "own")
+    assert status == 0, error
+    names = {row["name"] for row in json.loads(out)["rows"]}
+    assert names == {"sum", "minimal-impact:injection=min-norm,granularity=sample of other"}
+    shutil.copytree(tmp_path / "same", tmp_path / "deep" / "same")
+    for wrong, said in (
+        (given[:1] + [f"--versus=canny={tmp_path / 'deep' / 'same'}"], "would be called 'sum of same'"),
+        (["--versus=canny=nowhere"], "there is no ControlNet of diffusers' layout"),
+        (["--versus=canny"], "--versus wants NAME=VALUE"),
+        ([f"--versus=lineart={tmp_path / 'same'}"], "--versus lineart: there is no such control"),
+    ):
+        status, _, error = cli(*small, *wrong, "--out", "bad")
+        assert (status, error.count("\n")) == (2, 1), error
+        assert said in error
+    assert not (tmp_path / "bad").exists()

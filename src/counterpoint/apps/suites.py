@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 from torch import Tensor
 
 from counterpoint.api import find_device, load
@@ -30,7 +31,7 @@ from counterpoint.evaluation.suites.layout import LayoutSuite
 from counterpoint.evaluation.suites.style import StyleSuite
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
 from counterpoint.fusion import get_fusion
-from counterpoint.models.load import locate
+from counterpoint.models.load import load_controlnet, locate
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
 
@@ -128,13 +129,15 @@ class PipelineMaker:
         self.pipe, self.steps = pipe, steps
         self.guidance_scale = pipe.guidance_scale if guidance_scale is None else guidance_scale
         self.model = lru_cache(maxsize=None)(self._model)
+        self.network = lru_cache(maxsize=8)(self._network)
 
     def __call__(self, tasks: Sequence[Task]) -> list[Image]:
         """One picture a task; all have the same controls, method and subject."""
         method, labels, subject = tasks[0].method, list(tasks[0].images), tasks[0].subject
         rule = get_fusion(method.fusion)
         lends = rule.keys is not None and subject != ""
-        pipe = replace(self.pipe, controls={label: self.pipe.controls[label] for label in labels})
+        own = {**self.pipe.controls, **{label: self.network(place) for label, place in method.networks}}
+        pipe = replace(self.pipe, controls={label: own[label] for label in labels})
         pipe = pipe if not method.models else self.model(method.models, method.aggregation)
         output = pipe(
             [task.prompt for task in tasks],
@@ -155,6 +158,10 @@ class PipelineMaker:
                 f"{method.name}: the model made a picture of values that are no numbers; try another --dtype"
             )
         return list(np.rint(output.images * 255).astype(np.uint8))
+
+    def _network(self, place: str) -> ControlNetModel:
+        network: ControlNetModel = load_controlnet(place, self.pipe.unet, self.pipe.unet.dtype).to(self.pipe.device)
+        return network
 
     def _model(self, names: tuple[str, ...], aggregation: str) -> Pipeline:
         return several(replace(self.pipe, controls={}), names, aggregation)
@@ -223,6 +230,12 @@ def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> 
     }
 
 
+def identity(bench: Bench, methods: Sequence[Method]) -> dict[str, Any]:
+    """What two runs with these methods must have in common to be one."""
+    others = sorted({place for method in methods for _, place in method.networks})
+    return {**bench.identity, **({"versus": _hash([locate(place) for place in others])} if others else {})}
+
+
 def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
     """A suite by name.
 
@@ -241,13 +254,18 @@ def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
                     f"{method.name}: an IP-Adapter reads a reference picture, and COCO-MIG's layouts have none: leave "
                     "it out of --aggregate, or leave out --layouts to measure on scenes, which have one"
                 )
+    for label, place in (own for method in methods for own in method.networks):
+        if label not in bench.pipe.controls:
+            raise UserError(f"--versus {label}: there is no such control; there are {', '.join(bench.pipe.controls)}")
+        bench.maker.network(place)
     if name == "layout" and not bench.levels:
         raise UserError("this suite needs --layouts mig_bench.json, or scenes")
     if name == "conservativity" and (
         bench.pipe.text_encoder_2 is not None or not set(KINDS) & set(bench.pipe.controls)
     ):
         raise UserError(f"conservativity is measured on SD1.5's layout with ControlNets for {', '.join(KINDS)}")
-    return SUITES[name](bench)
+    suite = SUITES[name](bench)
+    return suite.about(methods) if isinstance(suite, fusion.FusionSuite) else suite
 
 
 def rehearse(suite: Suite, bench: Bench, n: int, methods: Sequence[Method]) -> None:

@@ -34,23 +34,27 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class Method:
-    """A way to join controls: a rule by name, weights by label where they are not 1, whether silence is gated, and what
-    is foretold; or models by name that read a layout, and how they are aggregated."""
+    """A way to join controls: a rule by name, weights by label where they are not 1, whether silence is gated, what is
+    foretold, and by label the folders of networks in place of the model's; or models by name that read a layout, and
+    how they are aggregated."""
 
     fusion: str = "sum"
     weights: Mapping[str, float] = field(default_factory=dict)
     gated: bool = False
     quality: str = "exact"
+    networks: tuple[tuple[str, str], ...] = ()
     models: tuple[str, ...] = ()
     aggregation: str = ""
 
     @property
     def name(self) -> str:
-        """The rule and the rest: ``sum``, ``sum gated``, ``sum fast``, ``sum pose=0.5``; ``interact+migc steps=3``."""
+        """The rule, then the rest: ``sum gated``, ``sum pose=0.5``, ``sum of FOLDER``; ``interact+migc steps=3``."""
         if self.models:
             return " ".join(["+".join(self.models), *[self.aggregation] * bool(self.aggregation)])
         weights = (f"{label}={weight:g}" for label, weight in self.weights.items())
-        return " ".join([self.fusion, *["gated"] * self.gated, *[self.quality] * (self.quality != "exact"), *weights])
+        quality = [self.quality] * (self.quality != "exact")
+        own = [f"of {place.rstrip('/').rpartition('/')[2]}" for _, place in self.networks[:1]]
+        return " ".join([self.fusion, *["gated"] * self.gated, *quality, *weights, *own])
 
     @property
     def slug(self) -> str:

@@ -150,7 +150,7 @@ def load_controls(
     networks: dict[str, ControlNetModel] = {}
     for label, source in sources.items():
         if source not in networks:
-            networks[source] = _controlnet(source, host, dtype)
+            networks[source] = load_controlnet(source, host.unet, dtype)
             loaded_one(networks[source])
         loaded[label] = networks[source]
     return loaded
@@ -332,12 +332,17 @@ def own_controls(folder: Path, labels: list[str], model: str) -> dict[str, str]:
     return {label: str(path) for label, path in zip(labels, saved, strict=True)}
 
 
-def _controlnet(source: str, host: Components, dtype: torch.dtype) -> ControlNetModel:
+def load_controlnet(source: str, unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> ControlNetModel:
+    """One ControlNet, from a folder, file or hub id.
+
+    Raises:
+        UserError: it is not there, is none, or does not fit the UNet.
+    """
     path = locate(source)
-    network = controlnet_from_file(path, host.unet, dtype) if path.is_file() else load_diffusers(path, dtype)
+    network = controlnet_from_file(path, unet, dtype) if path.is_file() else load_diffusers(path, dtype)
     if not isinstance(network, ControlNetModel):
         raise UserError(f"{source} is a {type(network).__name__}, not a ControlNet")
-    wanted, got = host.unet.config, network.config
+    wanted, got = unet.config, network.config
     for name in ("in_channels", "cross_attention_dim", "block_out_channels"):
         if tuple(_listed(wanted[name])) != tuple(_listed(got[name])):
             raise UserError(

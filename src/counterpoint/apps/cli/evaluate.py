@@ -13,7 +13,7 @@ _RULES = ("conflicting", "complementary", "silent", "single")
 """Suites that join controls."""
 _OWN = {
     **dict.fromkeys(("metrics", "lpips"), ("folder",)),
-    **dict.fromkeys(("fusion", "sweep", "weight", "gate_silence", "quality", "manifest"), _RULES),
+    **dict.fromkeys(("fusion", "sweep", "weight", "gate_silence", "quality", "versus", "manifest"), _RULES),
     "layouts": ("layout",),
 }
 """Option -> the only suites that do not ignore it."""
@@ -53,6 +53,14 @@ def evaluate(
     quality: Annotated[
         list[str] | None,
         typer.Option(help="Compare exact, balanced, fast as in generate. Repeatable.", show_default=False),
+    ] = None,
+    versus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=FOLDER[,...]",
+            help="Compare other networks of controls, on the same cases and noise. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     aggregate: Annotated[
         list[str] | None,
@@ -138,6 +146,7 @@ def evaluate(
 
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
+    from counterpoint.apps.cli.methods import methods_asked, models_asked
     from counterpoint.apps.cli.values import pairs
     from counterpoint.apps.suites import Source
     from counterpoint.types import UserError
@@ -175,9 +184,9 @@ def evaluate(
         if aggregate and (fusion or sweep or gate_silence):
             raise UserError("--aggregate compares models; --fusion, --sweep and --gate-silence compare rules")
         if aggregate or suite in {"layout", "style"}:
-            methods = _models(aggregate or ["base"], aggregation or [""])
+            methods = models_asked(aggregate or ["base"], aggregation or [""])
         else:
-            methods = _methods(fusion, sweep, weight, gate_silence, quality or ["exact"])
+            methods = methods_asked(fusion, sweep, weight, gate_silence, quality or ["exact"], versus or [])
         results, strips = _run(suite, source, methods, n, seeds, batch_size, ray, manifest, folder)
     results = {
         "schema": record.SCHEMA,
@@ -270,7 +279,7 @@ def _run(
     from counterpoint.apps.cli import output
     from counterpoint.apps.evaluation_page import strips
     from counterpoint.apps.record import settle
-    from counterpoint.apps.suites import SUITES, executor, make_bench, make_suite, pin, rehearse
+    from counterpoint.apps.suites import SUITES, executor, identity, make_bench, make_suite, pin, rehearse
     from counterpoint.evaluation.make import costs, make, reader
     from counterpoint.evaluation.report import records, sentences
     from counterpoint.evaluation.seeds import Seeded
@@ -291,7 +300,7 @@ def _run(
         raise UserError(f"{suite} makes no pictures: leave --seeds away")
     if manifest is not None:
         pin(manifest, suite, chosen, n)
-    settings = {"suite": suite, **bench.identity, "batch_size": batch_size}
+    settings = {"suite": suite, **identity(bench, methods), "batch_size": batch_size}
     settle(folder, settings, "choose another --out")
     with output.progress("making pictures", unit="picture") as listen:
         make(tasks, executor(source, bench.maker, ray), folder / "pictures", batch_size, listen)
@@ -306,71 +315,6 @@ def _run(
         **costs(folder / "pictures"),
         "settings": settings,
     }, strips(tasks, reader(folder / "pictures"))
-
-
-def _methods(
-    fusion: list[str] | None, sweep: str | None, weight: list[str] | None, gate_silence: bool, quality: list[str]
-) -> list[Any]:
-    """Every rule with every weight, gate and quality."""
-    from counterpoint.apps.cli.values import pairs
-    from counterpoint.evaluation.suite import Method
-    from counterpoint.fusion import FUSIONS, get_fusion
-    from counterpoint.sampling.economy import known_quality
-
-    for level in quality:
-        known_quality(level)
-    rules = [get_fusion(name).name for name in fusion or (["sum"] if sweep else FUSIONS)]
-    fixed = {name: _weight(name, value) for name, value in pairs("--weight", weight).items()}
-    gates = [False, True] if gate_silence else [False]
-    return [
-        Method(rule, {**fixed, **swept}, gated, level)
-        for rule in dict.fromkeys(rules)
-        for swept in (_weights(sweep) if sweep else [{}])
-        for gated in gates
-        for level in dict.fromkeys(quality)
-    ]
-
-
-def _models(names: list[str], settings: list[str]) -> list[Any]:
-    """Every list of models with every setting that it can have."""
-    from counterpoint.evaluation.suite import Method
-    from counterpoint.sampling.amdm import Aggregation
-
-    for one in settings:
-        Aggregation.parse(one)
-    lists = [tuple(name.strip() for name in one.split(",")) for one in names]
-    return [Method(models=models, aggregation=how) for models in lists
-            for how in (settings if len(models) > 1 else [""])]  # fmt: skip
-
-
-def _weight(name: str, value: str) -> float:
-    import math
-
-    from counterpoint.types import UserError
-
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"--weight {name} wants a number, got {value!r}")
-    return number
-
-
-def _weights(sweep: str) -> list[dict[str, float]]:
-    """``pose=0:1.5:0.25`` -> one weight after the other, both ends included."""
-    import math
-
-    from counterpoint.types import UserError
-
-    name, _, values = sweep.partition("=")
-    try:
-        first, last, step = (float(value) for value in values.split(":"))
-    except ValueError:
-        raise UserError(f"--sweep wants NAME=FROM:TO:STEP such as pose=0:1.5:0.25, got {sweep!r}") from None
-    if not (all(map(math.isfinite, (first, last, step))) and step > 0 and first < last and (last - first) / step < 100):
-        raise UserError(f"--sweep {sweep}: FROM is less than TO, STEP is positive and leaves fewer than 100 weights")
-    return [{name: round(first + i * step, 6)} for i in range(int((last - first) / step + 1e-9) + 1)]
 
 
 def _write(folder: Path, results: dict[str, Any], strips: dict[str, Any]) -> None:

@@ -75,6 +75,11 @@ class FusionSuite:
             raise UserError(f"this suite needs ControlNets for {wanted}; there are {', '.join(kinds) or 'none'}")
         return FusionSuite(kept)
 
+    def about(self, methods: Sequence[Method]) -> FusionSuite:
+        """The sorts that tell methods' own networks apart, or all where no method has any."""
+        kinds = {kind for method in methods for kind, _ in method.networks}
+        return FusionSuite({name: sort for name, sort in self.sorts.items() if kinds & set(sort.kinds) or not kinds})
+
     def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
         """Seeds are the numbers of the cases; a case is built once for all methods."""
         return [
@@ -82,7 +87,7 @@ class FusionSuite:
             for name, sort in self.sorts.items()
             for number, case in enumerate(map(sort.build, range(n)))
             for images in [Packed(case.images)]
-            for method in methods
+            for method in _concerned(sort, methods)
         ]
 
     def contents(self, n: int) -> dict[str, list[dict[str, Any]]]:
@@ -99,11 +104,12 @@ class FusionSuite:
         """One row a method and sort."""
         rows = []
         for name, sort in self.sorts.items():
-            tables = {method.name: sort.metrics(readers.features_of, n) for method in methods}
+            mine = _concerned(sort, methods)
+            tables = {method.name: sort.metrics(readers.features_of, n) for method in mine}
             for start in range(0, n, CHUNK):
                 numbers = range(start, min(start + CHUNK, n))
                 cases = [sort.build(number) for number in numbers]
-                for method in methods:
+                for method in mine:
                     pictures = stack([finished(_key(method, name, number)) for number in numbers])
                     for metric in tables[method.name]:
                         metric.update(pictures, cases, readers)
@@ -114,6 +120,12 @@ class FusionSuite:
 def _named(case: Case) -> dict[str, dict[str, str]]:
     hashes = {label: hashlib.sha256(photo.tobytes()).hexdigest()[:16] for label, photo in case.photos.items()}
     return {label: {"name": case.names.get(label, ""), "sha256": made} for label, made in hashes.items()}
+
+
+def _concerned(sort: Sort, methods: Sequence[Method]) -> list[Method]:
+    """Methods whose own networks, if they have any, are of this sort."""
+    own = [(method, {kind for kind, _ in method.networks}) for method in methods]
+    return [method for method, kinds in own if not kinds or kinds & set(sort.kinds)]
 
 
 def _key(method: Method, name: str, number: int) -> str:
