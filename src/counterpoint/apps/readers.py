@@ -60,7 +60,7 @@ def of_one(read: Read) -> Extract:
     return lambda photo: unstack(read(stack([photo])))[0]
 
 
-_EDGES = {kind: of_many(PLAIN[kind]) for kind in ("canny", "hed")}
+_EDGES = {kind: of_many(PLAIN[kind]) for kind in ("canny", "hed", "lineart")}
 
 
 def check_named(named: Mapping[str, object], known: Sequence[str] = READ) -> None:

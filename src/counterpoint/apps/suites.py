@@ -75,7 +75,8 @@ class Source:
 
     def pipeline(self) -> Pipeline:
         """The model with its controls."""
-        family = {} if self.published else {kind: locate(self.model) / "controls" / kind for kind in CONTROLS}
+        own = {} if self.published else {kind: locate(self.model) / "controls" / kind for kind in CONTROLS}
+        family = {kind: place for kind, place in own.items() if place.is_dir()}
         controls = {kind: str(place) for kind, place in {**family, **self.controls}.items()}
         return load(self.model, controls, scheduler=self.scheduler, device=self.device, dtype=self.dtype)
 
@@ -208,7 +209,7 @@ def _published(source: Source) -> Bench:
     looks = user_readers(source.readers, source.clip, source.inception, find_device(source.device))
     maker = source.maker()
     size = maker.pipe.native_size
-    extract = {kind: of_one(looks.maps[kind]) for kind in ("canny", "hed", "depth", "seg")}
+    extract = {kind: of_one(looks.maps[kind]) for kind in ("canny", "hed", "lineart", "depth", "seg")}
     cases = PublishedCases(open_sets(source.data, size), extract)
     weights = [locate(place) for place in (source.model, *source.controls.values())]
     return Bench(maker, looks, cases, levels, _identity(source, maker, weights))
@@ -319,7 +320,7 @@ def executor(source: Source, maker: PipelineMaker, ray: str | None) -> Executor:
 def _tiny_quality(bench: Bench) -> Suite:
     if bench.cases is not pairs:
         raise UserError("tiny-quality measures the tiny family on its own scenes; it takes no --data")
-    return TinyQuality(round_trip(bench.pipe))
+    return TinyQuality(round_trip(bench.pipe), kinds=[kind for kind in CONTROLS if kind in bench.pipe.controls])
 
 
 def _style(bench: Bench) -> Suite:

@@ -150,7 +150,7 @@ def edges(kind: str, side: int) -> list[Metric]:
     """Structural similarity of the edges read back, over five scales where pictures are large enough for it, as
     ControlNet++ has it; of binary ones also PSNR and F1."""
     similar = ("ms_ssim", ms_ssim) if side >= SMALLEST else ("ssim", ssim)
-    measures = [similar] if kind == "hed" else [similar, ("psnr", psnr), ("f1", _pixel_f1)]
+    measures = [similar] if kind != "canny" else [similar, ("psnr", psnr), ("f1", _pixel_f1)]
     return [Metric(f"{name}_{kind}", _of_map(kind, measure)) for name, measure in measures]
 
 

@@ -24,7 +24,7 @@ from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.sampling.schedulers import make_scheduler
 
-KINDS = ("canny", "hed", "depth", "pose", "seg")
+KINDS = ("canny", "hed", "lineart", "depth", "pose", "seg")
 _CHUNK = 8
 """Cases at a time: second derivatives take much memory."""
 

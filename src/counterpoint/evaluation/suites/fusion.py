@@ -155,6 +155,7 @@ def _single(kind: str, classes: int, side: int, features_of: str, n: int) -> lis
     obeyed = {
         "canny": lambda: measures.edges("canny", side),
         "hed": lambda: measures.edges("hed", side),
+        "lineart": lambda: measures.edges("lineart", side),
         "depth": lambda: [measures.depth_error()],
         "pose": lambda: [measures.person_iou()],
         "seg": lambda: [measures.class_iou(classes)],
@@ -206,6 +207,6 @@ def single(cases: Cases, side: int) -> FusionSuite:
     return FusionSuite(
         {
             kind: Sort((kind,), partial(cases.alone, kind=kind), partial(_single, kind, cases.CLASSES, side))
-            for kind in ("canny", "hed", "depth", "pose", "seg")
+            for kind in ("canny", "hed", "lineart", "depth", "pose", "seg")
         }
     )

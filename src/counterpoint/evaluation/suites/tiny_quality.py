@@ -25,22 +25,24 @@ from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Metric, Reduce, mean
 from counterpoint.metrics.similarity import psnr, ssim
 
-CONTROLS = ("canny", "hed", "depth", "pose", "seg")
+CONTROLS = ("canny", "hed", "lineart", "depth", "pose", "seg")
+"""Kinds whose adherence can be read."""
 _CASE = "test scenes"
 
 
 @dataclass(frozen=True)
 class TinyQuality:
     """The suite, on scenes of ``split``; ``round_trip`` encodes and decodes pictures ``(b, 3, h, w)`` in 0..1 with the
-    family's codec."""
+    family's codec; ``kinds`` are the family's controls, of :data:`CONTROLS`."""
 
     round_trip: Callable[[Tensor], Tensor]
     split: str = "test"
+    kinds: Sequence[str] = CONTROLS
 
     def tasks(self, n: int, _: Sequence[Method] = ()) -> list[Task]:
         """``n`` prompts for one thing; for each control ``n`` scenes' captions and maps; the captions alone."""
         made = [Task(f"prompt/{number}", prompt, number) for number, prompt in enumerate(one_thing_prompts(n))]
-        controlled = {task.key: task for kind in CONTROLS for task in self.controlled(n, kind)}
+        controlled = {task.key: task for kind in self.kinds for task in self.controlled(n, kind)}
         return [*made, *controlled.values()]
 
     def controlled(self, n: int, kind: str) -> list[Task]:
@@ -66,7 +68,7 @@ class TinyQuality:
             Row("codec", _CASE, (quality,)),
             Row("judge", _CASE, tuple(trust)),
             Row("prompt", _CASE, _prompt(finished, n, readers)),
-            *(Row(kind, _CASE, self.adherence(finished, n, kind, readers)) for kind in CONTROLS),
+            *(Row(kind, _CASE, self.adherence(finished, n, kind, readers)) for kind in self.kinds),
         ]
 
     def adherence(self, finished: Finished, n: int, kind: str, readers: Readers) -> tuple[Metric, ...]:
@@ -131,6 +133,7 @@ def _edges(kind: str) -> Measure:
 _MEASURES: dict[str, tuple[Measure, Reduce]] = {
     "canny": (_edges("canny"), mean),
     "hed": (_edges("hed"), mean),
+    "lineart": (_edges("lineart"), mean),
     "depth": (_depth, mean),
     "pose": (_pose, mean),
     "seg": (_seg, miou),
