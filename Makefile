@@ -11,7 +11,9 @@ export GOMP_SPINCOUNT ?= 10000
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo docs test prove family card lint install clean
+# What was trained stays, also where it only leads to something else.
+.SECONDARY:
+.PHONY: demo docs test prove family members methods tables card lint install clean
 
 install: $(READY)
 
@@ -46,6 +48,7 @@ prove: $(READY)
 # The models from nothing, in runs/: docs/tiny-family.md says what that takes. What is finished is not trained
 # again, what was begun is resumed. Two members at a time: `make -j2 family OMP_NUM_THREADS=1`.
 KINDS := canny hed depth pose seg
+PROBED := depth hed lineart pose seg
 RESUME = $(if $(wildcard $(@D)/checkpoint-*/complete.json),--resume)
 TRAIN = $(BIN)/counterpoint train --set output_dir=$(@D) --set cache_dir=runs/scenes
 GATHER = $(BIN)/python -m counterpoint.recipes.family runs
@@ -79,6 +82,52 @@ runs/family/judges/b/config.json: | runs/judge-b/config.json
 
 runs/judge-%/config.json: | runs/codec/config.json
 	$(TRAIN) tiny-judge --set judge=$* $(RESUME)
+
+# What the shipped family gains by the training methods: a ControlNet for line drawings, and probes.
+members: runs/control-lineart/strength.json $(PROBED:%=runs/probe-%/config.json)
+	$(GATHER) src/counterpoint/models/tiny
+
+runs/control-lineart/config.json: | $(READY)
+	$(TRAIN) tiny-controlnet --set control_type=lineart $(RESUME)
+
+runs/control-lineart/strength.json: runs/control-lineart/config.json
+	$(BIN)/python -m counterpoint.apps.validation $(@D) src/counterpoint/models/tiny lineart
+
+runs/probe-%/config.json: | $(READY)
+	$(TRAIN) tiny-probe --set control_type=$* $(RESUME)
+
+# The training methods on the shipped family and its members, with equal steps and data: KIND.METHOD.SEED in
+# runs/methods. `mi-data` is Minimal Impact ControlNet's balanced data alone; its stage 2 goes on with stage 1.
+ALIGNED := tuned controlnet++ ctrl-u innercontrol
+MINIMAL := mi-plain mi-data mi-stage1 mi-stage2
+DEPTH := $(foreach method,$(ALIGNED),$(foreach seed,0 1 2 3,depth.$(method).$(seed)))
+OTHERS := $(foreach kind,hed lineart seg,$(foreach method,$(ALIGNED),$(kind).$(method).0))
+IMPACT := $(foreach kind,canny pose,$(foreach method,$(MINIMAL),$(foreach seed,0 1,$(kind).$(method).$(seed))))
+PART = $(word $(1),$(subst ., ,$(notdir $(@D))))
+TUNE = $(TRAIN) $(1) --set control_type=$(call PART,1) --set seed=$(call PART,3) $(RESUME)
+
+methods: $(patsubst %,runs/methods/%/config.json,$(DEPTH) $(OTHERS) $(IMPACT))
+
+.SECONDEXPANSION:
+$(patsubst %,runs/methods/%/config.json,$(DEPTH) $(OTHERS)): | $(READY)
+	$(call TUNE,tiny-$(call PART,2))
+
+runs/methods/%/config.json: | $$(if $$(findstring mi-stage2,$$*),runs/methods/$$(subst stage2,stage1,$$*)/config.json) $(READY)
+	$(call TUNE,tiny-$(if $(findstring stage2,$*),mi-stage2,mi-stage1)) \
+	  $(if $(findstring mi-plain,$*),--set injection=sum --set balanced=false) $(if $(findstring mi-data,$*),--set injection=sum) \
+	  $(if $(findstring stage2,$*),--set controlnet_model_name_or_path=runs/methods/$(subst stage2,stage1,$*))
+
+# What they bring, on the same cases and noise: one page a kind of control, in runs/tables.
+SINGLE = $(BIN)/counterpoint evaluate single --fusion sum -n 128 --out runs/tables/$(1) $(patsubst %,--versus $(1)=runs/methods/%,$(filter $(1).%,$(DEPTH) $(OTHERS)))
+PAIRED = $(foreach method,$(MINIMAL),$(foreach seed,0 1,--versus canny=runs/methods/canny.$(method).$(seed)$(COMMA)pose=runs/methods/pose.$(method).$(seed)))
+COMMA := ,
+
+tables: methods
+	$(call SINGLE,depth)
+	$(call SINGLE,hed) --seeds 4
+	$(call SINGLE,lineart) --seeds 4
+	$(call SINGLE,seg) --seeds 4
+	$(BIN)/counterpoint evaluate silent --fusion sum --gate-silence -n 128 --out runs/tables/silent $(PAIRED)
 
 # What the family measures, and 64 samples that nobody picked: docs/model-card.md.
 card: $(READY)
