@@ -46,11 +46,12 @@ prove: $(READY)
 	$(BIN)/python -m pytest -m prove --timeout 1800
 
 # The models from nothing, in runs/: docs/tiny-family.md says what that takes. What is finished is not trained
-# again, what was begun is resumed. Two members at a time: `make -j2 family OMP_NUM_THREADS=1`.
+# again, what was begun is resumed. Two members at a time: `make -j2 family OMP_NUM_THREADS=1`; other settings for
+# all, where bf16 is slower than float32: `make family SET='--set mixed_precision=no'`.
 KINDS := canny hed depth pose seg
 PROBED := depth hed lineart pose seg
 RESUME = $(if $(wildcard $(@D)/checkpoint-*/complete.json),--resume)
-TRAIN = $(BIN)/counterpoint train --set output_dir=$(@D) --set cache_dir=runs/scenes
+TRAIN = $(BIN)/counterpoint train --set output_dir=$(@D) --set cache_dir=runs/scenes $(SET)
 GATHER = $(BIN)/python -m counterpoint.recipes.family runs
 ON = --set pretrained_model_name_or_path=runs/family
 
