@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 
 # What was trained stays, also where it only leads to something else.
 .SECONDARY:
-.PHONY: demo docs test prove family members methods tables card lint install clean
+.PHONY: demo docs test prove family members methods tables card pictures lint install clean
 
 install: $(READY)
 
@@ -134,6 +134,11 @@ tables: methods
 card: $(READY)
 	$(BIN)/counterpoint evaluate tiny-quality -n 256 --out runs/quality
 	$(BIN)/python -m counterpoint.apps.model_card runs/quality src/counterpoint/models/tiny docs
+
+# The pictures of README and docs that show the rules.
+pictures: $(READY)
+	$(BIN)/counterpoint demo --out runs/demo
+	$(BIN)/python -m counterpoint.apps.pictures runs/demo docs
 
 clean:
 	rm -rf .venv dist build
