@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 
 # What was trained stays, also where it only leads to something else.
 .SECONDARY:
-.PHONY: demo docs test prove family members methods tables card pictures lint install clean
+.PHONY: demo docs test prove family members methods tables card leaderboard pictures lint install clean
 
 install: $(READY)
 
@@ -134,6 +134,16 @@ tables: methods
 card: $(READY)
 	$(BIN)/counterpoint evaluate tiny-quality -n 256 --out runs/quality
 	$(BIN)/python -m counterpoint.apps.model_card runs/quality src/counterpoint/models/tiny docs
+
+# Every rule on every suite beside the papers' own numbers: docs/leaderboard.md. What was made is not made again.
+SUITE = $(BIN)/counterpoint evaluate $(1) --out runs/suites/$(1)
+
+leaderboard: $(READY)
+	$(call SUITE,conflicting) -n 256
+	$(call SUITE,complementary) -n 128
+	$(call SUITE,silent) -n 64 --gate-silence
+	$(call SUITE,single) -n 128 --fusion sum
+	$(BIN)/counterpoint evaluate leaderboard runs/suites --out docs/leaderboard.md
 
 # The pictures of README and docs that show the rules.
 pictures: $(READY)
