@@ -113,6 +113,9 @@ def load(
     if ported:
         unet, networks = port(pipe.unet, pipe.controls, bf16)
         return replace(pipe, unet=unet, controls=networks)
+    for readout in pipe.readouts.values():  # guidance wants slopes of latents, never of weights
+        pipe.unet.requires_grad_(False)
+        readout.probe.requires_grad_(False)
     if staged is None:
         return pipe.to(where)
     for readout in pipe.readouts.values():

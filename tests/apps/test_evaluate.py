@@ -178,6 +178,8 @@ def test_networks_are_compared_on_the_same_cases(cli, tiny: Path, tmp_path: Path
     found = {row["name"]: row["metrics"] for row in rows}
     assert set(found) == {"sum", "sum of same", "sum of other"}
     assert found["sum"]["ssim_canny"] == found["sum of same"]["ssim_canny"] != found["sum of other"]["ssim_canny"]
+    status, _, error = cli(*small, f"--versus=canny={tmp_path / 'other'}", "--out", "run")
+    assert status == 2, "a folder holds one run"
     config = tmp_path / "other" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "injection": {"reading": "min-norm"}}))
     status, out, error = cli(*small, *given[1:], "--out", "own")
@@ -186,7 +188,8 @@ def test_networks_are_compared_on_the_same_cases(cli, tiny: Path, tmp_path: Path
     assert names == {"sum", "minimal-impact:injection=min-norm,granularity=sample of other"}
     shutil.copytree(tmp_path / "same", tmp_path / "deep" / "same")
     for wrong, said in (
-        (given[:1] + [f"--versus=canny={tmp_path / 'deep' / 'same'}"], "would be called 'sum of same'"),
+        ([*given[:1], f"--versus=canny={tmp_path / 'deep' / 'same'}"], "would be called 'sum of same'"),
+        ([*given[:1], "--device=openvino"], "leave --device openvino away"),
         (["--versus=canny=nowhere"], "there is no ControlNet of diffusers' layout"),
         (["--versus=canny"], "--versus wants NAME=VALUE"),
         ([f"--versus=lineart={tmp_path / 'same'}"], "--versus lineart: there is no such control"),
@@ -194,6 +197,9 @@ def test_networks_are_compared_on_the_same_cases(cli, tiny: Path, tmp_path: Path
         status, _, error = cli(*small, *wrong, "--out", "bad")
         assert (status, error.count("\n")) == (2, 1), error
         assert said in error
+    status, _, error = cli("evaluate", "conflicting", "--fusion", "sum", *given[:1], "--out", "bad")
+    assert (status, error.count("\n")) == (2, 1), error
+    assert "no case here has canny; there are depth, pose, seg" in error
     assert not (tmp_path / "bad").exists()
 
 

@@ -42,6 +42,19 @@ def test_a_picture_within_a_limit_is_the_same(cli, asked: list[str]) -> None:
     assert np.array_equal(free, np.asarray(PIL.Image.open("b.png")))
 
 
+def test_what_cannot_be_planned(cli, asked: list[str]) -> None:
+    for wrong, said in (
+        (["--aggregate", "base"], "--aggregate names several"),
+        (["--device", "openvino"], "leave --device openvino away"),
+        (["--steer", "pose=0.1"], "leave --steer away"),
+        (["--memory", "inf"], "--memory wants a number of GiB"),
+        (["--control", "canny=nowhere.png"], "nowhere.png"),
+    ):
+        status, _, error = cli(*asked, "--plan", *wrong)
+        assert (status, error.count("\n")) == (2, 1), error
+        assert said in error
+
+
 def test_what_fits_nowhere_is_refused(cli, asked: list[str]) -> None:
     status, _, error = cli(*asked, "--memory=0.01")
     assert (status, error.count("\n")) == (2, 1), error

@@ -122,8 +122,33 @@ def test_the_residency_that_keeps_most_is_chosen() -> None:
         found.fitting(9)
 
 
-def test_the_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_is_told_by_two_measurements() -> None:
+    """Seconds that are three times the best, and a tenth for every call."""
+    small, large = (1.0, 50.0, 3.0 + 5.0), (20.0, 60.0, 60.0 + 6.0)
+    assert planning.fit(small, large) == pytest.approx((3.0, 0.1))
+    assert planning.fit((1.0, 50.0, 1.0), (20.0, 50.0, 10.0)) == (1.0, 0.0), "noise makes nothing negative"
+
+
+def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    rates = planning._rates(torch.device("cpu"), torch.float32)
+    assert min(vars(rates).values()) > 1e6
     slowness, call = planning._pace(torch.device("cpu"), torch.float32)
     assert slowness >= 1
     assert 0 <= call < 1e-2
+
+
+def test_rules_that_walk_through_all_controls_keep_them_together(pipe: Pipeline) -> None:
+    found = plan(pipe, fusion="maxfusion")
+    assert found.memory["controls"] == found.memory["stages"]
+    later = plan(pipe, fusion="0:sum,0.5:maxfusion")
+    assert later.memory["controls"] == later.memory["stages"]
+
+
+def test_a_plan_for_an_accelerator_is_made_where_networks_wait() -> None:
+    waiting = counterpoint.load("tiny", ["pose"], residency="controls")
+    assert waiting.residency is not None
+    waiting.residency.device = torch.device("cuda")
+    found = plan(waiting)
+    assert found.weights == plan(counterpoint.load("tiny", ["pose"])).weights
+    assert found.memory["controls"] < found.memory["all"]

@@ -122,3 +122,23 @@ def test_what_cannot_be_pushed_is_said(pipe: Pipeline) -> None:
     other = type(pipe.scheduler)(prediction_type="v_prediction")
     with pytest.raises(UserError, match="models that predict noise"):
         run(replace(pipe, scheduler=other), readout_guidance_scale=0.1)
+
+
+def test_half_precision_is_pushed_the_same_way(pipe: Pipeline) -> None:
+    names = ("vae", "text_encoder", "unet")
+    half = replace(pipe, **{name: copy.deepcopy(getattr(pipe, name)).bfloat16() for name in names})
+    half = replace(half, controls={"depth": copy.deepcopy(pipe.controls["depth"]).bfloat16()})
+    plain = run(half, report=True).report.errors["depth"]
+    pushed = run(half, report=True, readout_guidance_scale=0.2).report.errors["depth"]
+    assert (pushed[-1] < plain[-1]).all()
+
+
+def test_it_goes_with_guidance_that_is_foretold(pipe: Pipeline) -> None:
+    found = run(pipe, report=True, readout_guidance_scale=0.1, quality="fast", num_inference_steps=8)
+    assert len(found.report.errors["depth"]) == 8
+    assert found.thrift[0]["guidance"].share < 1
+
+
+def test_a_readout_of_a_control_that_is_not_there(pipe: Pipeline) -> None:
+    other = replace(pipe, controls={"pose": pipe.controls["depth"]})
+    assert run(other, report=True).report.errors == {}

@@ -74,6 +74,19 @@ def test_a_network_leaves_when_something_fails() -> None:
     assert torch.equal(run(pipe), run(counterpoint.load("tiny", KINDS)))
 
 
+def test_a_network_that_could_not_come_is_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = counterpoint.load("tiny", KINDS, residency="controls")
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("counterpoint.sampling.residency.load_file", full)
+        with pytest.raises(MemoryError):
+            run(pipe)
+    assert torch.equal(run(pipe), run(counterpoint.load("tiny", KINDS)))
+
+
 def test_on_an_accelerator_weights_wait_where_they_were() -> None:
     """With a CPU in the accelerator's place, since there may be none here: nothing is written, nothing copied back."""
     network = torch.nn.Linear(2, 2)

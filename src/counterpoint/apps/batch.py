@@ -249,7 +249,10 @@ def _anywhere(job: JobRequest) -> JobRequest:
             return f"{Path(path).resolve()}:{scale}"
         return str(Path(source).resolve()) if source and Path(source).exists() else source
 
-    controls = tuple(one.model_copy(update={"controlnet": whole(one.controlnet)}) for one in job.controls)
+    controls = tuple(
+        one.model_copy(update={name: whole(getattr(one, name)) for name in ("controlnet", "probe")})
+        for one in job.controls
+    )
     named = {name: tuple(whole(one) for one in getattr(job, name)) for name in ("lora", "aggregate")}
     single = {name: whole(getattr(job, name)) for name in ("model", "config")}
     return job.model_copy(update={"controls": controls, **named, **single}).inside(Path.cwd())

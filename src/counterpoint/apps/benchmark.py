@@ -105,6 +105,6 @@ def plain(rows: list[dict[str, Any]], baseline: str) -> str:
 
 
 def page(found: Mapping[str, Any], rounds: int | None) -> str:
-    """A record as a page."""
+    """A record as a page; without rounds it compares memory."""
     ratios = [row["ratio"]["median"] if "seconds" in row else row["ratio"] or 0.0 for row in found["rows"]]
-    return render("benchmark.html", **found, rounds=rounds, ratios=ratios, most=max(ratios))
+    return render("benchmark.html", **found, rounds=rounds, ratios=ratios, most=max(ratios) or 1.0)

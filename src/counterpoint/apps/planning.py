@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from counterpoint.api import find_device
+from counterpoint.api import OPENVINO, find_device
 from counterpoint.apps.request import ControlRequest, GenerateRequest
-from counterpoint.apps.run import load_for
+from counterpoint.apps.run import Listener, Result, load_for, open_request, run
 from counterpoint.control.stack import Weight
-from counterpoint.metrics.cost import measuring
+from counterpoint.metrics.cost import Cost, measuring
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.plan import Plan, plan
 from counterpoint.sampling.residency import RESIDENCIES
-from counterpoint.types import Moment
+from counterpoint.types import Moment, UserError
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, the residency that was chosen, and the pipeline that has it."""
+    """A plan, and the residency that was chosen."""
 
     plan: Plan
     residency: str
-    pipe: Pipeline
 
     @property
     def line(self) -> str:
         """One sentence."""
         most = self.plan.memory[self.residency] / 2**30
-        return f"this needs {most:.2f} GiB and about {self.plan.seconds:.0f} s; {RESIDENCIES[self.residency]}"
+        return f"this needs {most:.2f} GiB and about {self.plan.seconds:.0f} s: {RESIDENCIES[self.residency]}"
 
     @property
     def table(self) -> str:
@@ -49,24 +48,65 @@ class Planned:
         return {"residency": self.residency, **told}
 
 
-def prepare(request: GenerateRequest, limit: float | None) -> Planned:
-    """Plan a request and load what it asks for, so that it fits.
+def prepare(request: GenerateRequest, limit: float | None) -> tuple[Planned, Pipeline]:
+    """Plan a request. The pipeline has its networks away, whatever residency was chosen.
 
     Args:
         request: what is to be done.
         limit: GiB that weights and intermediate results may take; without, every network stays.
 
     Raises:
-        UserError: it cannot fit, or what the request names is wrong.
+        UserError: it cannot fit, cannot be planned, or what the request names is wrong.
     """
+    for wrong, said in (
+        (request.aggregate, "one model, and --aggregate names several"),
+        (request.device == OPENVINO, "networks in torch: leave --device openvino away"),
+        (any(one.steer != "0" for one in request.controls), "forward passes alone: leave --steer away"),
+    ):
+        if wrong:
+            raise UserError(f"--plan and --memory know {said}")
+    if limit is not None and not math.isfinite(limit):
+        raise UserError(f"--memory wants a number of GiB, got {limit}")
+    open_request(request)
     pipe = load_for(request, "controls")
     found = foretell(request, pipe)
-    level = "all" if limit is None else found.fitting(int(limit * 2**30))
-    if pipe.residency is not None and level != "all":
-        pipe.residency.level = level
-        return Planned(found, level, pipe)
-    del pipe
-    return Planned(found, level, load_for(request))
+    return Planned(found, "all" if limit is None else found.fitting(int(limit * 2**30))), pipe
+
+
+def run_within(
+    request: GenerateRequest,
+    limit: float,
+    say: Callable[[str], None],
+    *,
+    listen: Listener | None = None,
+    report: bool = False,
+) -> Result:
+    """Carry a request out with as many networks in memory as fit, and say what was planned and what it took.
+
+    Raises:
+        UserError: as :func:`prepare` and :func:`counterpoint.apps.run.run` say.
+    """
+    device = find_device(request.device)
+    with measuring(device) as before:
+        pass
+    with measuring(device) as cost:
+        planned, pipe = prepare(request, limit)
+        say(planned.line)
+        if pipe.residency is not None and planned.residency != "all":
+            pipe.residency.level = planned.residency
+        else:
+            del pipe
+            pipe = load_for(request)
+        result = run(request, pipe, listen=listen, report=report)
+    say(f"it took {_memory(cost, before)}{result.seconds:.1f} s")
+    return result
+
+
+def _memory(cost: Cost, before: Cost) -> str:
+    """What was taken besides what was there before; nothing where the system does not tell."""
+    if cost.peak_mb is None or before.peak_mb is None:
+        return ""
+    return f"{(cost.peak_mb - before.peak_mb) / 1024:.2f} GiB and "
 
 
 def foretell(request: GenerateRequest, pipe: Pipeline) -> Plan:
@@ -78,6 +118,7 @@ def foretell(request: GenerateRequest, pipe: Pipeline) -> Plan:
         width=request.width,
         num_inference_steps=request.steps,
         guidance_scale=request.guidance_scale,
+        fusion=request.fusion,
         active=[_active(control, request.steps) for control in request.controls],
         from_image=request.init_image is not None,
     )
@@ -88,17 +129,3 @@ def _active(control: ControlRequest, steps: int) -> float:
     weight, no_time = Weight.parse(control.weight), torch.tensor(0)
     moments = (Moment(index, steps, no_time) for index in range(steps))
     return sum(bool(weight.at(one.progress)) and one.inside(control.window) for one in moments) / steps
-
-
-@contextmanager
-def checking(name: str) -> Iterator[list[str]]:
-    """A sentence on what the block took on a device besides what was there before it; none where the system does not
-    tell."""
-    device = find_device(name)
-    with measuring(device) as before:
-        pass
-    said: list[str] = []
-    with measuring(device) as cost:
-        yield said
-    if cost.peak_mb and before.peak_mb:
-        said.append(f"it took {(cost.peak_mb - before.peak_mb) / 1024:.2f} GiB")

@@ -78,21 +78,29 @@ def _scheduler(result: Result) -> dict[str, Any]:
 
 
 def weights_of(request: GenerateRequest) -> dict[str, str]:
-    """Model, ControlNets, LoRAs and adapters -> fingerprints of their files."""
-    controls = tuple((control.label, control.kind, control.controlnet) for control in request.controls)
+    """Model, ControlNets, LoRAs, adapters and the probes that steer -> fingerprints of their files."""
+    controls = tuple(
+        (control.label, control.kind, control.controlnet, control.steer != "0", control.probe)
+        for control in request.controls
+    )
     return dict(_weights(request.model, controls, request.lora, request.aggregate))
 
 
 @lru_cache(maxsize=16)
 def _weights(
-    source: str, controls: tuple[tuple[str, str, str | None], ...], loras: tuple[str, ...], adapters: tuple[str, ...]
+    source: str,
+    controls: tuple[tuple[str, str, str | None, bool, str | None], ...],
+    loras: tuple[str, ...],
+    adapters: tuple[str, ...],
 ) -> dict[str, str]:
     model = locate(source)
     places = {"model": [model] if model.is_file() else [model / part for part in _PARTS if (model / part).is_dir()]}
-    for label, kind, network in controls:
+    for label, kind, network, steered, probe in controls:
         own = model / "controls" / kind
         if network or own.is_dir():
             places[f"control {label}"] = [locate(network) if network else own]
+        if steered:
+            places[f"probe {label}"] = [Path(probe) if probe else model / "probes" / kind]
     for lora in loras:
         path = Path(lora) if Path(lora).exists() else Path(lora.rpartition(":")[0])
         places[f"LoRA {lora}"] = [path]

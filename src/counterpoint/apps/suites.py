@@ -32,6 +32,7 @@ from counterpoint.evaluation.suites.style import StyleSuite
 from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
 from counterpoint.fusion import get_fusion
 from counterpoint.models.load import load_controlnet, locate
+from counterpoint.models.openvino import Ported
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
 
@@ -233,8 +234,12 @@ def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> 
 
 def identity(bench: Bench, methods: Sequence[Method]) -> dict[str, Any]:
     """What two runs with these methods must have in common to be one."""
-    others = sorted({place for method in methods for _, place in method.networks})
-    return {**bench.identity, **({"versus": _hash([locate(place) for place in others])} if others else {})}
+    others = {
+        method.name: {label: _hash([locate(place)]) for label, place in method.networks}
+        for method in methods
+        if method.networks
+    }
+    return {**bench.identity, **({"versus": others} if others else {})}
 
 
 def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
@@ -256,6 +261,8 @@ def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
                     "it out of --aggregate, or leave out --layouts to measure on scenes, which have one"
                 )
     for label, place in (own for method in methods for own in method.networks):
+        if isinstance(bench.pipe.unet, Ported):
+            raise UserError("--versus compares networks in torch: leave --device openvino away")
         if label not in bench.pipe.controls:
             raise UserError(f"--versus {label}: there is no such control; there are {', '.join(bench.pipe.controls)}")
         bench.maker.network(place)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -53,8 +54,8 @@ class Method:
             return " ".join(["+".join(self.models), *[self.aggregation] * bool(self.aggregation)])
         weights = (f"{label}={weight:g}" for label, weight in self.weights.items())
         quality = [self.quality] * (self.quality != "exact")
-        own = [f"of {place.rstrip('/').rpartition('/')[2]}" for _, place in self.networks[:1]]
-        return " ".join([self.fusion, *["gated"] * self.gated, *quality, *weights, *own])
+        own = "+".join(Path(place).name for _, place in self.networks)
+        return " ".join([self.fusion, *["gated"] * self.gated, *quality, *weights, *[f"of {own}"] * bool(own)])
 
     @property
     def slug(self) -> str:

@@ -24,9 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from counterpoint.fusion import get_fusion
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.residency import RESIDENCIES
-from counterpoint.types import UserError
+from counterpoint.types import Fusion, UserError
 
 BLOCKED = ("cpu",)
 """Devices on which a convolution holds copies of its input and output in an order of its own: oneDNN's."""
@@ -71,10 +72,12 @@ def plan(
     width: int | None = None,
     num_inference_steps: int = 20,
     guidance_scale: float | None = None,
+    fusion: str | Fusion = "sum",
     active: Sequence[float] | None = None,
     from_image: bool = False,
 ) -> Plan:
-    """Foretell a call. Rules are taken to cost nothing, as the usual ones nearly do; adapters and probes do not count.
+    """Foretell a call in which everything is computed and nothing is pushed. Rules are taken to cost nothing, as the
+    usual ones nearly do; adapters do not count.
 
     Args:
         pipe: what would be called.
@@ -83,16 +86,18 @@ def plan(
         width: likewise.
         num_inference_steps: likewise as in the call.
         guidance_scale: likewise.
+        fusion: likewise; a rule that walks through all controls at once keeps them together.
         active: for each control, the share of the steps in which it is run; default all.
         from_image: whether a picture is encoded first.
     """
     size = (height or pipe.native_size, width or pipe.native_size)
     guided = (pipe.guidance_scale if guidance_scale is None else guidance_scale) > 1
-    dtype, device, rows = pipe.unet.dtype, pipe.device, count * (2 if guided else 1)
+    dtype, rows = pipe.unet.dtype, count * (2 if guided else 1)
+    home = next(iter(pipe.unet.parameters())).device  # where networks wait, if they do
     shape = (size[0] // pipe.factor, size[1] // pipe.factor)
     shares = dict(zip(pipe.controls, active or [1.0] * len(pipe.controls), strict=True))
     config = pipe.unet.config
-    ledger, (slowness, call) = _Ledger(device, dtype), _pace(device, dtype)
+    ledger, (slowness, call) = _Ledger(pipe.device, dtype), _pace(pipe.device, dtype)
     peaks: dict[str, int] = {}
     seconds = 0.0
     with ExitStack() as stack:
@@ -100,7 +105,7 @@ def plan(
             stack.enter_context(context)
 
         def empty(*sizes: int) -> Tensor:
-            return torch.empty(*sizes, dtype=dtype, device=device)
+            return torch.empty(*sizes, dtype=dtype, device=home)
 
         def entry(name: str, run: Callable[[], Any], times: float) -> Any:
             nonlocal seconds
@@ -112,7 +117,7 @@ def plan(
 
         texts = [one for one in (pipe.text_encoder, pipe.text_encoder_2) if one is not None]
         length = pipe.tokenizer.model_max_length
-        ids = torch.empty(rows, length, dtype=torch.long, device=device)
+        ids = torch.empty(rows, length, dtype=torch.long, device=home)
         entry("text", lambda: [one(ids) for one in texts], 1)
         latents, text = empty(rows, config.in_channels, *shape), empty(rows, length, config.cross_attention_dim)
         hints, extra = [empty(rows, 3, *size) for _ in pipe.controls], _added(pipe, rows, empty)
@@ -143,7 +148,13 @@ def plan(
         "denoiser": _bytes(pipe.unet),
         "decoder": _bytes(pipe.vae),
     }
-    return Plan(_levels(weights, peaks, {id(one): _bytes(one) for one in pipe.controls.values()}), weights, seconds)
+    if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False):  # it works in float32
+        for sizes in (weights, peaks):
+            sizes.update({name: 2 * sizes[name] for name in ("encoder", "decoder") if name in sizes})
+    memory = _levels(weights, peaks, {id(one): _bytes(one) for one in pipe.controls.values()})
+    if any(rule.exchange for rule in get_fusion(fusion).rules):
+        memory["controls"] = memory["stages"]
+    return Plan(memory, weights, seconds)
 
 
 def _levels(weights: Mapping[str, int], peaks: Mapping[str, int], controls: Mapping[int, int]) -> dict[str, int]:
@@ -244,15 +255,17 @@ class _Rates:
 
 @cache
 def _rates(device: torch.device, dtype: torch.dtype) -> _Rates:
-    """At shapes of a UNet's middle."""
+    """At shapes of a UNet's middle, on an accelerator of a large one's."""
+    large_batch = 1 if device.type == "cpu" else 8
 
     def noise(*sizes: int) -> Tensor:
         return torch.randn(*sizes, device=device, dtype=dtype)
 
-    matrix, picture, kernel = noise(1024, 1024), noise(2, 320, 32, 32), noise(320, 320, 3, 3)
-    query, large = noise(2, 8, 1024, 40), noise(2**22)
+    side = 1024 * large_batch
+    matrix, picture, kernel = noise(side, side), noise(2 * large_batch, 320, 32, 32), noise(320, 320, 3, 3)
+    query, large = noise(2 * large_batch, 8, 1024, 40), noise(2**22 * large_batch)
     return _Rates(
-        2 * 1024**3 / _quickest(device, lambda: matrix @ matrix),
+        2 * side**3 / _quickest(device, lambda: matrix @ matrix),
         2 * picture.numel() * 320 * 9 / _quickest(device, lambda: F.conv2d(picture, kernel, padding=1)),
         4 * query.numel() * 1024 / _quickest(device, lambda: F.scaled_dot_product_attention(query, query, query)),
         2 * _size(large) / _quickest(device, large.clone),
@@ -280,7 +293,13 @@ def _pace(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _Ledger(device, dtype) as ledger:
             network(torch.empty_like(latents), 500, torch.empty_like(text))
         rows.append((ledger.ideal, float(ledger.calls), taken))
-    (ideal, calls, taken), (more, others, longer) = rows
+    return fit(*rows)
+
+
+def fit(small: tuple[float, float, float], large: tuple[float, float, float]) -> tuple[float, float]:
+    """Two measurements ``(seconds at best, calls, seconds taken)`` -> how many times longer than at best it takes, and
+    what every call adds; noise makes neither less than nothing."""
+    (ideal, calls, taken), (more, others, longer) = small, large
     slowness = max(1.0, (longer - taken * others / calls) / (more - ideal * others / calls))
     return slowness, max(0.0, (taken - slowness * ideal) / calls)
 
@@ -295,13 +314,14 @@ def floor(run: Callable[[], object], device: torch.device, dtype: torch.dtype) -
 
 
 def _quickest(device: torch.device, run: Callable[[], object], times: int = 5) -> float:
-    """Seconds of the quickest of some calls."""
-    taken = []
+    """Seconds of the quickest of some calls; on an accelerator of several in a row, which hides their launch."""
+    taken, row = [], 1 if device.type == "cpu" else 10
     with torch.no_grad():
         for _ in range(times):
             began = time.perf_counter()
-            run()
+            for _ in range(row):
+                run()
             if device.type != "cpu":
                 getattr(torch, device.type).synchronize()
-            taken.append(time.perf_counter() - began)
+            taken.append((time.perf_counter() - began) / row)
     return min(taken)

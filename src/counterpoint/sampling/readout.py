@@ -22,7 +22,7 @@ from torch import Tensor
 from counterpoint.control.features import Layers, collecting, embed_time
 from counterpoint.control.stack import Weight
 from counterpoint.models.openvino import Ported
-from counterpoint.models.probe import Probe, reversed_time
+from counterpoint.models.probe import Probe
 from counterpoint.sampling.controls import each
 from counterpoint.types import Latents, Moment, UserError
 
@@ -38,13 +38,15 @@ class Readout:
         probe: reads.
         layers: the features that it reads.
         error: how far a reading is from the control.
-        reverse: whether it is told timesteps that count from the noisiest one, as published heads were in training.
     """
 
     probe: Probe
     layers: Layers
     error: Error
-    reverse: bool = False
+
+
+_SCALE = 1024.0
+"""Of the error whose slope is taken: its direction alone counts, and in half precision small slopes would vanish."""
 
 
 class Readings:
@@ -100,7 +102,8 @@ class Readings:
             errors = {name: self._error(name, features[one.layers], moment) for name, one in self.readouts.items()}
             self._push = None
             for name, strength in strengths.items():
-                slope = torch.autograd.grad(errors[name].sum(), seen, retain_graph=True)[0][-len(errors[name]) :]
+                scaled = _SCALE * errors[name].sum()
+                slope = torch.autograd.grad(scaled, seen, retain_graph=True)[0][-len(errors[name]) :]
                 push = strength * slope / _length(slope).clamp(min=1e-20)
                 self._push = push if self._push is None else self._push + push
         for name, error in errors.items():
@@ -116,7 +119,7 @@ class Readings:
     def _error(self, name: str, features: Sequence[Tensor], moment: Moment) -> Tensor:
         readout, hint = self.readouts[name], self.hints[name]
         t = moment.timestep.reshape(1).to(hint.device)
-        time = embed_time(self.unet, reversed_time(t) if readout.reverse else t).float()
+        time = embed_time(self.unet, t).float()
         read: Any = readout.probe([one[-len(hint) :].float() for one in features], time.expand(len(hint), -1))
         error: Tensor = readout.error(read, hint.float())
         return error
@@ -143,7 +146,8 @@ def make_readings(model: Any, hints: Mapping[str, Tensor], scale: Any, report: b
         raise UserError(f"guidance by readouts is for models that predict noise, and this one says {said}")
     if isinstance(model.unet, Ported) or not (pushed or (report and model.readouts)):
         return None
-    return Readings(model.readouts, hints, strengths, model.unet)
+    readouts = {label: readout for label, readout in model.readouts.items() if label in hints}
+    return Readings(readouts, hints, strengths, model.unet)
 
 
 def _length(tensor: Tensor) -> Tensor:

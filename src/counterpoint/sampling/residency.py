@@ -24,7 +24,7 @@ from counterpoint.types import UserError
 RESIDENCIES = {
     "all": "every network stays",
     "stages": "encoders, the denoiser with its controls, and the decoder take turns",
-    "controls": "and within every step the controls come one at a time",
+    "controls": "encoders, denoiser and decoder take turns, and so do the controls within every step",
 }
 """How much stays in memory: name -> what it means."""
 
@@ -94,9 +94,15 @@ class Residency:
         return _Home(parameters, path)
 
     def _come(self, network: nn.Module) -> None:
+        if not self._uses.get(id(network)):
+            try:
+                self._fetch(network)
+            except BaseException:  # out of memory, say: what has come goes home again
+                self._leave(network)
+                raise
         self._uses[id(network)] = self._uses.get(id(network), 0) + 1
-        if self._uses[id(network)] > 1:
-            return
+
+    def _fetch(self, network: nn.Module) -> None:
         home = self._homes[id(network)]
         weights = home.weights
         if isinstance(weights, Path):

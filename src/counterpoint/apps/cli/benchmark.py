@@ -20,7 +20,9 @@ def benchmark(
     size: Annotated[
         str, typer.Option(help="tiny, or sd15: Stable Diffusion 1.5's shapes at 512 x 512, random weights.")
     ] = "tiny",
-    rounds: Annotated[int, typer.Option(help="How often everything is timed, in turns.", min=3, max=1000)] = 5,
+    rounds: Annotated[
+        int | None, typer.Option(help="How often everything is timed, in turns; default 5.", min=3, max=1000)
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     steps: Annotated[
@@ -61,6 +63,9 @@ def benchmark(
             raise UserError(f"{name} {value}: there are {', '.join(known)}")
     if steps is not None and what != "generate":
         raise UserError(f"--steps is for benchmark generate; {what} does not heed it")
+    if rounds is not None and what == "memory":
+        raise UserError("--rounds is for what is timed; benchmark memory does not heed it")
+    times = rounds or 5
     if out is not None:
         record.check_writable(out)
     output.quiet_libraries()
@@ -71,7 +76,7 @@ def benchmark(
             rows, baseline = memory_rows(size, where, kind, listen), STOCK
         else:
             compared = kinds[what](size, where, kind, *([] if steps is None else [steps]))
-            rows = bench.compare(bench.alternate(compared.cases, rounds, where, listen), compared.baseline)
+            rows = bench.compare(bench.alternate(compared.cases, times, where, listen), compared.baseline)
             baseline = compared.baseline
             for row in rows:
                 row["floor"] = compared.floors.get(row["name"])
@@ -88,7 +93,7 @@ def benchmark(
     }
     if out is not None:
         record.write_json(out / "benchmark.json", found)
-        record.write_text(out / "index.html", bench.page(found, None if what == "memory" else rounds))
+        record.write_text(out / "index.html", bench.page(found, None if what == "memory" else times))
     if json:
         output.record(found)
         return

@@ -276,30 +276,24 @@ def generate(
 
     from counterpoint.apps import planning
     from counterpoint.apps.replay import recipe_of
-    from counterpoint.apps.run import load_for, run
+    from counterpoint.apps.run import run
     from counterpoint.conditions.recognise import WrongPicture
     from counterpoint.sampling.prompt import PromptCut
 
     if plan:
         output.quiet_libraries()
-        planned = planning.prepare(request, memory)
+        planned, _ = planning.prepare(request, memory)
         output.record({"schema": record.SCHEMA, "plan": planned.record}) if json else print(planned.table)
         return
     record.check_writable(out.parent if out.suffix else out)
     output.quiet_libraries()
     readers = _readers(request, tune, pairs("--reader", reader)) if report or tune else {}
 
-    with planning.checking(device) as took:
+    with output.spoken_warnings(PromptCut, WrongPicture), output.progress("sampling") as listen:
         if memory is None:
-            pipe = load_for(request)
+            result = run(request, listen=listen, report=report)
         else:
-            planned = planning.prepare(request, memory)
-            output.say(planned.line)
-            pipe = planned.pipe
-        with output.spoken_warnings(PromptCut, WrongPicture), output.progress("sampling") as listen:
-            result = run(request, pipe, listen=listen, report=report)
-    if memory is not None:
-        output.say(f"{took[0] if took else 'it took'} and {result.seconds:.1f} s")
+            result = planning.run_within(request, memory, output.say, listen=listen, report=report)
     paths = [out] if out.suffix else [_free(out, image_seed) for image_seed in result.seeds]
     recipe = recipe_of(result)
     for path, image_seed, image in zip(paths, result.seeds, result.images, strict=True):

@@ -76,7 +76,15 @@ class FusionSuite:
         return FusionSuite(kept)
 
     def about(self, methods: Sequence[Method]) -> FusionSuite:
-        """The sorts that tell methods' own networks apart, or all where no method has any."""
+        """The sorts that tell methods' own networks apart, or all where no method has any.
+
+        Raises:
+            UserError: one has a network that no sort would hear.
+        """
+        heard = {kind for sort in self.sorts.values() for kind in sort.kinds}
+        for method in methods:
+            if deaf := [kind for kind, _ in method.networks if kind not in heard]:
+                raise UserError(f"{method.name}: no case here has {deaf[0]}; there are {', '.join(sorted(heard))}")
         kinds = {kind for method in methods for kind, _ in method.networks}
         return FusionSuite({name: sort for name, sort in self.sorts.items() if kinds & set(sort.kinds) or not kinds})
 
