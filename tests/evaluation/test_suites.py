@@ -15,6 +15,7 @@ from counterpoint.apps.detectors import by_classes
 from counterpoint.apps.readers import _classes_of, load_pristine
 from counterpoint.apps.record import settle
 from counterpoint.conditions.canny import canny
+from counterpoint.conditions.lines import lines
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.conditions.soft_edge import soft_edge
 from counterpoint.data import pairs
@@ -56,6 +57,7 @@ def blind_readers() -> Readers:
         maps={
             "canny": lambda pictures: stack([canny(image) for image in unstack(pictures)]),
             "hed": lambda pictures: stack([soft_edge(image) for image in unstack(pictures)]),
+            "lineart": lambda pictures: stack([lines(image) for image in unstack(pictures)]),
             "depth": lambda pictures: pictures,
             "seg": lambda pictures: pictures,
             "pose": lambda pictures: pictures,
@@ -240,7 +242,7 @@ def test_perfect_pictures_reach_the_ceiling(tmp_path: Path) -> None:
 
     make(suite.tasks(4), in_turn(maker), tmp_path)
     rows = {row.name: row for row in suite.score(reader(tmp_path), 4, (), blind_readers())}
-    for kind in ("canny", "hed"):
+    for kind in ("canny", "hed", "lineart"):
         values = {metric.name: metric.compute() for metric in rows[kind].metrics}
         assert values["adherence"] == pytest.approx(1)
         assert values["floor"] < values["ceiling"] == pytest.approx(1)
