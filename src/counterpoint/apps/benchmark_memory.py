@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def memory_rows(
     with tempfile.TemporaryDirectory() as folder:
         side = _save(size, Path(folder), dtype)
         for number, way in enumerate(ways, 1):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                peak = pool.apply(_peak, (way, folder, side, str(device), dtype, torch.get_num_threads()))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                peak = pool.submit(_peak, way, folder, side, str(device), dtype, torch.get_num_threads()).result()
             rows.append({"name": way if way == STOCK else f"residency {way}", "peak_mb": peak})
             if listen is not None:
                 listen(number, len(ways))
