@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -113,9 +112,6 @@ def load(
     if ported:
         unet, networks = port(pipe.unet, pipe.controls, bf16)
         return replace(pipe, unet=unet, controls=networks)
-    for readout in pipe.readouts.values():  # guidance wants slopes of latents, never of weights
-        pipe.unet.requires_grad_(False)
-        readout.probe.requires_grad_(False)
     if staged is None:
         return pipe.to(where)
     for readout in pipe.readouts.values():
@@ -133,10 +129,12 @@ def _readout(label: str, source: Path, unet: UNet2DConditionModel) -> Readout:
     if kind not in LOSSES:
         raise UserError(f"probes read {', '.join(LOSSES)}, not {kind}")
     probe = load_probe(source)
+    for network in (unet, probe):
+        network.requires_grad_(False)  # guidance wants slopes of latents, never of weights
     palette = torch.from_numpy((ADE20K_PALETTE if probe.config["out"] == len(ADE20K_PALETTE) else SEG_PALETTE).copy())
 
     def classes(batch: Batch) -> Tensor:
-        return nearest_colour(batch["control:seg"].cpu(), palette).to(unet.device)
+        return nearest_colour(batch["control:seg"].cpu(), palette).to(batch["control:seg"].device)
 
     wanted = classes if kind == "seg" else lambda batch: shown(batch, kind)
     target = Target(read_by(probe, unet, usual_layers(kind)), wanted, LOSSES[kind])
@@ -296,15 +294,13 @@ def find_dtype(name: str, device: str) -> str:
 @cache
 def _bf16_pays() -> bool:
     """Whether this processor multiplies bf16 matrices quicker than float32: some that have the instructions do not."""
+    from counterpoint.sampling.plan import quickest
+
     if not torch.cpu._is_avx512_bf16_supported():
         return False
 
     def seconds(dtype: torch.dtype) -> float:
-        a, taken = torch.ones(768, 768, dtype=dtype), []
-        for _ in range(4):
-            began = time.perf_counter()
-            a @ a
-            taken.append(time.perf_counter() - began)
-        return min(taken)
+        a = torch.ones(768, 768, dtype=dtype)
+        return quickest(torch.device("cpu"), lambda: a @ a, 4)
 
     return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)

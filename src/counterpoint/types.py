@@ -163,6 +163,11 @@ class Fusion:
         """The rules of its stages, or itself alone."""
         return tuple(rule for _, rule in self.stages) or (self,)
 
+    @property
+    def walks(self) -> bool:
+        """Whether any of its rules runs all branches side by side, for them to exchange."""
+        return any(rule.exchange is not None for rule in self.rules)
+
     def during(self, progress: float) -> Fusion:
         """The rule that holds after a share of the steps."""
         return next((rule for start, rule in reversed(self.stages) if progress >= start), self)

@@ -25,11 +25,11 @@ from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SEG_INDEX
 from counterpoint.evaluation import measures
 from counterpoint.evaluation.make import costs, in_turn, make, reader
 from counterpoint.evaluation.seeds import Seeded
-from counterpoint.evaluation.suite import Method, Packed, Readers, Suite, Task, stack, unstack
+from counterpoint.evaluation.suite import KINDS, Method, Packed, Readers, Suite, Task, stack, unstack
 from counterpoint.evaluation.suites import conservativity, fusion
 from counterpoint.evaluation.suites.layout import LayoutSuite
 from counterpoint.evaluation.suites.style import StyleSuite
-from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
+from counterpoint.evaluation.suites.tiny_quality import TinyQuality
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
 from tests.conftest import random_parts
@@ -237,7 +237,7 @@ def test_perfect_pictures_reach_the_ceiling(tmp_path: Path) -> None:
         made = []
         for task in chunk:
             kind = task.key.split("/")[0]
-            made.append(scene(task.seed).image if kind in CONTROLS else scene(start + 500).image)
+            made.append(scene(task.seed).image if kind in KINDS else scene(start + 500).image)
         return made
 
     make(suite.tasks(4), in_turn(maker), tmp_path)

@@ -23,6 +23,7 @@ from counterpoint.sampling.plan import floor
 from counterpoint.types import UserError
 
 CONTROLS = 2
+STOCK = "stock diffusers"
 
 
 def generate_cases(size: str, device: torch.device, dtype: torch.dtype, steps: int | None = None) -> Comparison:
@@ -59,7 +60,7 @@ def generate_cases(size: str, device: torch.device, dtype: torch.dtype, steps: i
         return lambda: one("a person", images, **call, generator=torch.Generator().manual_seed(0), **more)
 
     cases: dict[str, Case] = {
-        "stock diffusers": lambda: stock("a person", image=hints, **call, generator=torch.Generator().manual_seed(0)),
+        STOCK: lambda: stock("a person", image=hints, **call, generator=torch.Generator().manual_seed(0)),
         "exact": ours(pipe),
     }
     half = find_dtype("auto", str(device))
@@ -83,12 +84,14 @@ def generate_cases(size: str, device: torch.device, dtype: torch.dtype, steps: i
         cases[f"balanced, quickest way, {count} controls"] = ours(several, count, quality="balanced")
     parts = _parts(pipe, device)
     floors = {name: floor(part, device, torch.float32) for name, part in parts.items()}
-    low = {name: floor(part, device, halved.unet.dtype) for name, part in _parts(halved, device).items()}
+    low = floors
+    if halved is not pipe:
+        low = {name: floor(part, device, halved.unet.dtype) for name, part in _parts(halved, device).items()}
     for name in cases:
-        if name == "stock diffusers" or name.startswith("exact"):  # the others do less arithmetic
+        if name == STOCK or name.startswith("exact"):  # the others do less arithmetic
             counted = low if name.endswith(("bf16", "fp16")) else floors
             floors[name] = steps * sum(counted[part] for part in parts if part != "part: decode")
-    return Comparison(cases | parts, "stock diffusers", floors)
+    return Comparison(cases | parts, STOCK, floors)
 
 
 def _copied(pipe: Pipeline, dtype: str) -> Pipeline:

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
 from counterpoint.api import load
-from counterpoint.apps.benchmark_generate import SIZES
+from counterpoint.apps.benchmark_generate import SIZES, STOCK
 from counterpoint.metrics.cost import measuring
 from counterpoint.sampling.residency import RESIDENCIES
 
 CONTROLS = ("pose", "depth", "canny", "seg")
-STOCK = "stock diffusers"
 
 
 def memory_rows(
@@ -44,9 +43,6 @@ def memory_rows(
 def _save(size: str, folder: Path, dtype: torch.dtype) -> int:
     """A model of a size with four ControlNets; the side of its pictures."""
     pipe, _ = SIZES[size]()
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    host = pipe.unet
-    assert isinstance(host, UNet2DConditionModel)
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
     some = next(iter(pipe.controls.values()))
     for name in CONTROLS:

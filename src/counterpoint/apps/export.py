@@ -326,7 +326,7 @@ def _left_out(request: GenerateRequest, fusion: str) -> tuple[str, ...]:
             said.append(f"the mask {one.mask} of {one.label}: it speaks everywhere")
         if one.mode != "balanced":
             said.append(f"the mode {one.mode} of {one.label}: it is balanced")
-        if one.steer != "0":
+        if one.steered:
             said.append(f"the push towards {one.label} as a probe reads it")
         if one.photo:
             said.append(f"how {one.image} becomes the condition image of {one.label}: extract it first")

@@ -61,7 +61,7 @@ def prepare(request: GenerateRequest, limit: float | None) -> tuple[Planned, Pip
     for wrong, said in (
         (request.aggregate, "one model, and --aggregate names several"),
         (request.device == OPENVINO, "networks in torch: leave --device openvino away"),
-        (any(one.steer != "0" for one in request.controls), "forward passes alone: leave --steer away"),
+        (any(one.steered for one in request.controls), "forward passes alone: leave --steer away"),
     ):
         if wrong:
             raise UserError(f"--plan and --memory know {said}")

@@ -80,7 +80,7 @@ def _scheduler(result: Result) -> dict[str, Any]:
 def weights_of(request: GenerateRequest) -> dict[str, str]:
     """Model, ControlNets, LoRAs, adapters and the probes that steer -> fingerprints of their files."""
     controls = tuple(
-        (control.label, control.kind, control.controlnet, control.steer != "0", control.probe)
+        (control.label, control.kind, control.controlnet, control.steered, control.probe)
         for control in request.controls
     )
     return dict(_weights(request.model, controls, request.lora, request.aggregate))

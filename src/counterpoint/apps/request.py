@@ -36,6 +36,10 @@ class ControlRequest(Strict):
     def kind(self) -> str:
         return kind_of(self.label)
 
+    @property
+    def steered(self) -> bool:
+        return self.steer != "0"
+
     @field_validator("label")
     @classmethod
     def _known(cls, label: str) -> str:

@@ -24,12 +24,12 @@ from counterpoint.data import pairs
 from counterpoint.data.layouts import Levels, read_mig_bench, scene_actions, scene_levels
 from counterpoint.data.published import PublishedCases, check_sets, open_sets
 from counterpoint.evaluation.make import Executor, in_turn
-from counterpoint.evaluation.suite import Method, Readers, Suite, Task, stack
+from counterpoint.evaluation.suite import KINDS, Method, Readers, Suite, Task, stack
 from counterpoint.evaluation.suites import fusion
-from counterpoint.evaluation.suites.conservativity import KINDS, Conservativity
+from counterpoint.evaluation.suites.conservativity import Conservativity
 from counterpoint.evaluation.suites.layout import LayoutSuite
 from counterpoint.evaluation.suites.style import StyleSuite
-from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
+from counterpoint.evaluation.suites.tiny_quality import TinyQuality
 from counterpoint.fusion import get_fusion
 from counterpoint.models.load import load_controlnet, locate
 from counterpoint.models.openvino import Ported
@@ -76,7 +76,7 @@ class Source:
 
     def pipeline(self) -> Pipeline:
         """The model with its controls."""
-        own = {} if self.published else {kind: locate(self.model) / "controls" / kind for kind in CONTROLS}
+        own = {} if self.published else {kind: locate(self.model) / "controls" / kind for kind in KINDS}
         family = {kind: place for kind, place in own.items() if place.is_dir()}
         controls = {kind: str(place) for kind, place in {**family, **self.controls}.items()}
         return load(self.model, controls, scheduler=self.scheduler, device=self.device, dtype=self.dtype)
@@ -184,8 +184,8 @@ def make_bench(source: Source) -> Bench:
 def _family(source: Source) -> Bench:
     if source.readers or source.clip or source.inception:
         raise UserError("--reader, --clip and --inception belong to --data or --layouts; scenes bring their own")
-    if unknown := sorted(set(source.controls) - set(CONTROLS)):
-        raise UserError(f"--controlnet {unknown[0]}: on scenes there are {', '.join(CONTROLS)}")
+    if unknown := sorted(set(source.controls) - set(KINDS)):
+        raise UserError(f"--controlnet {unknown[0]}: on scenes there are {', '.join(KINDS)}")
     folder = locate(source.model)
     readers = family_readers(folder, find_device(source.device))
     maker = source.maker()
@@ -327,7 +327,7 @@ def executor(source: Source, maker: PipelineMaker, ray: str | None) -> Executor:
 def _tiny_quality(bench: Bench) -> Suite:
     if bench.cases is not pairs:
         raise UserError("tiny-quality measures the tiny family on its own scenes; it takes no --data")
-    return TinyQuality(round_trip(bench.pipe), kinds=[kind for kind in CONTROLS if kind in bench.pipe.controls])
+    return TinyQuality(round_trip(bench.pipe), kinds=[kind for kind in KINDS if kind in bench.pipe.controls])
 
 
 def _style(bench: Bench) -> Suite:

@@ -13,8 +13,8 @@ from counterpoint.api import load
 from counterpoint.apps.readers import family_readers
 from counterpoint.apps.record import write_json
 from counterpoint.apps.suites import PipelineMaker, round_trip
-from counterpoint.evaluation.suite import Method
-from counterpoint.evaluation.suites.tiny_quality import CONTROLS, TinyQuality
+from counterpoint.evaluation.suite import KINDS, Method
+from counterpoint.evaluation.suites.tiny_quality import TinyQuality
 from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.recipes.family import STRENGTH, strengthen
 from counterpoint.training.stages.diffusion import ControlNetStage
@@ -71,7 +71,7 @@ def adherence(stage: ControlNetStage, family: Path) -> Validate | None:
         ``None`` if the family has no judge, or none that reads this control.
     """
     kind = stage.field.removeprefix("control:")
-    if kind not in CONTROLS or not (family / "judges" / "a").is_dir():
+    if kind not in KINDS or not (family / "judges" / "a").is_dir():
         return None
     inject = getattr(stage, "inject", None)
     measure = Adherence(family, kind, SCENES, "a", inject.rule if isinstance(inject, BalancedInjection) else "sum")

@@ -29,6 +29,8 @@ Detect = Callable[[Tensor, Names], list[list[list[Box]]]]
 Segment = Callable[[Tensor, Names, Sequence[Sequence[Box]]], list[list[np.ndarray]]]
 """Pictures, names and boxes -> for each picture and box the pixels ``(h, w)`` bool of the
 thing in it."""
+KINDS = ("canny", "hed", "lineart", "depth", "pose", "seg")
+"""Kinds of control that can be read back and measured."""
 CHUNK = 32
 """Pictures scored at a time."""
 

@@ -166,8 +166,8 @@ def check_reach(fusion: Fusion, lending: Lending | None, unet: nn.Module) -> Non
         UserError: the rule would have to.
     """
     if isinstance(unet, Ported):
-        reaches = any(rule.exchange is not None or rule.inject is not torch.add for rule in fusion.rules)
-        if reaches or lending is not None:
+        injects = any(rule.inject is not torch.add for rule in fusion.rules)
+        if fusion.walks or injects or lending is not None:
             raise UserError(f"{fusion.name} reaches into the networks, which OpenVINO keeps closed: use another device")
 
 
@@ -196,7 +196,7 @@ def check_foreground(
         raise UserError(f"a foreground is named twice: {', '.join(front)}")
     if len(front) == len(networks) > 1:
         raise UserError(f"every control ({', '.join(networks)}) is a foreground; {rule.name} needs one that is not")
-    if any(one.exchange for one in rule.rules) and len(set(map(id, networks.values()))) < len(networks):
+    if rule.walks and len(set(map(id, networks.values()))) < len(networks):
         raise UserError(f"{rule.name} runs the controls side by side: two of them cannot share one network")
     if told and told != len(front):
         raise UserError(f"{told} subjects for {len(front)} foregrounds ({', '.join(front)}); give one each")

@@ -124,11 +124,10 @@ class Model:
     def at_work(self, rule: Fusion) -> Iterator[None]:
         """The denoiser and its controls are in memory inside the block; the controls one at a time, where the rule does
         not walk through all of them at once."""
-        networks = list(self.controls.values())
-        turns = self.residency is not None and self.residency.level == "controls"
+        residency, networks = self.residency, list(self.controls.values())
         with ExitStack() as stack:
-            if self.residency is not None and turns and not any(one.exchange for one in rule.rules):
-                stack.enter_context(self.residency.taking_turns(*networks))
+            if residency is not None and residency.level == "controls" and not rule.walks:
+                stack.enter_context(residency.taking_turns(*networks))
                 networks = []
             stack.enter_context(self.present(self.unet, *networks))
             yield

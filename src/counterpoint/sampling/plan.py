@@ -152,7 +152,7 @@ def plan(
         for sizes in (weights, peaks):
             sizes.update({name: 2 * sizes[name] for name in ("encoder", "decoder") if name in sizes})
     memory = _levels(weights, peaks, {id(one): _bytes(one) for one in pipe.controls.values()})
-    if any(rule.exchange for rule in get_fusion(fusion).rules):
+    if get_fusion(fusion).walks:
         memory["controls"] = memory["stages"]
     return Plan(memory, weights, seconds)
 
@@ -180,10 +180,8 @@ def _added(pipe: Pipeline, rows: int, empty: Callable[..., Tensor]) -> dict[str,
     return {"text_embeds": empty(rows, pipe.text_encoder_2.config.projection_dim), "time_ids": empty(rows, 6)}
 
 
-def _bytes(network: Any) -> int:
-    if isinstance(network, nn.Module):
-        return sum(one.numel() * one.element_size() for one in (*network.parameters(), *network.buffers()))
-    return 0
+def _bytes(network: nn.Module) -> int:
+    return sum(map(_size, (*network.parameters(), *network.buffers())))
 
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -265,10 +263,10 @@ def _rates(device: torch.device, dtype: torch.dtype) -> _Rates:
     matrix, picture, kernel = noise(side, side), noise(2 * large_batch, 320, 32, 32), noise(320, 320, 3, 3)
     query, large = noise(2 * large_batch, 8, 1024, 40), noise(2**22 * large_batch)
     return _Rates(
-        2 * side**3 / _quickest(device, lambda: matrix @ matrix),
-        2 * picture.numel() * 320 * 9 / _quickest(device, lambda: F.conv2d(picture, kernel, padding=1)),
-        4 * query.numel() * 1024 / _quickest(device, lambda: F.scaled_dot_product_attention(query, query, query)),
-        2 * _size(large) / _quickest(device, large.clone),
+        2 * side**3 / quickest(device, lambda: matrix @ matrix),
+        2 * picture.numel() * 320 * 9 / quickest(device, lambda: F.conv2d(picture, kernel, padding=1)),
+        4 * query.numel() * 1024 / quickest(device, lambda: F.scaled_dot_product_attention(query, query, query)),
+        2 * _size(large) / quickest(device, large.clone),
     )
 
 
@@ -289,7 +287,7 @@ def _pace(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     for side in (8, 32):
         latents = torch.randn(2, 4, side, side, device=device, dtype=dtype)
         text = torch.randn(2, 77, 64, device=device, dtype=dtype)
-        taken = _quickest(device, partial(network, latents, 500, text), 3)
+        taken = quickest(device, partial(network, latents, 500, text), 3)
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _Ledger(device, dtype) as ledger:
             network(torch.empty_like(latents), 500, torch.empty_like(text))
         rows.append((ledger.ideal, float(ledger.calls), taken))
@@ -313,7 +311,7 @@ def floor(run: Callable[[], object], device: torch.device, dtype: torch.dtype) -
     return seconds
 
 
-def _quickest(device: torch.device, run: Callable[[], object], times: int = 5) -> float:
+def quickest(device: torch.device, run: Callable[[], object], times: int = 5) -> float:
     """Seconds of the quickest of some calls; on an accelerator of several in a row, which hides their launch."""
     taken, row = [], 1 if device.type == "cpu" else 10
     with torch.no_grad():

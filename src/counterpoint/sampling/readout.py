@@ -55,7 +55,7 @@ class Readings:
     Args:
         readouts: control -> what reads it.
         hints: control -> its condition images, ``(b, 3, h, w)`` in 0..1, one a picture.
-        strengths: control -> length of its push as a share of the prediction's, over the schedule.
+        strengths: control that pushes -> length of its push as a share of the prediction's, over the schedule.
         unet: the denoiser; it predicts noise.
 
     Attributes:
@@ -72,15 +72,12 @@ class Readings:
         strengths: Mapping[str, Weight],
         unet: UNet2DConditionModel,
     ) -> None:
-        pushing = [name for name, weight in strengths.items() if any(value for _, value in weight.knots)]
-        if unread := [name for name in pushing if name not in readouts]:
+        if unread := [name for name in strengths if name not in readouts]:
             raise UserError(
                 f"nothing reads {unread[0]} from the model's features, so nothing pushes towards it: give a probe with "
                 f"probes={{{unread[0]!r}: FOLDER}}"
             )
-        self.readouts, self.hints = readouts, hints
-        self.strengths = {name: strengths[name] for name in pushing}
-        self.unet = unet
+        self.readouts, self.hints, self.strengths, self.unet = readouts, hints, strengths, unet
         self.errors: dict[str, list[Tensor]] = {name: [] for name in readouts}
         self._push: Tensor | None = None
 
@@ -138,16 +135,16 @@ def make_readings(model: Any, hints: Mapping[str, Tensor], scale: Any, report: b
         UserError: a push that nothing reads, or that the model cannot make.
     """
     scales = each("readout_guidance_scale", scale, list(hints))
-    strengths = {label: Weight.parse(str(one)) for label, one in zip(hints, scales, strict=True)}
-    pushed = any(value for weight in strengths.values() for _, value in weight.knots)
-    if pushed and isinstance(model.unet, Ported):
+    weights = {label: Weight.parse(str(one)) for label, one in zip(hints, scales, strict=True)}
+    pushing = {label: weight for label, weight in weights.items() if any(value for _, value in weight.knots)}
+    if pushing and isinstance(model.unet, Ported):
         raise UserError("readouts reach into the UNet, which OpenVINO keeps closed: use another device")
-    if pushed and (said := model.scheduler.config.prediction_type) != "epsilon":
+    if pushing and (said := model.scheduler.config.prediction_type) != "epsilon":
         raise UserError(f"guidance by readouts is for models that predict noise, and this one says {said}")
-    if isinstance(model.unet, Ported) or not (pushed or (report and model.readouts)):
+    if isinstance(model.unet, Ported) or not (pushing or (report and model.readouts)):
         return None
     readouts = {label: readout for label, readout in model.readouts.items() if label in hints}
-    return Readings(readouts, hints, strengths, model.unet)
+    return Readings(readouts, hints, pushing, model.unet)
 
 
 def _length(tensor: Tensor) -> Tensor:

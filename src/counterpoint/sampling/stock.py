@@ -254,7 +254,7 @@ class _Inside:
         kind, told = type(self.container).__name__, self.subject_masks or self.subject
         numbered = {str(i): network for i, network in enumerate(self.networks)}
         check_injection(self.fusion, dict(zip(self.names, self.networks, strict=False)) or numbered)
-        keys, walks = self.fusion.keys, any(rule.exchange for rule in self.fusion.rules)
+        keys, walks = self.fusion.keys, self.fusion.walks
         if not keys:
             check_foreground(self.fusion, {}, self.foreground, len(told))
         if self.subject and self.subject_masks:

@@ -40,8 +40,8 @@ def benchmark(
     from counterpoint.apps import record
     from counterpoint.apps.benchmark_batch import batch_cases
     from counterpoint.apps.benchmark_cases import SIZES, aggregate_cases, fusion_cases
-    from counterpoint.apps.benchmark_generate import generate_cases
-    from counterpoint.apps.benchmark_memory import STOCK, memory_rows
+    from counterpoint.apps.benchmark_generate import STOCK, generate_cases
+    from counterpoint.apps.benchmark_memory import memory_rows
     from counterpoint.apps.benchmark_train import train_cases
     from counterpoint.apps.cli import output
     from counterpoint.types import UserError

@@ -223,7 +223,7 @@ class Actions:
                 weight = Weight.parse(one.weight)
                 if len(weight.knots) > 1:
                     gr.Warning(f"the weight schedule {one.weight} of {one.label} is {weight.at(0.0):g} throughout here")
-                if one.steer != "0":
+                if one.steered:
                     gr.Warning(f"the push towards {one.label} as a probe reads it cannot be put back here")
                 mask = read_image(one.mask) if one.mask else None
                 found |= {f"kind{i}": one.kind, f"weight{i}": weight.at(0.0), f"mask{i}": mask}

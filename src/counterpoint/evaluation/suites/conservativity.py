@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from counterpoint.control.influence import influence, trained_injection
 from counterpoint.data.pairs import Case
-from counterpoint.evaluation.suite import Finished, Method, Readers, Row, Task, stack
+from counterpoint.evaluation.suite import KINDS, Finished, Method, Readers, Row, Task, stack
 from counterpoint.evaluation.suites.fusion import Cases
 from counterpoint.metrics.conservativity import asym, asymmetry, normalised_asym
 from counterpoint.metrics.metric import Metric
@@ -24,7 +24,6 @@ from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.sampling.schedulers import make_scheduler
 
-KINDS = ("canny", "hed", "lineart", "depth", "pose", "seg")
 _CHUNK = 8
 """Cases at a time: second derivatives take much memory."""
 

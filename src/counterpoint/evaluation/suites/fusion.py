@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from counterpoint.data.pairs import Case, Layout
 from counterpoint.evaluation import measures
-from counterpoint.evaluation.suite import CHUNK, Finished, Method, Packed, Readers, Row, Task, stack
+from counterpoint.evaluation.suite import CHUNK, KINDS, Finished, Method, Packed, Readers, Row, Task, stack
 from counterpoint.metrics.metric import Metric
 from counterpoint.types import UserError
 
@@ -215,6 +215,6 @@ def single(cases: Cases, side: int) -> FusionSuite:
     return FusionSuite(
         {
             kind: Sort((kind,), partial(cases.alone, kind=kind), partial(_single, kind, cases.CLASSES, side))
-            for kind in ("canny", "hed", "lineart", "depth", "pose", "seg")
+            for kind in KINDS
         }
     )

@@ -19,25 +19,23 @@ from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.reading import background, main_thing
 from counterpoint.data.scenes.render import SPLITS, Scene, scene
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SEG_INDEX
-from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack
+from counterpoint.evaluation.suite import CHUNK, KINDS, Finished, Method, Readers, Row, Task, stack
 from counterpoint.metrics.coco_mig import RANGES, has_colour
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Metric, Reduce, mean
 from counterpoint.metrics.similarity import psnr, ssim
 
-CONTROLS = ("canny", "hed", "lineart", "depth", "pose", "seg")
-"""Kinds whose adherence can be read."""
 _CASE = "test scenes"
 
 
 @dataclass(frozen=True)
 class TinyQuality:
     """The suite, on scenes of ``split``; ``round_trip`` encodes and decodes pictures ``(b, 3, h, w)`` in 0..1 with the
-    family's codec; ``kinds`` are the family's controls, of :data:`CONTROLS`."""
+    family's codec; ``kinds`` are the family's controls, of :data:`KINDS`."""
 
     round_trip: Callable[[Tensor], Tensor]
     split: str = "test"
-    kinds: Sequence[str] = CONTROLS
+    kinds: Sequence[str] = KINDS
 
     def tasks(self, n: int, _: Sequence[Method] = ()) -> list[Task]:
         """``n`` prompts for one thing; for each control ``n`` scenes' captions and maps; the captions alone."""
