@@ -120,7 +120,7 @@ def test_a_suite_on_published_photos(cli, saved: Path, networks: Path, tmp_path:
     assert (status, "case 1 of pose+depth is" in error) == (2, True)
     rows = json.loads(out)["rows"]
     assert [(row["name"], row["case"]) for row in rows] == [("sum", "pose+depth")]
-    assert set(rows[0]["metrics"]) == {"clip", "mse_depth", "miou_p"}
+    assert set(rows[0]["metrics"]) == {"clip", "mse_depth", "mse_depth_background", "miou_p"}
     layouts = tmp_path / "mig_bench.json"
     layouts.write_text(
         json.dumps({"0": {"caption": "a person", "segment": [{"bbox": [0, 0, 1, 1], "label": "a red a"}]}})

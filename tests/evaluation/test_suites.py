@@ -103,6 +103,16 @@ def test_methods_share_seeds_and_cases() -> None:
             np.testing.assert_array_equal(first.images[kind], second.images[kind])
 
 
+def test_a_person_is_no_error_of_the_background() -> None:
+    """With depth "read" from the picture itself: the background as asked, and the person white on it."""
+    cases = [pairs.conflicting(number, "depth") for number in range(2)]
+    pictures = [np.where(case.person[..., None], 255, case.images["depth"]).astype(np.uint8) for case in cases]
+    whole, background = measures.map_mse("depth"), measures.background_mse("depth")
+    for metric in (whole, background):
+        metric.update(stack(pictures), cases, blind_readers())
+    assert (whole.compute() > 0, background.compute()) == (True, 0)
+
+
 def test_a_killed_run_continues(tmp_path: Path) -> None:
     tasks = fusion.conflicting(pairs).tasks(3, METHODS)
     seen: list[str] = []

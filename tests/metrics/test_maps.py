@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity
 
 from counterpoint.metrics.maps import depth_rmse, mask_iou, miou, overlap
 from counterpoint.metrics.metric import Metric
-from counterpoint.metrics.similarity import psnr, ssim
+from counterpoint.metrics.similarity import mse, psnr, ssim
 
 
 def test_depth_rmse_is_on_the_255_scale() -> None:
@@ -48,6 +48,18 @@ def test_psnr() -> None:
     values = psnr(a, b).tolist()
     assert values[0] == pytest.approx(20, abs=1e-5)
     assert math.isinf(values[1])
+
+
+def test_mse_of_a_region() -> None:
+    a = torch.zeros(3, 3, 4, 4)
+    b = a.clone()
+    b[:, :, :2] = 0.5  # the upper half is off by 0.5, the lower by nothing
+    region = torch.zeros(3, 4, 4, dtype=torch.bool)
+    region[0], region[1, 2:] = True, True
+    assert mse(a, b).tolist() == [0.125] * 3
+    values = mse(a, b, region).tolist()
+    assert values[:2] == [0.125, 0.0]
+    assert math.isnan(values[2])
 
 
 def test_ssim_against_its_formula() -> None:

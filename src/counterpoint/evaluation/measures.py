@@ -43,6 +43,16 @@ def map_mse(kind: str) -> Metric:
     return Metric(f"mse_{kind}", measure, higher=False)
 
 
+def background_mse(kind: str) -> Metric:
+    """The same where the person of the pose does not stand: a person who is there is no error of the background."""
+
+    def measure(pictures: Tensor, cases: Sequence[Case], readers: Readers) -> Tensor:
+        outside = ~_masks([case.person for case in cases])
+        return mse(readers.maps[kind](pictures), stack([case.images[kind] for case in cases]), outside)
+
+    return Metric(f"mse_{kind}_background", measure, higher=False)
+
+
 def person_iou() -> Metric:
     """mIoU-P: overlap of the people in the picture and the person of the pose."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics.functional.image import (
     multiscale_structural_similarity_index_measure,
@@ -16,9 +16,12 @@ SMALLEST = 176
 """Side in pixels below which the window does not fit MS-SSIM's coarsest scale."""
 
 
-def mse(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:
-    """Mean squared error of each picture."""
-    return (pictures.double() - references.double()).square().flatten(1).mean(1)
+def mse(pictures: Pictures, references: Pictures, region: Bool[Tensor, "b h w"] | None = None) -> Float[Tensor, " b"]:
+    """Mean squared error of each picture, or of a region of it; ``nan`` where that is empty."""
+    squares = (pictures.double() - references.double()).square().mean(1)
+    if region is None:
+        return squares.mean((1, 2))
+    return (squares * region).sum((1, 2)) / region.sum((1, 2))
 
 
 def psnr(pictures: Pictures, references: Pictures) -> Float[Tensor, " b"]:

@@ -141,7 +141,7 @@ def _key(method: Method, name: str, number: int) -> str:
 
 
 def _conflicting(other: str, *_: object) -> list[Metric]:
-    return [measures.clip(), measures.map_mse(other), measures.person_iou()]
+    return [measures.clip(), measures.map_mse(other), measures.background_mse(other), measures.person_iou()]
 
 
 def _complementary(kinds: Sequence[str], *_: object) -> list[Metric]:
