@@ -19,7 +19,7 @@ from torch import Tensor
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.control.features import read_by
 from counterpoint.data.scenes.maps import SEG_PALETTE
-from counterpoint.fusion import get_fusion
+from counterpoint.fusion import FLUX_DELTA, get_fusion
 from counterpoint.metrics.maps import nearest_colour
 from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.models.openvino import port
@@ -215,7 +215,8 @@ def attach(
 
     Args:
         pipeline: the pipeline.
-        fusion: the rule, by name or of your own, also a function ``(n, b, c, h, w) -> (b, c, h, w)``.
+        fusion: the rule, by name or of your own, also a function ``(n, b, c, h, w) -> (b, c, h, w)``. In FLUX the
+            threshold of the correlation is the paper's 0.5 where the name sets none.
         controls: names for its controls, in their order; a kind such as ``"pose"`` tells ``gate_silence`` what their
             images mean. Default ``"0"``, ``"1"`` and so on.
         foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
@@ -235,7 +236,7 @@ def attach(
     masks = [subject_mask] if isinstance(subject_mask, (PIL.Image.Image, Tensor)) else subject_mask
     with attached(
         pipeline,
-        get_fusion(fusion),
+        get_fusion(fusion, FLUX_DELTA if hasattr(pipeline, "transformer") else None),
         controls,
         foreground=[foreground] if isinstance(foreground, str) else foreground,
         subject=[subject] if isinstance(subject, str) else subject,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from diffusers import ControlNetModel
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.control.sites import ONE_FAMILY, together
 from counterpoint.types import Exchange, Latents, Residuals, UserError
 
 
@@ -67,27 +68,36 @@ def walk(
     return Residuals(down, network.controlnet_mid_block(sample) * scale)
 
 
-def run_lockstep(walks: Sequence[Walk], exchange: Exchange, *, skips: bool = True) -> list[Residuals]:
+def run_lockstep(walks: Mapping[str, Walk], exchange: Exchange, *, skips: bool = True) -> dict[str, Residuals]:
     """Advance all walks together and let them exchange at every stop.
 
     Args:
         walks: one a branch, not yet started.
         exchange: what the branches' features become, ``(n b ...) -> (n b ...)``.
         skips: whether a block's residuals are exchanged too, or its running feature only.
+
+    Raises:
+        UserError: the branches stop at different places, or with features of different shapes.
     """
-    results: list[Residuals] = []
-    stops = [next(one) for one in walks]
+    results: dict[str, Residuals] = {}
+    stops = {name: next(one) for name, one in walks.items()}
     while not results:
-        samples = exchange(torch.stack([stop.sample for stop in stops]))
-        residuals = [stop.residuals for stop in stops]
+        places = {name: f"{stop.site} with {len(stop.residuals)}" for name, stop in stops.items()}
+        if len(set(places.values())) > 1:
+            listed = ", ".join(f"{name} {place}" for name, place in places.items())
+            raise UserError(f"the controls cannot walk side by side ({listed} residuals): {ONE_FAMILY}")
+        site = next(iter(stops.values())).site
+        samples = exchange(together(site, {name: stop.sample for name, stop in stops.items()}))
+        residuals = [stop.residuals for stop in stops.values()]
         if skips:
-            swapped = [exchange(torch.stack(site)) for site in zip(*residuals, strict=True)]
+            sites = [dict(zip(stops, several, strict=True)) for several in zip(*residuals, strict=True)]
+            swapped = [exchange(together(site, said)) for said in sites]
             residuals = list(zip(*swapped, strict=True)) if swapped else residuals
-        following = []
-        for one, stop, sample, several in zip(walks, stops, samples, residuals, strict=True):
+        following = {}
+        for name, sample, several in zip(stops, samples, residuals, strict=True):
             try:
-                following.append(one.send(Hidden(stop.site, sample, tuple(several))))
+                following[name] = walks[name].send(Hidden(site, sample, tuple(several)))
             except StopIteration as end:
-                results.append(end.value)
+                results[name] = end.value
         stops = following
     return results

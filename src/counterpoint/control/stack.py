@@ -14,8 +14,8 @@ from diffusers import FluxControlNetModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.control.keys import KeyValues, Lending, injecting_keys, keeping_keys
-from counterpoint.control.keys_flux import injecting_flux_keys, keeping_flux_keys
+from counterpoint.control.keys import KeyValues, Lending, injecting_keys, keeping_keys, self_attention
+from counterpoint.control.keys_flux import attention_layers, injecting_flux_keys, keeping_flux_keys
 from counterpoint.control.lockstep import Walk, run_lockstep, walk
 from counterpoint.control.reuse import Reuse
 from counterpoint.control.sites import fuse, shaped, site_names, stacked
@@ -226,7 +226,8 @@ def run_stack(
     spoken = {name: shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()}
     sites = _fuse_halves(fusion, spoken, {branch.name for branch in active if branch.conditional_only})
     if watch is not None:
-        heard = zip(site_names(len(sites)), zip(stacked(spoken), sites, strict=True), strict=True)
+        names = site_names(len(sites))
+        heard = zip(names, zip(stacked(spoken, names), sites, strict=True), strict=True)
         watch(moment, list(by_name), dict(heard))
     return Residuals(tuple(sites[:-1]), sites[-1])
 
@@ -312,12 +313,11 @@ def speak(
                 said[name] = alone(name)
         return said
     with ExitStack() as stack:
-        walks = []
+        walks = {}
         for name, around in order.items():
             stack.enter_context(around)
-            walks.append(walked(name))
-        results = run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips)
-    return dict(zip(order, results, strict=True))
+            walks[name] = walked(name)
+        return dict(run_lockstep(walks, fusion.exchange, skips=fusion.exchange_skips))
 
 
 def surround(
@@ -356,6 +356,12 @@ def surround(
         **{name: keeping(networks[name], mine) for name, mine in zip(front, kept, strict=True)},
         **{name: injecting(network) for name, network in networks.items() if name not in subjects},
     }
+
+
+def attention_widths(network: nn.Module) -> dict[str, int]:
+    """A branch's self-attention layers, and how wide their keys are."""
+    layers = attention_layers(network) if isinstance(network, FluxControlNetModel) else self_attention(network)
+    return {name: getattr(layer.to_k, "out_features", 0) for name, layer in layers.items()}
 
 
 def _sized(mask: Tensor, shape: Sequence[int]) -> Tensor:

@@ -111,9 +111,18 @@ FUSIONS = {name: build() for name, build in RULES.items()}
 """Name -> rule at its defaults. Command line, studio, tests, citations and docs follow from this table."""
 
 
-def get_fusion(name: str | Fusion | Combine) -> Fusion:
+FLUX_DELTA = 0.5
+"""The paper's threshold of the correlation in FLUX (Cross-ControlNet, appendix A.5)."""
+_CORRELATING = ("pix", "pix+channel", "cross", "cross-authors")
+
+
+def get_fusion(name: str | Fusion | Combine, delta: float | None = None) -> Fusion:
     """The rule of a name: ``cross``, with settings ``cross:delta=0.5``, over the schedule ``0:cross,0.5:sum``; a rule
     as it is; or one of your own from any function ``(n, b, c, h, w) -> (b, c, h, w)``.
+
+    Args:
+        name: of the rule.
+        delta: threshold of PixFusion's correlation where the name sets none; default the rule's own.
 
     Raises:
         UserError: there is none, or it has no such setting or value; the message lists those there are.
@@ -123,9 +132,9 @@ def get_fusion(name: str | Fusion | Combine) -> Fusion:
     if callable(name):
         return Fusion(getattr(name, "__name__", "custom"), "a function of the caller's", name)
     if not _STAGE.match(name):
-        return _rule(name)
+        return _rule(name, delta)
     _, *parts = _STAGE.split(name)
-    starts, rules = [float(start) for start in parts[::2]], [_rule(part) for part in parts[1::2]]
+    starts, rules = [float(start) for start in parts[::2]], [_rule(part, delta) for part in parts[1::2]]
     if starts[0] != 0 or starts[-1] >= 1 or starts != sorted(set(starts)):
         raise UserError(f"the starts of a schedule of fusions rise from 0 and stay below 1, got {name}")
     return replace(
@@ -141,13 +150,14 @@ def get_fusion(name: str | Fusion | Combine) -> Fusion:
 _STAGE = re.compile(r"(?:^|,)(\d*\.?\d+):")
 
 
-def _rule(name: str) -> Fusion:
+def _rule(name: str, delta: float | None) -> Fusion:
     base, _, text = name.partition(":")
     if base not in RULES:
         raise UserError(f"unknown fusion {base!r}; there are {', '.join(RULES)}")
-    if not text:
+    settings = {} if delta is None or base not in _CORRELATING else {"delta": delta}
+    if not text and not settings:
         return FUSIONS[base]
-    settings = dict(_setting(base, part) for part in text.split(","))
+    settings |= dict(_setting(base, part) for part in text.split(",") if text)
     return replace(RULES[base](**settings), name=name)
 
 

@@ -65,6 +65,9 @@ def part_of(container: nn.Module, call: Mapping[str, Any], index: int, scales: S
         key: [value[index]] if key in _PER_CONTROL and isinstance(value, (list, tuple)) else value
         for key, value in call.items()
     }
+    modes = call.get("controlnet_mode")
+    if isinstance(container, FluxMultiControlNetModel) and isinstance(modes, Tensor):  # image-to-image has rows of one
+        part["controlnet_mode"] = modes[index : index + 1]
     if isinstance(container, ControlNetUnionModel):
         part["control_type"] = torch.zeros_like(call["control_type"])
         part["control_type"][:, part["control_type_idx"][0]] = 1
@@ -112,6 +115,13 @@ class Layout:
 
     def __init__(self, flatten: Forward, rebuild: Forward, grid: tuple[int, int] | None = None) -> None:
         self.flatten, self.rebuild, self.grid = flatten, rebuild, grid
+
+    def names(self, sizes: tuple[int | None, int | None] | None) -> list[str] | None:
+        """What its sites are called, of as many as a branch spoke at; ``None`` is a U-Net's own way."""
+        if sizes is None:
+            return None
+        double, single = (size or 0 for size in sizes)
+        return [*(f"double.{i}" for i in range(double)), *(f"single.{i}" for i in range(single))]
 
 
 def layout_of(container: nn.Module, call: Mapping[str, Any]) -> Layout:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import FluxControlNetModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from counterpoint.control.coverage import covered
 from counterpoint.control.keys import Lending
-from counterpoint.control.stack import Branch, Weight
+from counterpoint.control.stack import Branch, Weight, attention_widths
 from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
 from counterpoint.models.openvino import Ported
 from counterpoint.sampling.prompt import plain_words, subject_places
@@ -200,7 +201,22 @@ def check_foreground(
         raise UserError(f"{rule.name} runs the controls side by side: two of them cannot share one network")
     if told and told != len(front):
         raise UserError(f"{told} subjects for {len(front)} foregrounds ({', '.join(front)}); give one each")
+    if told or any(isinstance(network, FluxControlNetModel) for network in networks.values()):
+        _check_layers(networks, front)
     return front
+
+
+def _check_layers(networks: Mapping[str, nn.Module], front: Sequence[str]) -> None:
+    """Whatever attends to lent keys must find them."""
+    layers = {name: attention_widths(network) for name, network in networks.items()}
+    for name in networks:
+        for lender in front if name not in front else ():
+            missing = [layer for layer, width in layers[name].items() if layers[lender].get(layer) != width]
+            if missing:
+                raise UserError(
+                    f"the foreground {lender} has no keys for {len(missing)} of the {len(layers[name])} self-attention "
+                    f"layers of {name} ({missing[0]} is the first): make {name} the foreground, or fuse by pix+channel"
+                )
 
 
 NO_SUBJECT = "lends keys only where it knows the subject: name its words with subject, or give a subject_mask"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers import (
     ControlNetModel,
+    ControlNetUnionModel,
     DiffusionPipeline,
 )
 from jaxtyping import Float
@@ -137,6 +138,11 @@ class _Inside:
         scales = call.get("adapter_weights" if "xs" in call else "conditioning_scale")
         scales = [1 / count] * count if scales is None else scales
         scales = list(scales) if isinstance(scales, (list, tuple)) else [scales] * count
+        if len(scales) < count:  # diffusers takes as many windows as networks, and a union has one for all
+            raise UserError(
+                f"the pipeline hears {len(scales)} of {count} controls ({', '.join(names)}): give it a list of {count} "
+                "for control_guidance_start, control_guidance_end and controlnet_conditioning_scale each"
+            )
         active = {name: i for i, name in enumerate(names) if scales[i] != 0}
         if not active:
             return original(**call)
@@ -149,6 +155,12 @@ class _Inside:
             if "sample" in call
             else (len(call.get("hidden_states", [0])), 1, *(layout.grid or (1, 1)))
         )
+        for name, mask in ({} if self.lending is None else self.lending.masks).items():
+            if self.subject_masks and mask[0].numel() > 1 and not _alike(mask.shape[2:], shape[2:]):
+                raise UserError(
+                    f"the subject mask for {name} is {mask.shape[3]} x {mask.shape[2]} and the latents "
+                    f"{shape[3]} x {shape[2]}: give it the picture's shape, at any resolution"
+                )
         networks = {name: self.networks[min(i, len(self.networks) - 1)] for name, i in active.items()}
         order = surround(networks, rule, self.lending, moment, shape)
 
@@ -170,7 +182,7 @@ class _Inside:
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise UserError(f"the controls speak to different numbers of double and single blocks ({listed})")
-        return layout.rebuild(fuse(rule, flat), sizes[name])
+        return layout.rebuild(fuse(rule, flat, layout.names(sizes[name])), sizes[name])
 
     def host(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around the host's ``forward``: features go in by the rule, and subjects are watched."""
@@ -290,8 +302,8 @@ class _Inside:
 
 
 def _is_plain(network: nn.Module) -> bool:
-    """A ControlNet that nobody has compiled."""
-    return isinstance(network, ControlNetModel) and network._compiled_call_impl is None
+    """A U-Net's ControlNet that nobody has compiled."""
+    return isinstance(network, (ControlNetModel, ControlNetUnionModel)) and network._compiled_call_impl is None
 
 
 def _alike(size: Sequence[int], other: Sequence[int]) -> bool:
