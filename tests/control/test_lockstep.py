@@ -31,10 +31,10 @@ def test_identity_exchange_is_the_stock_forward(parts: dict, dtype: torch.dtype)
     latents, t, text, hint = (x.to(dtype) if x.is_floating_point() else x for x in inputs())
     networks = [network.to(dtype) for network in parts["networks"]]
     try:
-        walks = [walk(network, latents, t, text, hint, 0.7) for network in networks]
+        walks = {str(i): walk(network, latents, t, text, hint, 0.7) for i, network in enumerate(networks)}
         results = run_lockstep(walks, lambda features: features)
-        for network, result in zip(networks, results, strict=True):
-            assert equal(result, network(latents, t, text, hint, conditioning_scale=0.7, return_dict=False))
+        for i, network in enumerate(networks):
+            assert equal(results[str(i)], network(latents, t, text, hint, conditioning_scale=0.7, return_dict=False))
     finally:
         for network in networks:
             network.to(torch.float32)
@@ -51,7 +51,8 @@ def test_exchange_happens_at_every_stop(parts: dict, skips: bool) -> None:
         return features.flip(0)
 
     networks = parts["networks"]
-    run_lockstep([walk(network, latents, t, text, hint) for network in networks], swap, skips=skips)
+    walks = {str(i): walk(network, latents, t, text, hint) for i, network in enumerate(networks)}
+    run_lockstep(walks, swap, skips=skips)
     # conv_in, then each of two blocks with its residuals (a layer and a downsampler, then a layer), then mid
     assert len(seen) == (1 + 3 + 2 + 1 if skips else 4)
     assert all(shape[:2] == (2, 2) for shape in seen)

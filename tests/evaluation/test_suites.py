@@ -24,6 +24,7 @@ from counterpoint.data.scenes.render import SPLITS, Scene, scene
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SEG_INDEX
 from counterpoint.evaluation import measures
 from counterpoint.evaluation.make import costs, in_turn, make, reader
+from counterpoint.evaluation.report import markdown, records
 from counterpoint.evaluation.seeds import Seeded
 from counterpoint.evaluation.suite import KINDS, Method, Packed, Readers, Suite, Task, stack, unstack
 from counterpoint.evaluation.suites import conservativity, fusion
@@ -76,6 +77,9 @@ def blind_readers() -> Readers:
     )
 
 
+WITHOUT_AND_WITH_PROMPT = ("split, none prompt", "split, brief prompt")
+
+
 def noise(task: Task) -> Image:
     return np.random.default_rng(task.seed).integers(0, 256, (128, 128, 3)).astype(np.uint8)
 
@@ -101,6 +105,16 @@ def test_methods_share_seeds_and_cases() -> None:
         assert second.method.name == "mean pose=0.5"
         for kind in first.images:
             np.testing.assert_array_equal(first.images[kind], second.images[kind])
+
+
+def test_rows_say_where_no_keys_were_lent(tmp_path: Path) -> None:
+    methods = [Method(fusion=name) for name in ("pix", "0:pix,0.5:cross")]
+    suite = fusion.FusionSuite({name: fusion.silent(pairs).sorts[name] for name in WITHOUT_AND_WITH_PROMPT})
+    make(suite.tasks(2, methods), in_turn(lambda chunk: [noise(task) for task in chunk]), tmp_path)
+    rows = suite.score(reader(tmp_path), 2, methods, blind_readers())
+    noted = {(row.case, row.name) for row in rows if row.note == fusion.NO_SUBJECT}
+    assert noted == {(WITHOUT_AND_WITH_PROMPT[0], "0:pix,0.5:cross")}
+    assert f"* 0:pix,0.5:cross, {WITHOUT_AND_WITH_PROMPT[0]}: {fusion.NO_SUBJECT}" in markdown(records(rows, "tiny"))
 
 
 def test_a_person_is_no_error_of_the_background() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from counterpoint.fusion.cross import channel_fusion, pix_fusion
+from counterpoint.fusion.cross import authors_exchange, channel_fusion, pix_fusion
 from counterpoint.fusion.maxfusion import DELTA, maxfusion, maxfusion_exchange
 
 RULES = {"pix": pix_fusion(), "authors": pix_fusion(authors=True), "channel": channel_fusion(), "maxfusion": maxfusion}
@@ -41,41 +41,64 @@ def smoothed(image: list[list[float]], kernel: list[list[int]]) -> list[list[flo
     ]
 
 
-def slow_pix(x: Tensor, delta: float = 0.7, authors: bool = False) -> Tensor:
-    """Algorithm 1 for any number of branches, one sample after the other."""
-    n, b, c, h, w = x.shape
+def slow_choice(f: Tensor, delta: float, authors: bool) -> dict[tuple[int, int], tuple[int, list[int]]]:
+    """Algorithm 1 for one sample ``(n, c, h, w)`` of any number of branches: place -> who won, and who is averaged."""
+    n, c, h, w = f.shape
     kernel = [[1, 2, 1], [2, 12, 2], [1, 2, 1]] if authors else [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
-    out = torch.zeros(b, c, h, w, dtype=torch.float64)
-    for s in range(b):
-        strength, centred = [], []
-        for k in range(n):
-            f = x[k, s].double()
-            spread = f.var(0, unbiased=False) if authors else f.std(0, unbiased=False)
-            strength.append(smoothed((spread / spread.sum()).tolist(), kernel))
-            demeaned = f - f.mean(0)
-            centred.append([smoothed(channel.tolist(), kernel) for channel in demeaned])
-        for i in range(h):
-            for j in range(w):
-                winner = max(range(n), key=lambda k: strength[k][i][j])
-                own = [centred[winner][ch][i][j] for ch in range(c)]
-                chosen = []
-                for k in range(n):
-                    other = [centred[k][ch][i][j] for ch in range(c)]
-                    dot = sum(p * q for p, q in zip(own, other, strict=True))
-                    if k == winner or dot / math.hypot(*own) / math.hypot(*other) > delta:
-                        chosen.append(x[k, s, :, i, j].double())
-                out[s, :, i, j] = sum(chosen) / len(chosen)
+    strength, centred, found = [], [], {}
+    for k in range(n):
+        spread = f[k].var(0, unbiased=False) if authors else f[k].std(0, unbiased=False)
+        strength.append(smoothed((spread / spread.sum()).tolist(), kernel))
+        centred.append([smoothed(channel.tolist(), kernel) for channel in f[k] - f[k].mean(0)])
+    for i in range(h):
+        for j in range(w):
+            winner = max(range(n), key=lambda k: strength[k][i][j])
+            own = [centred[winner][ch][i][j] for ch in range(c)]
+            chosen = []
+            for k in range(n):
+                other = [centred[k][ch][i][j] for ch in range(c)]
+                dot = sum(p * q for p, q in zip(own, other, strict=True))
+                if k == winner or dot / math.hypot(*own) / math.hypot(*other) > delta:
+                    chosen.append(k)
+            found[i, j] = winner, chosen
+    return found
+
+
+def slow_pix(x: Tensor, delta: float = 0.7, authors: bool = False) -> Tensor:
+    """The mean of the chosen, one sample after the other."""
+    out = torch.zeros(x.shape[1:], dtype=torch.float64)
+    for s in range(x.shape[1]):
+        f = x[:, s].double()
+        for (i, j), (_, chosen) in slow_choice(f, delta, authors).items():
+            out[s, :, i, j] = sum(f[k, :, i, j] for k in chosen) / len(chosen)
     return out
 
 
-def slow_channel(x: Tensor, delta: float = 0.7) -> Tensor:
-    """Eqs. 6 to 8 for two branches as printed; for more, the rule of the winner and whatever comes near it."""
+def slow_authors_exchange(x: Tensor, delta: float = 0.7) -> Tensor:
+    """The chosen take their mean, the others the winner at the ratio of standard deviations over channels."""
+    out = torch.zeros(x.shape, dtype=torch.float64)
+    for s in range(x.shape[1]):
+        f = x[:, s].double()
+        spread = f.std(1, unbiased=False)
+        for (i, j), (winner, chosen) in slow_choice(f, delta, authors=True).items():
+            for k in range(len(f)):
+                mean = sum(f[other, :, i, j] for other in chosen) / len(chosen)
+                ratio = spread[k, i, j] / spread[winner, i, j]
+                out[k, s, :, i, j] = mean if k in chosen else ratio * f[winner, :, i, j]
+    return out
+
+
+def slow_channel(x: Tensor, delta: float = 0.7, authors: bool = False) -> Tensor:
+    """Eqs. 6 to 8 for two branches as printed; for more, the rule of the winner and whatever comes near it.
+
+    The authors' code has variances where the equations have deviations.
+    """
     n, b, c = x.shape[:3]
     out = torch.zeros(x.shape[1:], dtype=torch.float64)
     for s in range(b):
         for ch in range(c):
             maps = [x[k, s, ch].double() for k in range(n)]
-            sigma = [float(m.std(unbiased=False)) for m in maps]
+            sigma = [float(m.var(unbiased=False) if authors else m.std(unbiased=False)) for m in maps]
             if n == 2:
                 ratio = 1 - abs(sigma[0] - sigma[1]) / max(sigma)
                 if ratio < delta:
@@ -127,6 +150,21 @@ def test_pix_fusion_of_the_authors() -> None:
 def test_channel_fusion(n: int, delta: float) -> None:
     x = features(n) * torch.rand(n, 2, 6, 1, 1, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(channel_fusion(delta)(x).double(), slow_channel(x, delta), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_channel_fusion_of_the_authors(n: int) -> None:
+    x = features(n) * torch.rand(n, 2, 6, 1, 1, generator=torch.Generator().manual_seed(1))
+    got = channel_fusion(0.7, authors=True)(x)
+    torch.testing.assert_close(got.double(), slow_channel(x, authors=True), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, channel_fusion(0.7)(x))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_what_branches_tell_each_other_in_the_authors_code(n: int) -> None:
+    x = features(n, 7)
+    got = authors_exchange()(x)
+    torch.testing.assert_close(got.double(), slow_authors_exchange(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [2, 3])

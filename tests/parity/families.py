@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -111,7 +114,8 @@ def union(parts: dict, count: int = 2) -> tuple[Any, Call]:
     )
 
 
-def flux(parts: dict, count: int = 2) -> tuple[Any, Call]:
+def flux(parts: dict, count: int = 2, kinds: int | None = None) -> tuple[Any, Call]:
+    """With ``kinds``, union networks of so many."""
     torch.manual_seed(2)
     shape = {
         "in_channels": 16,
@@ -137,7 +141,7 @@ def flux(parts: dict, count: int = 2) -> tuple[Any, Call]:
     ).eval()
     with warnings.catch_warnings():  # of diffusers to itself
         warnings.filterwarnings("ignore", "`FluxPosEmbed`", FutureWarning)
-        networks = [speak(FluxControlNetModel(**shape)) for _ in range(count)]
+        networks = [speak(FluxControlNetModel(**shape, num_mode=kinds)) for _ in range(count)]
     pipe = FluxControlNetPipeline(
         FlowMatchEulerDiscreteScheduler(),
         vae,
@@ -151,6 +155,35 @@ def flux(parts: dict, count: int = 2) -> tuple[Any, Call]:
     said = {"prompt_embeds": torch.randn(1, 12, 32), "pooled_prompt_embeds": torch.randn(1, 16)}
     return pipe, caller(
         pipe, control_image=hints(count), controlnet_conditioning_scale=[1.0] * count, height=SIZE, width=96, **said
+    )
+
+
+def from_picture(parts: dict, kind: str, task: str) -> tuple[Any, Call]:
+    """Image-to-image or inpainting: ``kind`` is sdxl, union, flux or "flux union"; ``task`` Img2Img or Inpaint."""
+    family = {"sdxl": "StableDiffusionXLControlNet", "union": "StableDiffusionXLControlNetUnion"}
+    build = {"sdxl": sdxl, "union": union}.get(kind, partial(flux, kinds=3 if "union" in kind else None))
+    first, _ = build(parts)
+    pipe_class = getattr(diffusers, f"{family.get(kind, 'FluxControlNet')}{task}Pipeline")
+    taken = inspect.signature(pipe_class.__init__).parameters
+    pipe = pipe_class(**{name: part for name, part in first.components.items() if name in taken})
+    more: dict[str, Any] = {"prompt": "a person on meadow"}
+    if "flux" in kind:
+        generator = torch.manual_seed(5)
+        more = {
+            "prompt_embeds": torch.randn(1, 12, 32, generator=generator),
+            "pooled_prompt_embeds": torch.randn(1, 16, generator=generator),
+        }
+    if kind != "sdxl":
+        more["control_mode"] = [0, 2] if "union" in kind else [None, None]
+    if task == "Inpaint":
+        more["mask_image"] = Image.new("L", (SIZE, SIZE), 255)
+    return pipe, caller(
+        pipe,
+        image=Image.effect_noise((SIZE, SIZE), 90).convert("RGB"),
+        control_image=hints(2),
+        controlnet_conditioning_scale=[1.0, 0.6],
+        strength=0.9,
+        **more,
     )
 
 

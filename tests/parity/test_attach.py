@@ -12,16 +12,18 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import (
+    ControlNetModel,
     FluxControlNetModel,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetInpaintPipeline,
     StableDiffusionPipeline,
 )
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from peft import LoraConfig
 from PIL import Image
 
 from counterpoint import attach
-from counterpoint.fusion import FUSIONS
+from counterpoint.fusion import FLUX_DELTA, FUSIONS
 from counterpoint.types import Fusion, UserError
 from tests.parity import families
 from tests.parity.test_stock import hints, ours, stock
@@ -151,6 +153,53 @@ def test_flux_takes_features_in_by_a_rule(parts: dict) -> None:
     assert torch.equal(call(), wanted)
 
 
+def test_flux_has_the_papers_threshold_where_none_is_named(parts: dict) -> None:
+    pipe, call = families.flux(parts)
+
+    def run(fusion: str) -> torch.Tensor:
+        with attach(pipe, fusion):
+            return call()
+
+    for rule in ("pix", "cross"):
+        assert torch.equal(run(rule), run(f"{rule}:delta={FLUX_DELTA}"))
+        assert not torch.equal(run(rule), run(f"{rule}:delta=0.9"))
+    assert torch.equal(run("channel"), run("channel:delta=0.7")), "ChannelFusion's threshold stays"
+    assert not torch.equal(run("channel"), run(f"channel:delta={FLUX_DELTA}"))
+
+
+def test_a_flux_union_hears_every_control_or_says_so(parts: dict) -> None:
+    """One network with several kinds: diffusers takes one window for all, and drops every control but the first."""
+    pipe, call = families.flux(parts, count=1, kinds=3)
+    two = {"control_image": families.hints(2), "control_mode": [0, 2], "controlnet_conditioning_scale": [1.0, 0.5]}
+    with pytest.raises(UserError, match=r"hears 1 of 2 controls \(0, 1\)"), attach(pipe, "sum"):
+        call(**two)
+    two |= {"control_guidance_start": [0.0, 0.0], "control_guidance_end": [1.0, 1.0]}
+    wanted = call(**two)
+    with attach(pipe, "sum"):
+        assert torch.equal(call(**two), wanted)
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "union", "flux", "flux union"])
+@pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
+def test_image_to_image_and_inpainting_in_every_family(parts: dict, kind: str, task: str) -> None:
+    pipe, call = families.from_picture(parts, kind, task)
+    wanted = call()
+    with attach(pipe, "sum"):
+        assert torch.equal(call(), wanted)
+    with attach(pipe, "pix"):
+        assert not torch.equal(call(), wanted)
+    assert torch.equal(call(), wanted)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_rules_work_where_no_versions_are_counted(parts: dict, kind: str) -> None:
+    pipe, call = FAMILIES[kind](parts)
+    with attach(pipe, "pix"):
+        wanted = call()
+        with torch.inference_mode():
+            assert torch.equal(call(), wanted)
+
+
 def test_keys_are_lent_in_flux(parts: dict) -> None:
     """By default everywhere, as the paper has it; an empty mask lends as if the subject were nowhere, not nothing."""
     pipe, call = families.flux(parts)
@@ -220,6 +269,30 @@ def test_half_precision_and_channels_last(parts: dict, dtype: torch.dtype) -> No
     assert torch.isfinite(fused).all()
 
 
+def narrow(pipe: Any) -> None:
+    """A second network of another width."""
+    _second(pipe, block_out_channels=(8, 16), norm_num_groups=4)
+
+
+def shallow(pipe: Any) -> None:
+    """A second network with more blocks."""
+    shape = pipe.controlnet.nets[0].config
+    more = {key: (*shape[key], shape[key][-1]) for key in ("down_block_types", "block_out_channels")}
+    _second(pipe, **more, only_cross_attention=False)
+
+
+def inattentive(pipe: Any) -> None:
+    """A first network that attends to nothing; its residuals have the same shapes."""
+    _second(pipe, down_block_types=("DownBlock2D",) * 2, mid_block_type="UNetMidBlock2D")
+    pipe.controlnet = MultiControlNetModel(reversed(pipe.controlnet.nets))
+
+
+def _second(pipe: Any, **changed: Any) -> None:
+    first = pipe.controlnet.nets[0]
+    second = families.speak(ControlNetModel(**{**first.config, **changed}))
+    pipe.controlnet = MultiControlNetModel([first, second])
+
+
 def compiled(pipe: Any) -> None:
     pipe.unet = torch.compile(pipe.unet)
 
@@ -250,6 +323,19 @@ def compiled(pipe: Any) -> None:
         (None, {"fusion": "pix", "control_mask": {"0": 255 * torch.ones(1, 1, 8, 8)}}, "numbers in 0..1"),
         (None, {"fusion": "pix", "gate_silence": True}, "wants to know what the controls show"),
         (None, {"subject": "person", "subject_mask": torch.ones(1, 1, 8, 8)}, "give one of them"),
+        (
+            None,
+            {"fusion": "cross", "subject_mask": torch.ones(1, 1, 7, 31)},
+            "mask for 0 is 31 x 7 and the latents 8 x 8",
+        ),
+        (narrow, {"fusion": "maxfusion"}, r"fit together at conv_in \(0 \(4, 16, 8, 8\), 1 \(4, 8, 8, 8\)\)"),
+        (narrow, {"fusion": "pix"}, r"fit together at down.0 \("),
+        (shallow, {"fusion": "maxfusion"}, r"cannot walk side by side \("),
+        (
+            inattentive,
+            {"fusion": "cross", "subject": "person"},
+            "foreground 0 has no keys for 2 of the 2 self-attention",
+        ),
         (None, {"fusion": "channel:delta=1.5"}, "a ratio in 0..1"),
         (compiled, {"fusion": "cross", "subject": "person"}, "UNet2DConditionModel, which is compiled"),
     ],

@@ -132,6 +132,10 @@ def test_masks_gates_and_modes(pipe: Pipeline) -> None:
     [
         ({"control_mode": "loud"}, "unknown control mode 'loud'; there are balanced, prompt, control"),
         ({"control_mask": [None]}, "1 values of control mask for 2 controls"),
+        ({"control_mask": [None, Image.new("L", (90, 10))]}, "mask for seg is 90 x 10 and the picture 64 x 64"),
+        ({"control_mask": [None, np.ones((10, 90))]}, "mask for seg is 90 x 10"),
+        ({"control_mask": [torch.ones(1, 1, 9, 64), None]}, "mask for pose is 64 x 9"),
+        ({"fusion": "cross", "subject_mask": Image.new("L", (90, 10))}, "subject mask is 90 x 10"),
     ],
 )
 def test_wrong_masks_and_modes(pipe: Pipeline, change: dict, message: str) -> None:

@@ -14,7 +14,8 @@ from counterpoint.evaluation.suite import Row
 FEWEST = 20
 """Pairs below which a resampled interval is too narrow to draw conclusions from."""
 Record = dict[str, Any]
-"""A row as JSON has it: ``model``, ``name``, ``case`` and ``metrics`` with mean, low, high and higher-is-better."""
+"""A row as JSON has it: ``model``, ``name``, ``case`` and ``metrics`` with mean, low, high and higher-is-better; a row
+or a measure may have a ``note``."""
 
 
 def records(rows: Sequence[Row], model: str) -> list[Record]:
@@ -25,6 +26,7 @@ def records(rows: Sequence[Row], model: str) -> list[Record]:
             "name": row.name,
             "case": row.case,
             "metrics": {one.metric.name: _value(one) for one in row.resampled},
+            **({"note": row.note} if row.note else {}),
         }
         for row in rows
     ]
@@ -144,9 +146,8 @@ def _measure(name: str, value: Record) -> str:
 
 
 def _notes(rows: Sequence[Record]) -> list[str]:
-    return sorted(
-        {f"* {name}: {value['note']}" for row in rows for name, value in row["metrics"].items() if "note" in value}
-    )
+    measures = {f"* {name}: {one['note']}" for row in rows for name, one in row["metrics"].items() if "note" in one}
+    return sorted(measures | {f"* {row['name']}, {row['case']}: {row['note']}" for row in rows if "note" in row})
 
 
 def _bounds(value: Record) -> str:

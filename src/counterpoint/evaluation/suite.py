@@ -109,13 +109,15 @@ class Task:
 class Row:
     """One line of a table: a method, control or part (``name``) on a pair, level or split (``case``).
 
-    ``rival``: whether it competes with the other rows of its case, on the same samples and seeds.
+    ``rival``: whether it competes with the other rows of its case, on the same samples and seeds. ``note``: what
+    readers of the row must know.
     """
 
     name: str
     case: str
     metrics: tuple[Metric, ...]
     rival: bool = False
+    note: str = ""
 
     @cached_property
     def resampled(self) -> tuple[Resampled, ...]:

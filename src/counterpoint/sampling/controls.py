@@ -51,17 +51,17 @@ def each(what: str, value: Any, names: Sequence[str]) -> list[Any]:
     return list(value)
 
 
-def where_heard(
-    hints: Mapping[str, Tensor], masks: Mapping[str, Tensor | None], gated: bool
-) -> dict[str, Tensor | None]:
+def where_heard(hints: Mapping[str, Tensor], masks: Mapping[str, Tensor], gated: bool) -> dict[str, Tensor | None]:
     """Where each control speaks, ``(b, 1, h, w)`` in 0..1; ``None`` is everywhere.
 
     Args:
         hints: control -> its condition images.
-        masks: control -> the user's mask, if there is one.
+        masks: control -> the user's mask, where there is one.
         gated: whether controls without a mask speak only where their image is not silent, if their kind tells that.
     """
-    return {name: covered(name, hint) if gated and masks[name] is None else masks[name] for name, hint in hints.items()}
+    return {
+        name: covered(name, hint) if gated and name not in masks else masks.get(name) for name, hint in hints.items()
+    }
 
 
 def make_branches(

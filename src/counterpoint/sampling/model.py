@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +152,7 @@ class Model:
         guidance_scale: float,
         branches: list[Branch],
         fusion: Fusion,
-        layouts: list[Layout | None],
+        layouts: Sequence[Layout | None],
         size: tuple[int, int],
     ) -> ControlledDenoiser:
         """The model as a denoiser for a batch.

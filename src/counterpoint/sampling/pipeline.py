@@ -229,16 +229,16 @@ class Pipeline(Model):
             for label, one in zip(self.labels, shown, strict=True)
         }
         given = each("control mask", None if control_mask is None else listed(control_mask), self.labels)
-        masks = [None if mask is None else self.pixels.shade(mask, size, count).to(self.device) for mask in given]
-        regions = where_heard(hints, dict(zip(self.labels, masks, strict=True)), gate_silence)
+        masks = {
+            label: self.pixels.region(label, mask, one, size, count).to(self.device)
+            for label, mask, one in zip(self.labels, given, shown, strict=True)
+            if mask is not None
+        }
+        regions = where_heard(hints, masks, gate_silence)
         rule, level = get_fusion(fusion), known_quality(quality)
-        subjects = [
-            self.pixels.mask(mask, size, count).to(self.device)
-            for mask in ([] if subject_mask is None else listed(subject_mask))
-        ]
-        layouts: list[Layout | None] = (
-            [layout] * count if layout is None or isinstance(layout, Layout) else list(layout)
-        )
+        told = [] if subject_mask is None else listed(subject_mask)
+        subjects = [self.pixels.subject(mask, shown, size, count).to(self.device) for mask in told]
+        layouts = [layout] * count if layout is None or isinstance(layout, Layout) else list(layout)
         self._check_layouts(layouts, count)
         denoisers = []
         for model in self.models:
@@ -313,7 +313,7 @@ class Pipeline(Model):
                 f"({', '.join(self.labels) or 'none'}); give one each"
             )
 
-    def _check_layouts(self, layouts: list[Layout | None], count: int) -> None:
+    def _check_layouts(self, layouts: Sequence[Layout | None], count: int) -> None:
         readers = [model.adapter.kind for model in self.models if model.adapter is not None]
         if len(layouts) != count:
             raise UserError(f"{len(layouts)} layouts for {count} pictures; give one, or one each")

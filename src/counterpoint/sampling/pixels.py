@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from torch import Tensor
 
@@ -27,13 +32,52 @@ class Pixels:
         """Condition images ``(count, 3, h, w)`` in 0..1, from one for all, one a prompt, or one each."""
         return _one_each(_sized(self._hints, images, size), count, f"images for the control {label}")
 
-    def shade(self, images: PipelineImageInput, size: tuple[int, int], count: int) -> Tensor:
-        """Grey images ``(count, 1, h, w)`` in 0..1."""
-        return _one_each(_sized(self._shades, images, size), count, "mask images")
+    def region(
+        self, label: str, masks: PipelineImageInput, shown: PipelineImageInput, size: tuple[int, int], count: int
+    ) -> Tensor:
+        """Where a control speaks, ``(count, 1, h, w)`` in 0..1; masks have the shape of the picture or of its image."""
+        _check_shape(masks, size, shown, f"mask for {label}")
+        return _one_each(_sized(self._shades, masks, size), count, "mask images")
+
+    def subject(
+        self, masks: PipelineImageInput, shown: PipelineImageInput, size: tuple[int, int], count: int
+    ) -> Tensor:
+        """Where a foreground is, ``(count, 1, h, w)`` of 0 and 1; likewise."""
+        _check_shape(masks, size, shown, "subject mask")
+        return self.mask(masks, size, count)
 
     def mask(self, images: PipelineImageInput, size: tuple[int, int], count: int) -> Tensor:
         """Masks ``(count, 1, h, w)`` of 0 and 1."""
         return _one_each(_sized(self._masks, images, size), count, "mask images")
+
+
+def _check_shape(masks: PipelineImageInput, size: tuple[int, int], shown: PipelineImageInput, what: str) -> None:
+    """Refuse masks that would have to be stretched: they have the shape of the picture or of a condition image."""
+    known = [size, *map(_shape, _several(shown))]
+    for mask in _several(masks):
+        height, width = _shape(mask)
+        if height * width > 1 and not any(alike((height, width), one) for one in known):
+            raise UserError(
+                f"the {what} is {width} x {height} and the picture {size[1]} x {size[0]}: give it the picture's "
+                "shape, at any resolution"
+            )
+
+
+def alike(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sizes have one shape, to the rounding of a small one."""
+    return abs(size[0] * other[1] - size[1] * other[0]) <= max(*size, *other)
+
+
+def _several(images: PipelineImageInput) -> list[Any]:
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def _shape(image: Any) -> tuple[int, int]:
+    """Height and width of a picture, an array with its channels last or without, or a tensor."""
+    if isinstance(image, PIL.Image.Image):
+        return image.height, image.width
+    shape = image.shape[:-1] if isinstance(image, np.ndarray) and image.shape[-1] <= 4 else image.shape
+    return int(shape[-2]), int(shape[-1])
 
 
 def copies(given: int, wanted: int, what: str) -> int:

@@ -44,6 +44,7 @@ from counterpoint.sampling.containers import (
     walk_of,
 )
 from counterpoint.sampling.controls import NO_SUBJECT, check_foreground, check_injection
+from counterpoint.sampling.pixels import alike
 from counterpoint.sampling.prompt import subject_places
 from counterpoint.sampling.schedulers import noise_level
 from counterpoint.types import Fusion, Moment, Residuals, UserError
@@ -156,7 +157,7 @@ class _Inside:
             else (len(call.get("hidden_states", [0])), 1, *(layout.grid or (1, 1)))
         )
         for name, mask in ({} if self.lending is None else self.lending.masks).items():
-            if self.subject_masks and mask[0].numel() > 1 and not _alike(mask.shape[2:], shape[2:]):
+            if self.subject_masks and mask[0].numel() > 1 and not alike(mask.shape[2:], shape[2:]):
                 raise UserError(
                     f"the subject mask for {name} is {mask.shape[3]} x {mask.shape[2]} and the latents "
                     f"{shape[3]} x {shape[2]}: give it the picture's shape, at any resolution"
@@ -232,7 +233,7 @@ class _Inside:
         if name in self.regions:
             region = self.regions[name]
             self._check_count(region, f"masks for {name}")
-            if hint.ndim == 4 and region[0].numel() > 1 and not _alike(region.shape[2:], hint.shape[2:]):
+            if hint.ndim == 4 and region[0].numel() > 1 and not alike(region.shape[2:], hint.shape[2:]):
                 raise UserError(
                     f"the mask for {name} is {region.shape[3]} x {region.shape[2]} and its picture "
                     f"{hint.shape[3]} x {hint.shape[2]}: give it the picture's shape, at any resolution"
@@ -304,11 +305,6 @@ class _Inside:
 def _is_plain(network: nn.Module) -> bool:
     """A U-Net's ControlNet that nobody has compiled."""
     return isinstance(network, (ControlNetModel, ControlNetUnionModel)) and network._compiled_call_impl is None
-
-
-def _alike(size: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two sizes have one shape, to the rounding of a small one."""
-    return abs(size[0] * other[1] - size[1] * other[0]) <= max(*size, *other)
 
 
 def _slot(module: nn.Module) -> str:

@@ -16,8 +16,11 @@ from typing import Any, Protocol
 from counterpoint.data.pairs import Case, Layout
 from counterpoint.evaluation import measures
 from counterpoint.evaluation.suite import CHUNK, KINDS, Finished, Method, Packed, Readers, Row, Task, stack
+from counterpoint.fusion import get_fusion
 from counterpoint.metrics.metric import Metric
 from counterpoint.types import UserError
+
+NO_SUBJECT = "no case names a subject, so no keys were lent"
 
 
 class Cases(Protocol):
@@ -114,15 +117,25 @@ class FusionSuite:
         for name, sort in self.sorts.items():
             mine = _concerned(sort, methods)
             tables = {method.name: sort.metrics(readers.features_of, n) for method in mine}
+            told = False
             for start in range(0, n, CHUNK):
                 numbers = range(start, min(start + CHUNK, n))
                 cases = [sort.build(number) for number in numbers]
+                told |= any(case.subject for case in cases)
                 for method in mine:
                     pictures = stack([finished(_key(method, name, number)) for number in numbers])
                     for metric in tables[method.name]:
                         metric.update(pictures, cases, readers)
-            rows += [Row(method, name, tuple(metrics), rival=True) for method, metrics in tables.items()]
+            notes = {method.name: NO_SUBJECT for method in mine if _lends(method) and not told}
+            rows += [
+                Row(method, name, tuple(metrics), rival=True, note=notes.get(method, ""))
+                for method, metrics in tables.items()
+            ]
         return rows
+
+
+def _lends(method: Method) -> bool:
+    return any(rule.keys is not None for rule in get_fusion(method.fusion).rules)
 
 
 def _named(case: Case) -> dict[str, dict[str, str]]:
