@@ -23,7 +23,7 @@ from counterpoint.fusion import FLUX_DELTA, get_fusion
 from counterpoint.metrics.maps import nearest_colour
 from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.models.openvino import port
-from counterpoint.models.probe import load_probe
+from counterpoint.models.probe import REVERSED, load_probe
 from counterpoint.sampling.aggregated import check_together
 from counterpoint.sampling.amdm import Aggregation, Eta
 from counterpoint.sampling.pipeline import Pipeline
@@ -57,7 +57,8 @@ def load(
             of the SD1.5 layout.
         controls: labels of the model's own ControlNets (``["pose", "seg"]``), or label -> folder, file or hub id.
         probes: label of a control -> what reads it from the UNet's features in place of the model's own probe: the
-            folder of another, or a published readout head as a safetensors file.
+            folder of another, or a published readout head as a safetensors file; ``@reversed`` behind it tells it
+            timesteps as the published heads were told them in training.
         scheduler: a short name such as ``"unipc"`` or ``"ddim"``, or a diffusers class name.
         lora: LoRA files, ``"PATH"`` or ``"PATH:SCALE"``.
         config: for a single file, the diffusers folder or hub id with its configurations and tokenizer.
@@ -105,7 +106,7 @@ def load(
         text_encoder_2=parts.text_encoder_2,
         zero_empty_prompt=parts.zero_empty_prompt,
         guidance_scale=parts.guidance_scale,
-        readouts={label: _readout(label, Path(source), parts.unet) for label, source in sources.items()},
+        readouts={label: _readout(label, source, parts.unet) for label, source in sources.items()},
         origin=parts.origin,
         residency=staged,
     )
@@ -119,7 +120,7 @@ def load(
     return pipe
 
 
-def _readout(label: str, source: Path, unet: UNet2DConditionModel) -> Readout:
+def _readout(label: str, source: str, unet: UNet2DConditionModel) -> Readout:
     """A probe, and how its readings compare with the control, as in training."""
     from counterpoint.recipes.aligned import LOSSES, usual_layers
     from counterpoint.recipes.worlds import shown
@@ -128,7 +129,7 @@ def _readout(label: str, source: Path, unet: UNet2DConditionModel) -> Readout:
     kind = kind_of(label)
     if kind not in LOSSES:
         raise UserError(f"probes read {', '.join(LOSSES)}, not {kind}")
-    probe = load_probe(source)
+    probe = load_probe(Path(source.removesuffix(REVERSED)), kind)
     for network in (unet, probe):
         network.requires_grad_(False)  # guidance wants slopes of latents, never of weights
     palette = torch.from_numpy((ADE20K_PALETTE if probe.config["out"] == len(ADE20K_PALETTE) else SEG_PALETTE).copy())
@@ -137,12 +138,12 @@ def _readout(label: str, source: Path, unet: UNet2DConditionModel) -> Readout:
         return nearest_colour(batch["control:seg"].cpu(), palette).to(batch["control:seg"].device)
 
     wanted = classes if kind == "seg" else lambda batch: shown(batch, kind)
-    target = Target(read_by(probe, unet, usual_layers(kind)), wanted, LOSSES[kind])
+    target = Target(read_by(probe, unet, usual_layers(kind)), wanted, LOSSES[kind], probe.config["span"])
 
     def error(read: Tensor, hint: Tensor) -> Tensor:
         return target.losses(read, {f"control:{kind}": (255 * hint).round().byte().permute(0, 2, 3, 1)})
 
-    return Readout(probe.eval(), target.layers, error)
+    return Readout(probe.eval(), target.layers, error, source.endswith(REVERSED))
 
 
 def aggregate(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from counterpoint.models.probe import Probe, load_readout_head, reversed_time
+from counterpoint.models.probe import Probe, load_probe, load_readout_head, reversed_time
+from counterpoint.training.stages.probe import Target
 from counterpoint.types import UserError
 
 READOUT = {"sd15": (1280,) * 6 + (640,) * 3 + (320,) * 3, "sdxl": (1280,) * 3 + (640,) * 3 + (320,) * 3}
@@ -54,6 +55,20 @@ def test_a_head_in_the_published_form_loads(tmp_path: Path) -> None:
     save_file(state, tmp_path / "head.safetensors")
     with pytest.raises(UserError, match="no readout head: 'mixing_weights' is not in it"):
         load_readout_head(tmp_path / "head.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["depth", "pose", "hed"])
+def test_a_published_head_is_read_on_its_own_scale(tmp_path: Path, kind: str) -> None:
+    """Readout Guidance trains depth on -1..1, lines and poses on -0.5..0.5: a head that is right costs nothing."""
+    save_file({name: torch.zeros(shape) for name, shape in published((8,)).items()}, tmp_path / "head.safetensors")
+    head = load_probe(tmp_path / "head.safetensors", kind)
+    wanted = torch.zeros(1, 1, 8, 8)
+    wanted[..., 2:5] = 1
+    read = wanted.expand(-1, 3, -1, -1) * 2 - 1 if kind == "depth" else wanted.expand(-1, 3, -1, -1) - 0.5
+    for sort in ("map", "sparse"):
+        target = Target("attention", lambda _: wanted, sort, head.config["span"])
+        assert target.losses(read, {}).tolist() == [0.0]
+        assert target.losses(read + 0.1, {}).item() > 0
 
 
 def test_a_published_checkpoint_loads_as_it_is_converted(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def batch(kind: str) -> dict:
 @pytest.mark.parametrize("kind", ["depth", "hed", "lineart", "seg"])
 def test_probes_then_aligned_controlnets(build, kind: str) -> None:
     stage = build("tiny-probe", f"control_type={kind}")
+    assert stage.target.kind == ("classes" if kind == "seg" else "map"), "appendix A.1; the sparse loss is alignment's"
     loss, _ = stage(batch(kind), Draws(0, range(4)), 0)
     loss.backward()
     assert all(p.grad is not None for p in stage.probe.parameters())
@@ -66,6 +67,8 @@ def test_probes_then_aligned_controlnets(build, kind: str) -> None:
         assert type(stage) is expected
         assert (stage.uncertainty is not None) == (method == "ctrl-u")
         assert stage.weight == {"depth": 0.5, "hed": 1.0, "lineart": 10.0, "seg": 0.5}[kind]
+        if method == "innercontrol":
+            assert (stage.target.kind == "sparse") == (kind == "hed"), "table 4"
         loss, extra = stage(batch(kind), Draws(0, range(4)), 0)
         assert loss.isfinite()
         assert extra["reward"] > 0

@@ -56,6 +56,19 @@ def test_reading_changes_nothing(pipe: Pipeline) -> None:
     assert "Followed from inside" not in run(replace(pipe, readouts={}), report=True).report.html()
 
 
+def test_a_probe_may_be_told_time_from_the_other_end(pipe: Pipeline) -> None:
+    times: list[float] = []
+    embed = pipe.unet.time_proj.register_forward_hook(lambda _, args, __: times.append(float(args[0].flatten()[0])))
+    told = {}
+    for reverse in (False, True):
+        times.clear()
+        readout = replace(pipe.readouts["depth"], reverse=reverse)
+        run(replace(pipe, readouts={"depth": readout}), report=True)
+        told[reverse] = times[1::2]  # the host's own, then the probe's
+    embed.remove()
+    assert told[True] == [999 - t for t in told[False]]
+
+
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_push_brings_what_is_read_nearer(pipe: Pipeline, guidance: float) -> None:
     plain = run(pipe, report=True, guidance_scale=guidance).report.errors["depth"]

@@ -18,6 +18,7 @@ from counterpoint.apps.request import GenerateRequest, build
 from counterpoint.apps.run import Listener, Result, image_hashes, run
 from counterpoint.conditions.image import read_image
 from counterpoint.models.load import locate
+from counterpoint.models.probe import REVERSED
 from counterpoint.models.weights import fingerprint
 from counterpoint.types import UserError
 
@@ -100,7 +101,7 @@ def _weights(
         if network or own.is_dir():
             places[f"control {label}"] = [locate(network) if network else own]
         if steered:
-            places[f"probe {label}"] = [Path(probe) if probe else model / "probes" / kind]
+            places[f"probe {label}"] = [Path(probe.removesuffix(REVERSED)) if probe else model / "probes" / kind]
     for lora in loras:
         path = Path(lora) if Path(lora).exists() else Path(lora.rpartition(":")[0])
         places[f"LoRA {lora}"] = [path]

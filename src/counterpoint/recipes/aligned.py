@@ -35,6 +35,8 @@ LOSSES = {
     "pose": "sparse",
 }
 """Kind of control -> how a probe's reading of it is compared (table 4; canny and pose as Readout Guidance has them)."""
+TAUGHT = {**LOSSES, "hed": "map"}
+"""... while the probe itself is trained (appendix A.1)."""
 
 
 @plain_dataclass(frozen=True)
@@ -111,7 +113,7 @@ def probe(world: World, config: Any) -> Job:
     """A probe that reads a control from the frozen denoiser's features, at every timestep."""
     torch.manual_seed(config.seed)
     kind, unet = config.control_type, world.unet(config)
-    target = Target(usual_layers(kind), world.wanted(kind), LOSSES[kind])
+    target = Target(usual_layers(kind), world.wanted(kind), TAUGHT[kind])
     stage = ProbeStage(world.new_probe(unet, target.layers, kind), target, unet, **world.denoising(config))
     return Job(stage, world.samples(config, kind))
 
@@ -141,7 +143,9 @@ def innercontrol(world: World, config: Any) -> Job:
     rewarded = _rewarded(world, config)
     stage = AlignmentStage(
         reads,
-        Target(usual_layers(kind), world.wanted(kind), LOSSES[kind], config.reversed_timestep_readout),
+        Target(
+            usual_layers(kind), world.wanted(kind), LOSSES[kind], reads.config.span, config.reversed_timestep_readout
+        ),
         *rewarded,
         alignment_weight=config.aligning_alpha,
         alignment_window=(config.min_timestep_readout, config.max_timestep_readout),

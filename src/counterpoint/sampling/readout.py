@@ -22,7 +22,7 @@ from torch import Tensor
 from counterpoint.control.features import Layers, collecting, embed_time
 from counterpoint.control.stack import Weight
 from counterpoint.models.openvino import Ported
-from counterpoint.models.probe import Probe
+from counterpoint.models.probe import Probe, reversed_time
 from counterpoint.sampling.controls import each
 from counterpoint.types import Latents, Moment, UserError
 
@@ -38,11 +38,13 @@ class Readout:
         probe: reads.
         layers: the features that it reads.
         error: how far a reading is from the control.
+        reverse: whether the probe is told timesteps that count from the noisiest one.
     """
 
     probe: Probe
     layers: Layers
     error: Error
+    reverse: bool = False
 
 
 _SCALE = 1024.0
@@ -116,7 +118,7 @@ class Readings:
     def _error(self, name: str, features: Sequence[Tensor], moment: Moment) -> Tensor:
         readout, hint = self.readouts[name], self.hints[name]
         t = moment.timestep.reshape(1).to(hint.device)
-        time = embed_time(self.unet, t).float()
+        time = embed_time(self.unet, reversed_time(t) if readout.reverse else t).float()
         read: Any = readout.probe([one[-len(hint) :].float() for one in features], time.expand(len(hint), -1))
         error: Tensor = readout.error(read, hint.float())
         return error

@@ -29,6 +29,7 @@ class Target:
         layers: the features that it reads; a probe that fits the denoiser's other sort reads those.
         wanted: batch -> maps ``(b, 1, h, w)``, or in colour ``(b, 3, h, w)``, in 0..1, or classes ``(b, h, w)``.
         kind: ``"map"``, ``"sparse"`` for maps that are mostly black, or ``"classes"``.
+        span: what the probe says for black and for white.
         reverse: whether the probe is told timesteps that count from the noisiest one, as the published heads were in
             their training.
     """
@@ -36,6 +37,7 @@ class Target:
     layers: Layers
     wanted: Callable[[Batch], Tensor]
     kind: str = "map"
+    span: tuple[float, float] = (-1.0, 1.0)
     reverse: bool = False
 
     def losses(self, read: Tensor, batch: Batch) -> Tensor:
@@ -45,7 +47,8 @@ class Target:
             small = F.interpolate(wanted[:, None].float(), read.shape[2:], mode="nearest-exact")
             return alignment.cross_entropy(read, small[:, 0].long())
         small = F.interpolate(wanted, read.shape[2:], mode="area")
-        picture = (read + 1) / 2
+        black, white = self.span
+        picture = (read - black) / (white - black)
         picture = picture.mean(1, keepdim=True) if small.shape[1] == 1 else picture
         return (alignment.sparse_mse if self.kind == "sparse" else alignment.mse)(picture, small)
 
