@@ -140,7 +140,7 @@ _NETWORK = "aggregation_network."
 """Before the network's names in a published checkpoint, which holds its optimizer as well."""
 
 
-def load_readout_head(file: Path, span: tuple[float, float] = (-1.0, 1.0)) -> Probe:
+def load_readout_head(file: Path, span: Sequence[float] = (-1.0, 1.0)) -> Probe:
     """A published head (``readout_sdv15_spatial_depth`` and so on, InnerControl's) as ``models convert`` leaves it.
 
     Its sizes are read off its tensors. They were trained with the timestep counted from the noisiest step on, and are

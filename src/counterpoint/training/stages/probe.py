@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class Target:
     layers: Layers
     wanted: Callable[[Batch], Tensor]
     kind: str = "map"
-    span: tuple[float, float] = (-1.0, 1.0)
+    span: Sequence[float] = (-1.0, 1.0)
     reverse: bool = False
 
     def losses(self, read: Tensor, batch: Batch) -> Tensor:
