@@ -43,6 +43,27 @@ def test_the_error_is_known_before_it_is_made() -> None:
     assert estimate == pytest.approx(missed)
 
 
+def test_a_time_that_comes_twice_teaches_nothing_about_the_line() -> None:
+    """Second-order schedulers ask again where they have just been; equal numbers there are no proof of a line."""
+
+    def truth(time: float) -> Tensor:
+        return torch.tensor([[0.0, 10 + time**2]])
+
+    once, twice = Line(1), Line(1)
+    for time in (0.0, 1.0, 2.0):
+        once.learn(time, [0], [truth(time)])
+        twice.learn(time, [0], [truth(time) - 1])
+        twice.learn(time, [0], [truth(time)])
+    for time in (2.0, 3.0):
+        assert torch.equal(*(line.foretell(time, [0])[0] for line in (once, twice)))
+        assert 0 <= float(twice.error(time, [0])) < torch.inf
+    assert float(twice.error(3.0, [0])) > 0
+    broken = Line(1)
+    for time in (0.0, 1.0, 2.0):
+        broken.learn(time, [0], [truth(time) * float("nan")])
+    assert broken.error(3.0, [0]).isinf(), "what is no number is trusted by nobody"
+
+
 def test_rows_decide_for_themselves() -> None:
     reuse, asked = Reuse(0.1, 2), []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -49,6 +51,14 @@ def test_what_is_foretold_is_near_and_said(pipe: Pipeline, fusion: str) -> None:
         assert saved[name].error <= 0.2
     difference = (near.images - exact.images).norm() / exact.images.norm()
     assert 0 < difference < 0.1
+
+
+def test_a_scheduler_that_asks_twice_at_one_time(pipe: Pipeline) -> None:
+    pipe = replace(pipe, scheduler=make_scheduler("heun", pipe.scheduler.config))
+    exact, near = run(pipe, [0, 1]), run(pipe, [0, 1], quality="balanced")
+    (saved,) = near.thrift
+    assert all(0 < one.share < 1 and 0 <= one.error < float("inf") for one in saved.values())
+    assert 0 < (near.images - exact.images).norm() / exact.images.norm() < 0.1
 
 
 def test_a_picture_is_the_same_alone(pipe: Pipeline) -> None:

@@ -48,18 +48,21 @@ class Line:
         return found
 
     def learn(self, time: float, rows: Sequence[int], answers: Sequence[Tensor]) -> None:
-        """Take in what was computed for some rows at a time."""
+        """Take in what was computed for some rows at a time; at the time of the last computation, in its place."""
         if not self.newer:
             size = self.times.shape[1]
             self.older = [answer.new_zeros(size, *answer.shape[1:]) for answer in answers]
             self.newer = [answer.new_zeros(size, *answer.shape[1:]) for answer in answers]
-        distance = (time - self.times[:, rows]).abs().prod(0)
-        missed = _relative(self.foretell(time, rows), answers).double().cpu()
-        curve = torch.maximum(missed / distance, _MEMORY * self.curve[rows].nan_to_num(posinf=0.0))
-        self.curve[rows] = torch.where(distance.isfinite(), curve, torch.inf)
-        self.times[0, rows], self.times[1, rows] = self.times[1, rows], time
+        moved = [place for place, row in enumerate(rows) if self.times[1, row] != time]
+        fresh = [rows[place] for place in moved]
+        distance = (time - self.times[:, fresh]).abs().prod(0)
+        missed = _relative(self.foretell(time, fresh), [answer[moved] for answer in answers]).double().cpu()
+        curve = torch.maximum(missed / distance, _MEMORY * self.curve[fresh].nan_to_num(posinf=0.0))
+        self.curve[fresh] = torch.where(distance.isfinite(), curve, torch.inf)
+        self.times[0, fresh], self.times[1, fresh] = self.times[1, fresh], time
         for old, new, answer in zip(self.older, self.newer, answers, strict=True):
-            old[rows], new[rows] = new[rows], answer
+            old[fresh] = new[fresh]
+            new[rows] = answer
 
 
 @dataclass
@@ -124,4 +127,4 @@ def _relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     size = sum(b.float().flatten(1).square().sum(1) for b in wanted)
     assert isinstance(miss, Tensor)
     assert isinstance(size, Tensor)
-    return torch.where(miss > 0, miss / size, 0.0).sqrt()
+    return torch.where(miss == 0, 0.0, miss / size).sqrt()

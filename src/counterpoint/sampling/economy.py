@@ -36,7 +36,8 @@ QUALITIES = {
     "fast": Quality("controls foretold to 40 %, guidance computed at every third step", 0.4, 3),
 }
 _FIRST = 3
-"""Steps at which guidance is always computed: three points are what a line and its error want."""
+"""Times at which guidance is always computed: three points are what a line and its error want. Some schedulers ask
+twice at one time."""
 GUIDANCE = "guidance"
 
 
@@ -65,6 +66,7 @@ class Economy:
         self.quality, self.count = quality, count
         self.reuse = Reuse(quality.bound, count * (2 if guided else 1))
         self._line, self._guidance = Line(count), Thrift()
+        self._known: set[float] = set()
 
     @property
     def thrift(self) -> dict[str, Thrift]:
@@ -75,7 +77,8 @@ class Economy:
     def skips_guidance(self, moment: Moment) -> bool:
         """Whether a step's guidance is foretold; the same steps for every picture, and never the last one."""
         last = moment.index == moment.total - 1
-        return moment.index >= _FIRST and not last and (moment.index - _FIRST) % self.quality.guidance_every != 0
+        known = len(self._known) >= _FIRST
+        return known and not last and (moment.index - _FIRST) % self.quality.guidance_every != 0
 
     def difference(self, moment: Moment) -> Tensor:
         """The foretold difference between conditional and unconditional prediction."""
@@ -88,4 +91,5 @@ class Economy:
         """Take in a computed difference."""
         self._guidance.asked += self.count
         self._guidance.wanted += self.count
+        self._known.add(float(moment.timestep))
         self._line.learn(float(moment.timestep), range(self.count), [difference])

@@ -40,7 +40,7 @@ class Pixels:
         return _one_each(_sized(self._shades, masks, size), count, "mask images")
 
     def subject(
-        self, masks: PipelineImageInput, shown: PipelineImageInput, size: tuple[int, int], count: int
+        self, masks: PipelineImageInput, shown: Sequence[PipelineImageInput], size: tuple[int, int], count: int
     ) -> Tensor:
         """Where a foreground is, ``(count, 1, h, w)`` of 0 and 1; likewise."""
         _check_shape(masks, size, shown, "subject mask")
@@ -51,7 +51,7 @@ class Pixels:
         return _one_each(_sized(self._masks, images, size), count, "mask images")
 
 
-def _check_shape(masks: PipelineImageInput, size: tuple[int, int], shown: PipelineImageInput, what: str) -> None:
+def _check_shape(masks: PipelineImageInput, size: tuple[int, int], shown: Any, what: str) -> None:
     """Refuse masks that would have to be stretched: they have the shape of the picture or of a condition image."""
     known = [size, *map(_shape, _several(shown))]
     for mask in _several(masks):
@@ -68,8 +68,9 @@ def alike(size: Sequence[int], other: Sequence[int]) -> bool:
     return abs(size[0] * other[1] - size[1] * other[0]) <= max(*size, *other)
 
 
-def _several(images: PipelineImageInput) -> list[Any]:
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+def _several(images: Any) -> list[Any]:
+    """All pictures of a nest of lists."""
+    return [one for part in images for one in _several(part)] if isinstance(images, (list, tuple)) else [images]
 
 
 def _shape(image: Any) -> tuple[int, int]:
