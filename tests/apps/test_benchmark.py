@@ -8,15 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 
 from counterpoint.apps.benchmark import Timing, alternate, compare, plain
 from counterpoint.apps.benchmark_batch import batch_cases
-from counterpoint.apps.benchmark_cases import Comparison
+from counterpoint.apps.benchmark_cases import Comparison, outspoken
 from counterpoint.apps.benchmark_generate import generate_cases
 from counterpoint.apps.benchmark_train import train_cases
 from counterpoint.sampling.residency import RESIDENCIES
 
 CPU = torch.device("cpu")
+SHAPE = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "attention_head_dim": 2,
+}
 
 
 def test_cases_take_turns() -> None:
@@ -72,6 +79,31 @@ def test_every_way_makes_the_picture_that_stock_makes(tmp_path: Path, monkeypatc
             assert (found - wanted).abs().mean() < (0.2 if name.endswith("bf16") else 1e-4), name
             assert compared.floors[name] > 0
     assert torch.equal(compared.cases["exact"]().images, wanted), "bit for bit"
+
+
+def test_pictures_are_held_against_stock_and_say_what_was_computed(cli) -> None:
+    status, out, _ = cli(
+        "benchmark", "generate", "--steps", 6, "--rounds", 3, "--only", "exact", "--only", "fast", "--json"
+    )
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert (status, set(rows)) == (0, {"stock diffusers", "exact", "fast"})
+    assert rows["exact"]["apart"] == 0
+    assert 0 < rows["fast"]["apart"] < 0.5
+    assert rows["exact"]["computed"] == {}
+    assert set(rows["fast"]["computed"]) == {"pose", "seg", "guidance"}
+    assert 0 < min(rows["fast"]["computed"].values()) < 1
+    status, _, message = cli("benchmark", "generate", "--only", "slow")
+    assert (status, "--only 'slow': there are 'stock diffusers', 'exact'" in message) == (2, True)
+
+
+def test_random_controls_have_something_to_say() -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(block_out_channels=(8, 16), norm_num_groups=8, cross_attention_dim=8, **SHAPE)
+    network = outspoken(ControlNetModel.from_unet(unet, load_weights_from_unet=False))
+    inputs = torch.randn(1, 4, 8, 8), 500, torch.randn(1, 3, 8)
+    said, other = (network(*inputs, hint, return_dict=False) for hint in torch.rand(2, 1, 3, 64, 64))
+    assert all(bool(site.any()) for site in (*said[0], said[1]))
+    assert not torch.equal(said[1], other[1])
 
 
 def test_every_training_method_has_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

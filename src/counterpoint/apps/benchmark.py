@@ -20,10 +20,12 @@ Case = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a case in every round, and the largest memory of the process while it ran, where that can be read."""
+    """Seconds of a case in every round, the largest memory of the process while it ran, where that can be read, and
+    what it made in the round that is not counted."""
 
     seconds: list[float]
     peak_mb: float | None
+    made: object = None
 
 
 def alternate(
@@ -35,16 +37,19 @@ def alternate(
     """Run every case on a device once a round, after one round that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
     peaks: dict[str, list[float]] = {name: [] for name in cases}
+    made: dict[str, object] = {}
     for number in range(rounds + 1):
         for place, (name, case) in enumerate(cases.items()):
             with measuring(device) as cost:
-                case()
+                result = case()
             if number:
                 taken[name].append(cost.seconds)
+            else:
+                made[name] = result
             peaks[name].append(cost.peak_mb or 0.0)
             if listen is not None:
                 listen(number * len(cases) + place + 1, (rounds + 1) * len(cases))
-    return {name: Timing(taken[name], max(peaks[name]) or None) for name in cases}
+    return {name: Timing(taken[name], max(peaks[name]) or None, made[name]) for name in cases}
 
 
 def compare(timings: Mapping[str, Timing], baseline: str) -> list[dict[str, Any]]:
@@ -100,6 +105,10 @@ def plain(rows: list[dict[str, Any]], baseline: str) -> str:
             said.append(f"{row['peak_mb']:.0f} MiB")
         if row.get("floor"):
             said.append(f"floor {row['floor']:.4f} s")
+        if row.get("apart") is not None:
+            said.append(f"{row['apart']:.1e} apart")
+        if row.get("computed"):
+            said.append("computed " + ", ".join(f"{name} {share:.0%}" for name, share in row["computed"].items()))
         lines.append("  ".join(said))
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -39,6 +39,17 @@ class Comparison:
     cases: dict[str, Case]
     baseline: str
     floors: dict[str, float] = field(default_factory=dict)
+
+
+def chosen(cases: Mapping[str, Case], only: Sequence[str], baseline: str) -> dict[str, Case]:
+    """The cases of these names, all if there are none, and the baseline.
+
+    Raises:
+        UserError: one is not there.
+    """
+    if unknown := [name for name in only if name not in cases]:
+        raise UserError(f"--only {unknown[0]!r}: there are {', '.join(map(repr, cases))}")
+    return {name: case for name, case in cases.items() if not only or name in (*only, baseline)}
 
 
 def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparison:
@@ -104,11 +115,19 @@ def _shipped() -> _Models:
     return _Models(parts.unet, controls, int(parts.tokenizer.model_max_length), int(parts.unet.config.sample_size))
 
 
+def outspoken(network: ControlNetModel) -> ControlNetModel:
+    """Its convolutions of zeros filled: what says nothing at all would be foretold for nothing."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and not module.weight.any():
+            module.reset_parameters()
+    return network
+
+
 def random_models() -> _Models:
     """Stable Diffusion 1.5's shapes, with weights of chance."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**SD15)
-    controls = [ControlNetModel.from_unet(unet, load_weights_from_unet=False) for _ in range(2)]
+    controls = [outspoken(ControlNetModel.from_unet(unet, load_weights_from_unet=False)) for _ in range(2)]
     return _Models(unet, controls, 77, int(SD15["sample_size"]))
 
 

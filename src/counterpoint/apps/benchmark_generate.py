@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from counterpoint.api import DTYPES, find_dtype, load
-from counterpoint.apps.benchmark import Case
-from counterpoint.apps.benchmark_cases import Comparison, random_models
+from counterpoint.apps.benchmark import Case, Timing
+from counterpoint.apps.benchmark_cases import Comparison, chosen, random_models
 from counterpoint.models.openvino import port
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.plan import floor
@@ -26,13 +28,15 @@ CONTROLS = 2
 STOCK = "stock diffusers"
 
 
-def generate_cases(size: str, device: torch.device, dtype: torch.dtype, steps: int | None = None) -> Comparison:
+def generate_cases(
+    size: str, device: torch.device, dtype: torch.dtype, steps: int | None = None, only: Sequence[str] = ()
+) -> Comparison:
     """Pictures with two controls at guidance 7.5, up to the latents: by stock diffusers at its defaults, which count in
     float32, and by every way of ours; the lower qualities with one and four controls as well; and the parts of one
-    step. ``steps`` default to those of the size.
+    step. ``steps`` default to those of the size, and with ``only`` nothing else is built besides stock diffusers.
 
     Raises:
-        UserError: another dtype, for each way has its own.
+        UserError: another dtype, for each way has its own; or ``only`` names a case that is not there.
     """
     if dtype != torch.float32:
         raise UserError("benchmark generate compares dtypes itself: leave out --dtype")
@@ -55,43 +59,61 @@ def generate_cases(size: str, device: torch.device, dtype: torch.dtype, steps: i
     hints = [PIL.Image.fromarray(np.full((side, side, 3), 80 * i, np.uint8)) for i in range(CONTROLS)]
     call = {"num_inference_steps": steps, "guidance_scale": 7.5, "output_type": "latent", "width": side, "height": side}
 
-    def ours(one: Pipeline, count: int = CONTROLS, **more: object) -> Case:
+    def ours(way: str, count: int = CONTROLS, **more: object) -> Case:
         images = (hints * CONTROLS)[:count]
-        return lambda: one("a person", images, **call, generator=torch.Generator().manual_seed(0), **more)
 
+        def case() -> object:
+            one = pipeline(way)
+            few = list(one.controls.values()) * CONTROLS
+            one = one if count == CONTROLS else replace(one, controls={f"canny:{i}": few[i] for i in range(count)})
+            return one("a person", images, **call, generator=torch.Generator().manual_seed(0), **more)
+
+        return case
+
+    @cache
+    def pipeline(way: str) -> Pipeline:
+        if way.startswith("openvino"):
+            unet, networks = port(pipe.unet, pipe.controls, way.endswith("bf16"))
+            return replace(pipe, unet=unet, controls=networks)
+        return pipe if way == "fp32" else _copied(pipe, way)
+
+    half = find_dtype("auto", str(device))
+    kinds = list(dict.fromkeys(("fp32", half)))
+    ways = kinds + [f"openvino, {kind}" for kind in kinds if device.type == "cpu" and find_spec("openvino")]
     cases: dict[str, Case] = {
         STOCK: lambda: stock("a person", image=hints, **call, generator=torch.Generator().manual_seed(0)),
-        "exact": ours(pipe),
+        **{"exact" if way == "fp32" else f"exact, {way}": ours(way) for way in ways},
     }
-    half = find_dtype("auto", str(device))
-    quickest = halved = pipe if half == "fp32" else _copied(pipe, half)
-    if halved is not pipe:
-        cases[f"exact, {half}"] = ours(halved)
-    if device.type == "cpu":
-        for kind in dict.fromkeys(("fp32", half)):
-            try:
-                unet, networks = port(pipe.unet, pipe.controls, kind == "bf16")
-            except UserError:
-                break
-            quickest = replace(pipe, unet=unet, controls=networks)
-            cases[f"exact, openvino, {kind}"] = ours(quickest)
     for quality in ("balanced", "fast"):
-        cases[quality] = ours(pipe, quality=quality)
-        cases[f"{quality}, quickest way"] = ours(quickest, quality=quality)
+        cases[quality] = ours("fp32", quality=quality)
+        cases[f"{quality}, quickest way"] = ours(ways[-1], quality=quality)
     for count in (1, 2 * CONTROLS):
-        few = list(quickest.controls.values()) * CONTROLS
-        several = replace(quickest, controls={f"canny:{i}": few[i] for i in range(count)})
-        cases[f"balanced, quickest way, {count} controls"] = ours(several, count, quality="balanced")
+        cases[f"balanced, quickest way, {count} controls"] = ours(ways[-1], count, quality="balanced")
     parts = _parts(pipe, device)
+    cases = chosen(cases | parts, only, STOCK)
     floors = {name: floor(part, device, torch.float32) for name, part in parts.items()}
     low = floors
-    if halved is not pipe:
+    if half != "fp32" and any(name.endswith(half) for name in cases):
+        halved = pipeline(half)
         low = {name: floor(part, device, halved.unet.dtype) for name, part in _parts(halved, device).items()}
     for name in cases:
         if name == STOCK or name.startswith("exact"):  # the others do less arithmetic
             counted = low if name.endswith(("bf16", "fp16")) else floors
             floors[name] = steps * sum(counted[part] for part in parts if part != "part: decode")
-    return Comparison(cases | parts, STOCK, floors)
+    return Comparison(cases, STOCK, floors)
+
+
+def notes(timings: Mapping[str, Timing]) -> dict[str, dict[str, Any]]:
+    """How far each picture's latents are from stock's, as a share of their length, and which share of its answers every
+    network was asked for where the others were foretold."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, timing in timings.items():
+        latents, wanted = (getattr(one.made, "images", None) for one in (timing, timings[STOCK]))
+        if latents is not None and wanted is not None and len(latents) == len(wanted):
+            apart = (latents.double() - wanted.double()).norm() / wanted.double().norm()
+            thrift = getattr(timing.made, "thrift", None) or ({},)
+            found[name] = {"apart": float(apart), "computed": {key: one.share for key, one in thrift[0].items()}}
+    return found
 
 
 def _copied(pipe: Pipeline, dtype: str) -> Pipeline:
@@ -132,6 +154,8 @@ def _tiny() -> tuple[Pipeline, int]:
 
 def _sd15() -> tuple[Pipeline, int]:
     models, tiny = random_models(), load("tiny")
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.model_max_length = models.text
     torch.manual_seed(1)
     text = CLIPTextModel(
         CLIPTextConfig(
@@ -140,7 +164,7 @@ def _sd15() -> tuple[Pipeline, int]:
             intermediate_size=3072,
             num_hidden_layers=12,
             num_attention_heads=12,
-            max_position_embeddings=tiny.tokenizer.model_max_length,
+            max_position_embeddings=models.text,
             bos_token_id=tiny.tokenizer.bos_token_id,
             eos_token_id=tiny.tokenizer.eos_token_id,
             pad_token_id=tiny.tokenizer.pad_token_id,
@@ -154,7 +178,8 @@ def _sd15() -> tuple[Pipeline, int]:
         latent_channels=4,
     ).eval()
     controls = {name: one.eval() for name, one in zip(("pose", "depth"), models.controls, strict=True)}
-    return replace(tiny, vae=vae, text_encoder=text, unet=models.unet.eval(), controls=controls), 2
+    parts = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "unet": models.unet.eval()}
+    return replace(tiny, **parts, controls=controls), 2
 
 
 SIZES: dict[str, Callable[[], tuple[Pipeline, int]]] = {"tiny": _tiny, "sd15": _sd15}

@@ -16,6 +16,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
 from counterpoint.api import load
+from counterpoint.apps.benchmark_cases import outspoken
 from counterpoint.apps.benchmark_generate import SIZES, STOCK
 from counterpoint.metrics.cost import measuring
 from counterpoint.sampling.residency import RESIDENCIES
@@ -46,7 +47,7 @@ def _save(size: str, folder: Path, dtype: torch.dtype) -> int:
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
     some = next(iter(pipe.controls.values()))
     for name in CONTROLS:
-        one = ControlNetModel.from_config(some.config)
+        one = outspoken(ControlNetModel.from_config(some.config))
         one.to(dtype).save_pretrained(folder / "controls" / name)
     stock = StableDiffusionControlNetPipeline(
         **parts, controlnet=some, safety_checker=None, feature_extractor=None, requires_safety_checker=False

@@ -28,6 +28,10 @@ def benchmark(
     steps: Annotated[
         int | None, typer.Option(help="For generate: of a picture; default 20, at sd15 2.", min=1, max=1000)
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CASE", help="This case beside the one that it is compared with. Repeatable."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for benchmark.json and a page.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one machine-readable record.")] = False,
 ) -> None:
@@ -39,8 +43,8 @@ def benchmark(
     from counterpoint.apps import benchmark as bench
     from counterpoint.apps import record
     from counterpoint.apps.benchmark_batch import batch_cases
-    from counterpoint.apps.benchmark_cases import SIZES, aggregate_cases, fusion_cases
-    from counterpoint.apps.benchmark_generate import STOCK, generate_cases
+    from counterpoint.apps.benchmark_cases import SIZES, aggregate_cases, chosen, fusion_cases
+    from counterpoint.apps.benchmark_generate import STOCK, generate_cases, notes
     from counterpoint.apps.benchmark_memory import memory_rows
     from counterpoint.apps.benchmark_train import train_cases
     from counterpoint.apps.cli import output
@@ -63,8 +67,8 @@ def benchmark(
             raise UserError(f"{name} {value}: there are {', '.join(known)}")
     if steps is not None and what != "generate":
         raise UserError(f"--steps is for benchmark generate; {what} does not heed it")
-    if rounds is not None and what == "memory":
-        raise UserError("--rounds is for what is timed; benchmark memory does not heed it")
+    if (rounds is not None or only) and what == "memory":
+        raise UserError("--rounds and --only are for what is timed; benchmark memory does not heed them")
     times = rounds or 5
     if out is not None:
         record.check_writable(out)
@@ -75,11 +79,15 @@ def benchmark(
         if what == "memory":
             rows, baseline = memory_rows(size, where, kind, listen), STOCK
         else:
-            compared = kinds[what](size, where, kind, *([] if steps is None else [steps]))
-            rows = bench.compare(bench.alternate(compared.cases, times, where, listen), compared.baseline)
-            baseline = compared.baseline
-            for row in rows:
-                row["floor"] = compared.floors.get(row["name"])
+            more = {"steps": steps, "only": only or ()} if what == "generate" else {}
+            compared = kinds[what](size, where, kind, **more)
+            cases = chosen(compared.cases, only or (), compared.baseline)
+            timings, baseline = bench.alternate(cases, times, where, listen), compared.baseline
+            beside = notes(timings) if what == "generate" else {}
+            rows = [
+                {**row, "floor": compared.floors.get(row["name"]), **beside.get(row["name"], {})}
+                for row in bench.compare(timings, baseline)
+            ]
     found = {
         "schema": record.SCHEMA,
         "what": what,
