@@ -138,6 +138,17 @@ def test_a_picture_of_no_numbers_is_never_black() -> None:
         PipelineMaker(pipe, 1, 1.0)([task])
 
 
+@pytest.mark.filterwarnings("ignore::counterpoint.sampling.prompt.PromptCut")
+def test_a_negative_prompt_is_heard_and_makes_another_run() -> None:
+    parts = random_parts(controls=1)
+    (network,) = parts.pop("networks")
+    pipe = Pipeline(**parts, controls={"pose": network})
+    task = Task("one", "a person", 0, {"pose": np.zeros((64, 64, 3), np.uint8)})
+    plain, against = (PipelineMaker(pipe, 2, 4.0, text) for text in ("", "red"))
+    assert not np.array_equal(plain([task])[0], against([task])[0])
+    assert _identity(Source(negative_prompt="red"), plain, []) != _identity(Source(), plain, [])
+
+
 def test_what_two_runs_must_have_in_common(tmp_path: Path, tiny: Path) -> None:
     """Readers make the conditions of photos; a device is told by its name, also where torch knows none such."""
     for name in ("depth", "other"):

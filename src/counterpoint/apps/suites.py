@@ -51,6 +51,7 @@ class Source:
         inception: file with the Inception weights.
         steps: of sampling.
         guidance_scale: likewise; default the model's own.
+        negative_prompt: what no picture should show.
         scheduler: likewise.
         device: where models run.
         dtype: of the model.
@@ -65,6 +66,7 @@ class Source:
     inception: Path | None = None
     steps: int = 20
     guidance_scale: float | None = None
+    negative_prompt: str = ""
     scheduler: str = "unipc"
     device: str = "cpu"
     dtype: str = "fp32"
@@ -83,7 +85,7 @@ class Source:
 
     def maker(self) -> PipelineMaker:
         """What makes pictures."""
-        return PipelineMaker(self.pipeline(), self.steps, self.guidance_scale)
+        return PipelineMaker(self.pipeline(), self.steps, self.guidance_scale, self.negative_prompt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +129,8 @@ class PipelineMaker:
     """Makes the pictures of tasks with one model; each picture has its own generator, so batches change nothing but
     how numbers are rounded."""
 
-    def __init__(self, pipe: Pipeline, steps: int, guidance_scale: float | None) -> None:
-        self.pipe, self.steps = pipe, steps
+    def __init__(self, pipe: Pipeline, steps: int, guidance_scale: float | None, negative_prompt: str = "") -> None:
+        self.pipe, self.steps, self.negative_prompt = pipe, steps, negative_prompt
         self.guidance_scale = pipe.guidance_scale if guidance_scale is None else guidance_scale
         self.model = lru_cache(maxsize=None)(self._model)
         self.network = lru_cache(maxsize=8)(self._network)
@@ -152,6 +154,7 @@ class PipelineMaker:
             controlnet_conditioning_scale=[method.weights.get(label, 1.0) for label in labels],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
+            negative_prompt=self.negative_prompt,
             generator=[torch.Generator().manual_seed(task.seed) for task in tasks],
             output_type="np",
         )
@@ -226,6 +229,7 @@ def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> 
         **{name: str(place) for name, place in places.items()},
         "steps": maker.steps,
         "guidance_scale": maker.guidance_scale,
+        **({"negative_prompt": source.negative_prompt} if source.negative_prompt else {}),
         "scheduler": source.scheduler,
         "dtype": source.dtype,
         "device": source.device.partition(":")[0],

@@ -117,6 +117,7 @@ def evaluate(
             help="Classifier-free guidance; 1 is off; default as in generate.", min=0, max=100, show_default=False
         ),
     ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What no picture should show.")] = "",
     batch_size: Annotated[int, typer.Option(help="Pictures made at a time.", min=1, max=1024)] = 16,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 where the hardware has it.")] = "fp32",
@@ -177,6 +178,7 @@ def evaluate(
             inception=inception,
             steps=steps,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             scheduler="ddim" if aggregate else "unipc",
             device=device,
             dtype=dtype,
