@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 
 # What was trained stays, also where it only leads to something else.
 .SECONDARY:
-.PHONY: demo docs test prove family members methods tables card leaderboard pictures lint install clean
+.PHONY: demo docs test prove family members methods tables card leaderboard ablations pictures lint install clean
 
 install: $(READY)
 
@@ -144,6 +144,17 @@ leaderboard: $(READY)
 	$(call SUITE,silent) -n 64 --gate-silence
 	$(call SUITE,single) -n 128 --fusion sum
 	$(BIN)/counterpoint evaluate leaderboard runs/suites --out docs/leaderboard.md
+
+# What rules are set to: thresholds, and when and where keys are lent, against conflicts; readings of Minimal Impact
+# ControlNet's equations where controls are silent.
+SETTINGS = $(foreach value,$(2),--fusion $(1)=$(value))
+READINGS = mgda mgda:reading=literal mgda:granularity=pixel mgda:reading=literal,granularity=pixel $(foreach one,literal min-norm,$(foreach two,literal min-norm,minimal-impact:combination=$(one),injection=$(two)))
+
+ablations: $(READY)
+	$(BIN)/counterpoint evaluate conflicting --out runs/ablations/delta -n 128 $(call SETTINGS,pix:delta,0 0.2 0.4 0.6 0.7 0.8 0.9 1)
+	$(BIN)/counterpoint evaluate conflicting --out runs/ablations/start -n 128 $(call SETTINGS,cross:start,0 0.1 0.2 0.3 0.5)
+	$(BIN)/counterpoint evaluate conflicting --out runs/ablations/layer -n 128 $(call SETTINGS,cross:layer,0 1 2 3)
+	$(BIN)/counterpoint evaluate silent --out runs/ablations/readings -n 64 --fusion sum $(addprefix --fusion ,$(READINGS)) --gate-silence
 
 # The pictures of README and docs that show the rules.
 pictures: $(READY)
