@@ -123,6 +123,15 @@ def test_photos_without_the_control_are_refused_before_anything_is_computed(mode
     start = f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"
     with pytest.raises(UserError, match="3 of 3 photos have no normal image"):
         build(model, "sd15-controlnet", "control_type=normal", f"cache_dir={model / 'untouched'}")
+    bare = model / "bare"
+    bare.mkdir()
+    for name in ("0.png", "1.png"):
+        (bare / name).write_bytes((model / "photos" / name).read_bytes())
+    (bare / "metadata.jsonl").write_text("".join(f'{{"file_name": "{i}.png", "text": "a ball"}}\n' for i in range(2)))
+    photos = [f"train_data_dir={bare}", f"cache_dir={model / 'untouched'}"]
+    for kind in ("hed", "lineart"):
+        with pytest.raises(UserError, match=f"2 of 2 photos have no {kind} image .*: counterpoint extract {kind}"):
+            build(model, "sd15-tuned", f"control_type={kind}", start, *photos)
     with pytest.raises(UserError, match="has 64 x 64 pixels, too few for a resolution of 256"):
         build(model, "sd15-tuned", "control_type=depth", start, "resolution=256", f"cache_dir={model / 'untouched'}")
     assert not (model / "untouched").exists()

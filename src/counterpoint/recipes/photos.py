@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from counterpoint.conditions.plain import PLAIN
+from counterpoint.conditions.plain import PLAIN, Extract
 from counterpoint.data.balance import Balanced
 from counterpoint.data.samples import PhotoSamples, open_photos
 from counterpoint.data.shards import save_whole
@@ -131,7 +131,9 @@ def segmenter(config: SegmenterConfig) -> Job:
     return Job(JudgeStage(parts.fast(model)), _photos(config, "image", "segments"))
 
 
-def _photos(config: PhotoConfig, *fields: str, find_segments: bool = False) -> PhotoSamples:
+def _photos(
+    config: PhotoConfig, *fields: str, find_segments: bool = False, extract: Mapping[str, Extract] = PLAIN
+) -> PhotoSamples:
     maps = None
     if (column := config.conditioning_image_column) is not None:
         maps = {field.removeprefix("control:"): column for field in fields if field.startswith("control:")}
@@ -140,14 +142,16 @@ def _photos(config: PhotoConfig, *fields: str, find_segments: bool = False) -> P
     photos = open_photos(
         config.train_data_dir, config.resolution, image=config.image_column, text=config.caption_column, maps=maps
     )
-    samples = PhotoSamples(photos, fields, PLAIN, find_segments=find_segments, most=config.max_train_samples)
+    samples = PhotoSamples(photos, fields, extract, find_segments=find_segments, most=config.max_train_samples)
     samples.check()
     return samples
 
 
-def encoded(config: PhotoConfig, vae: AutoencoderTiny | AutoencoderKL, *fields: str) -> EncodedPhotos:
-    """The photos of a configuration with their latents."""
-    samples = _photos(config, "caption", *fields, find_segments=True)
+def encoded(
+    config: PhotoConfig, vae: AutoencoderTiny | AutoencoderKL, *fields: str, extract: Mapping[str, Extract] = PLAIN
+) -> EncodedPhotos:
+    """The photos of a configuration with their latents; ``extract`` makes the condition images that they lack."""
+    samples = _photos(config, "caption", *fields, find_segments=True, extract=extract)
     place = config.train_data_dir.resolve()
     weights = parts.mark(config.pretrained_model_name_or_path / "vae")
     mark = hashlib.sha256(f"{weights}-{config.resolution}-{config.image_column}".encode())

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import AutoModelForDepthEstimation, AutoModelForSemanticSegmentation
 
+from counterpoint.conditions.plain import PLAIN
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.control.features import Layers, widths
 from counterpoint.data.balance import Balanced
@@ -89,6 +90,11 @@ class MinimalImpactConfig(minimal_impact.MinimalImpactFields, Sd15Config):
     """A ControlNet that makes way."""
 
 
+_AS_PUBLISHED = {kind: PLAIN[kind] for kind in ("canny", "tile")}
+"""What makes the condition images that published ControlNets were trained on, without a network; the classical soft
+edges and lines are others, and would be rewarded for what they are not."""
+
+
 class StableDiffusion15:
     """SD1.5 on photos."""
 
@@ -117,7 +123,7 @@ class StableDiffusion15:
     def samples(self, config: Sd15Config, kind: str, *, balanced: bool = False) -> Samples:
         """Photos with their latents."""
         fields = (f"control:{kind}", *["segments"] * balanced)
-        encoded = photos.encoded(config, self.vae(config), *fields)
+        encoded = photos.encoded(config, self.vae(config), *fields, extract=_AS_PUBLISHED)
         return Balanced(encoded, kind, config.seed) if balanced else encoded
 
     def wanted(self, kind: str) -> Callable[[Batch], Tensor]:
