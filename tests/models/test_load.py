@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from counterpoint import load
-from counterpoint.models.load import load_components, load_controls, load_diffusers
+from counterpoint.models.load import load_components, load_controls, load_diffusers, own_controls
 from counterpoint.models.weights import list_hashes, shapes, verify_folder
 from counterpoint.types import UserError
 
@@ -164,6 +164,17 @@ def test_a_foreign_controlnet_is_refused(copy: Path, tiny: Path) -> None:
 def test_number_of_controls_must_match_the_folder(saved: Path) -> None:
     with pytest.raises(UserError, match="--controlnet"):
         load(str(saved), ["pose"])
+
+
+def test_a_label_names_a_variant_of_its_kind(tmp_path: Path) -> None:
+    for name in ("canny", "canny-mi", "pose"):
+        (tmp_path / "controls" / name).mkdir(parents=True)
+    found = own_controls(tmp_path, ["canny", "canny:mi", "pose:mi"], "mine")
+    assert {label: Path(place).name for label, place in found.items()} == {
+        "canny": "canny",
+        "canny:mi": "canny-mi",
+        "pose:mi": "pose",
+    }
 
 
 def test_unknown_control_of_the_tiny_family(tiny: Path) -> None:

@@ -17,7 +17,7 @@ from counterpoint.apps import record
 from counterpoint.apps.request import GenerateRequest, build
 from counterpoint.apps.run import Listener, Result, image_hashes, run
 from counterpoint.conditions.image import read_image
-from counterpoint.models.load import locate
+from counterpoint.models.load import locate, own_control
 from counterpoint.models.probe import REVERSED
 from counterpoint.models.weights import fingerprint
 from counterpoint.types import UserError
@@ -97,7 +97,7 @@ def _weights(
     model = locate(source)
     places = {"model": [model] if model.is_file() else [model / part for part in _PARTS if (model / part).is_dir()]}
     for label, kind, network, steered, probe in controls:
-        own = model / "controls" / kind
+        own = own_control(model, label)
         if network or own.is_dir():
             places[f"control {label}"] = [locate(network) if network else own]
         if steered:

@@ -136,8 +136,8 @@ def load_controls(
     Args:
         model: the model they are for, as given to :func:`load_components`.
         controls: labels (``"pose"``, or ``"canny:cup"`` for a second of a kind), or label -> folder, file or hub id.
-            Labels alone take the model's own ControlNets: ``controls/<kind>`` in its folder, else ``controlnet``,
-            ``controlnet_1``, ... in order.
+            Labels alone take the model's own ControlNets: ``controls/<kind>`` in its folder, for ``"canny:mi"``
+            ``controls/canny-mi`` if it has that, else ``controlnet``, ``controlnet_1``, ... in order.
         host: what they must fit.
         dtype: of their weights.
         loaded_one: hears each network before the next one is loaded.
@@ -301,15 +301,22 @@ def native_size(model: str) -> int:
         raise UserError(f"{path} is not a Stable Diffusion model: unet and vae do not say how large it is") from None
 
 
+def own_control(folder: Path, label: str) -> Path:
+    """Where a model folder has the ControlNet of a label: for ``kind:name`` the variant ``kind-name``, if there is
+    one."""
+    variant = folder / "controls" / label.replace(":", "-")
+    return variant if variant.is_dir() else folder / "controls" / kind_of(label)
+
+
 def own_controls(folder: Path, labels: list[str], model: str) -> dict[str, str]:
-    """A model folder's own ControlNets for labels: by kind, else in order.
+    """A model folder's own ControlNets for labels: by kind or variant, else in order.
 
     Raises:
         UserError: one is not there.
     """
     if not labels:
         return {}
-    own = {label: folder / "controls" / kind_of(label) for label in labels}
+    own = {label: own_control(folder, label) for label in labels}
     if (folder / "controls").is_dir():
         known = sorted(path.name for path in (folder / "controls").iterdir())
         for label, path in own.items():
