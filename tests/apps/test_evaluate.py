@@ -203,11 +203,14 @@ def test_networks_are_compared_on_the_same_cases(cli, tiny: Path, tmp_path: Path
         ([*given[:1], "--device=openvino"], "leave --device openvino away"),
         (["--versus=canny=nowhere"], "there is no ControlNet of diffusers' layout"),
         (["--versus=canny"], "--versus wants NAME=VALUE"),
-        ([f"--versus=lineart={tmp_path / 'same'}"], "--versus lineart: there is no such control"),
+        ([f"--versus=normal={tmp_path / 'same'}"], "--versus normal: there is no such control"),
     ):
         status, _, error = cli(*small, *wrong, "--out", "bad")
         assert (status, error.count("\n")) == (2, 1), error
         assert said in error
+    status, out, error = cli("evaluate", "conservativity", "-n", 2, "--json", *given[:1], "--out", "gradient")
+    assert status == 0, error
+    assert [row["name"] for row in json.loads(out)["rows"]] == ["canny", "canny of same"]
     status, _, error = cli("evaluate", "conflicting", "--fusion", "sum", *given[:1], "--out", "bad")
     assert (status, error.count("\n")) == (2, 1), error
     assert "no case here has canny; there are depth, pose, seg" in error

@@ -333,7 +333,7 @@ def test_asymmetry_is_each_cases_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for model in (parts["unet"], parts["vae"], parts["text_encoder"], *networks):
         model.double()
     pipe = Pipeline(**parts, controls=dict(zip(("pose", "seg"), networks, strict=True)))
-    suite, tables = conservativity.Conservativity(pipe, pairs), []
+    suite, tables = conservativity.Conservativity(pipe, pairs, {"runs/other": networks[1]}.__getitem__), []
     for size in (3, 2):
         monkeypatch.setattr(conservativity, "_CHUNK", size)
         tables.append(suite.score(reader(Path("nowhere")), 3, (), blind_readers()))
@@ -344,6 +344,9 @@ def test_asymmetry_is_each_cases_own(monkeypatch: pytest.MonkeyPatch) -> None:
         found = {metric.name: metric.compute() for metric in one.metrics}
         assert found["asym"] > 0
         assert 0 < found["nasym"] < 1
+    rows = suite.score(reader(Path("nowhere")), 2, [Method(networks=(("pose", "runs/other"),))], blind_readers())
+    assert [row.name for row in rows] == ["pose", "pose of other"], "and nothing that is not compared"
+    assert not torch.equal(*(row.metrics[0].rows for row in rows))
     networks[0].register_to_config(injection={"reading": "literal", "cap": 20.0, "granularity": "sample"})
     trained = suite.score(reader(Path("nowhere")), 2, (), blind_readers())
     plain = tables[0][0].metrics[0].rows[:2]

@@ -119,7 +119,7 @@ SUITES: dict[str, Callable[[Bench], Suite]] = {
     "single": lambda bench: fusion.single(bench.cases, bench.pipe.native_size).only(bench.pipe.controls),
     "layout": lambda bench: LayoutSuite(bench.levels, scene_actions() if bench.cases is pairs else None),
     "style": lambda bench: _style(bench),
-    "conservativity": lambda bench: Conservativity(bench.pipe, bench.cases),
+    "conservativity": lambda bench: Conservativity(bench.pipe, bench.cases, bench.maker.network),
     "tiny-quality": lambda bench: _tiny_quality(bench),
 }
 """Name -> suite on a bench; sorts of cases whose controls the model lacks are left out."""

@@ -13,7 +13,8 @@ _RULES = ("conflicting", "complementary", "silent", "single")
 """Suites that join controls."""
 _OWN = {
     **dict.fromkeys(("metrics", "lpips"), ("folder",)),
-    **dict.fromkeys(("fusion", "sweep", "weight", "gate_silence", "quality", "versus", "manifest"), _RULES),
+    **dict.fromkeys(("fusion", "sweep", "weight", "gate_silence", "quality", "manifest"), _RULES),
+    "versus": (*_RULES, "conservativity"),
     "layouts": ("layout",),
 }
 """Option -> the only suites that do not ignore it."""

@@ -7,10 +7,12 @@ with an injection is measured with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from diffusers import ControlNetModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -30,31 +32,42 @@ _CHUNK = 8
 
 @dataclass(frozen=True, eq=False)
 class Conservativity:
-    """A model's ControlNets, and pictures to look at them on. It makes no pictures."""
+    """A model's ControlNets, and pictures to look at them on. It makes no pictures.
+
+    ``network`` loads the networks that methods have in place of the model's.
+    """
 
     pipe: Pipeline
     cases: Cases
+    network: Callable[[str], ControlNetModel]
 
     def tasks(self, n: int, _: Sequence[Method] = ()) -> list[Task]:
         """None."""
         del n
         return []
 
-    def score(self, _: Finished, n: int, __: Sequence[Method], ___: Readers) -> list[Row]:
-        """A row a control."""
-        return [Row(kind, "noisy pictures", self._measure(kind, n)) for kind in KINDS if kind in self.pipe.controls]
+    def score(self, _: Finished, n: int, methods: Sequence[Method], __: Readers) -> list[Row]:
+        """A row a control of the model, or a network that a method has in its place."""
+        own = {kind: (kind, self.pipe.controls[kind]) for kind in KINDS if kind in self.pipe.controls}
+        others = {
+            f"{kind} of {Path(place).name}": (kind, self.network(place))
+            for kind, place in (one for method in methods for one in method.networks)
+        }
+        asked = {kind for kind, _ in others.values()}
+        own = {kind: one for kind, one in own.items() if kind in asked or not asked}
+        return [Row(name, "noisy pictures", self._measure(*one, n)) for name, one in {**own, **others}.items()]
 
-    def _measure(self, kind: str, n: int) -> tuple[Metric, ...]:
+    def _measure(self, kind: str, network: ControlNetModel, n: int) -> tuple[Metric, ...]:
         metrics = [Metric(name, lambda rows: rows, reduce, higher=False)
                    for name, reduce in (("asym", asym), ("nasym", normalised_asym))]  # fmt: skip
         for start in range(0, n, _CHUNK):
             numbers = range(start, min(start + _CHUNK, n))
-            rows = self._rows(kind, [self.cases.alone(number, kind) for number in numbers], numbers)
+            rows = self._rows(kind, network, [self.cases.alone(number, kind) for number in numbers], numbers)
             for metric in metrics:
                 metric.update(rows)
         return tuple(metrics)
 
-    def _rows(self, kind: str, cases: Sequence[Case], seeds: Sequence[int]) -> Tensor:
+    def _rows(self, kind: str, network: ControlNetModel, cases: Sequence[Case], seeds: Sequence[int]) -> Tensor:
         """Noise, its level and the probe are each case's own, drawn with its seed."""
         pipe = self.pipe
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -67,7 +80,6 @@ class Conservativity:
         latents = process.add_noise(clean, noise, timestep)
         text = PromptEncoder([pipe.tokenizer], [pipe.text_encoder])([case.prompt for case in cases]).embeddings
         hint = stack([case.images[kind] for case in cases]).to(clean)
-        network = pipe.controls[kind]
         field = influence(pipe.unet, network, hint, text, timestep, latents, trained_injection(network))
         with sdpa_kernel(SDPBackend.MATH):
             return asymmetry(field, latents, probe)
