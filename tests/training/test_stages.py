@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
 from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.strength import strength_of, strengthen
 from counterpoint.models.tokenizer import END, START, word_tokenizer
 from counterpoint.training.losses.contrastive import contrastive_loss
 from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
@@ -238,3 +240,40 @@ def test_a_lora_learns_alone_and_is_exported_with_the_merged_network(host: tuple
     again = ControlNetStage(merged, "pose", *host)(BATCH, Draws(0, range(3)), 0)[0]
     torch.testing.assert_close(again, changed, rtol=1e-5, atol=1e-6)
     assert all(plain.learns(name) for name, _ in plain.controlnet.named_parameters())
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_strengthened_network_goes_on_as_it_was_trained(host: tuple, parts: dict, tmp_path: Path, rank: int) -> None:
+    """The loss is that of the network before; what comes out, with its LoRA too, is as strong as what came in."""
+    first = parts["networks"][0]
+
+    def fresh(factor: float) -> ControlNetModel:
+        network = ControlNetModel.from_config(first.config)
+        network.load_state_dict(first.state_dict())
+        strengthen(network, factor)
+        return network
+
+    strong = fresh(2.5)
+    if rank:
+        add_lora(strong, rank)
+    stage = ControlNetStage(strong, "pose", *host)
+    wanted = ControlNetStage(fresh(1.0), "pose", *host)(BATCH, Draws(0, range(3)), 0)[0]
+    torch.testing.assert_close(stage(BATCH, Draws(0, range(3)), 0)[0], wanted, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        for name, parameter in strong.named_parameters():
+            if rank == 0 or "lora_" in name:
+                parameter += 0.01
+    stage.export(tmp_path)
+    out = ControlNetModel.from_pretrained(tmp_path)
+    assert strength_of(out) == pytest.approx(2.5)
+    given = torch.randn(1, 4, 8, 8), 500, torch.randn(1, 5, 32), torch.rand(1, 3, 64, 64)
+    found = out(*given, return_dict=False)
+    bare = strong(*given, conditioning_scale=2.5, return_dict=False)
+    for one, other in zip((*found[0], found[1]), (*bare[0], bare[1]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    if rank:
+        again = fresh(2.5)
+        again.load_lora_adapter(load_file(tmp_path / "pytorch_lora_weights.safetensors"), prefix=None)
+        said = again(*given, return_dict=False)
+        for one, other in zip((*found[0], found[1]), (*said[0], said[1]), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,8 @@ from counterpoint.apps.suites import PipelineMaker, round_trip
 from counterpoint.evaluation.suite import KINDS, Method
 from counterpoint.evaluation.suites.tiny_quality import TinyQuality
 from counterpoint.fusion.minimal_impact import BalancedInjection
-from counterpoint.recipes.family import STRENGTH, strengthen
+from counterpoint.models.strength import strengthen
+from counterpoint.recipes.family import STRENGTH
 from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.trainer import Validate
 from counterpoint.types import Image
@@ -86,8 +87,7 @@ def adherence(stage: ControlNetStage, family: Path) -> Validate | None:
 def calibrate(run: Path, family: Path, kind: str, n: int = 64) -> None:
     """Find out how strong a ControlNet has to be at a conditioning scale of 1, and write it beside the network.
 
-    A network trained for the expected noise hedges where a control leaves the picture open. As guidance does with a
-    prompt, a stronger control than the trained one makes up for that. The weakest of :data:`STRENGTHS` is taken that
+    See :mod:`counterpoint.models.strength`. The weakest of :data:`STRENGTHS` is taken that
     the best does not surpass by :data:`ENOUGH`, as read by judge B: judge A only evaluates.
     """
     measure = Adherence(family, kind, n, "b")

@@ -17,6 +17,7 @@ from counterpoint.data.scenes.vocabulary import SIZE
 from counterpoint.models.load import DEFAULTS
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.probe import Probe
+from counterpoint.models.strength import strengthen
 from counterpoint.models.weights import list_hashes
 from counterpoint.training.stages.adapter import FILE
 
@@ -65,14 +66,6 @@ def assemble(runs: Path, out: Path) -> Path:
     _write(out / DEFAULTS, _DEFAULTS)
     _write(out / "hashes.json", list_hashes(out))
     return out
-
-
-@torch.no_grad()
-def strengthen(network: ControlNetModel, factor: float) -> None:
-    """Make a ControlNet speak at a conditioning scale of 1 as it does at ``factor``; its last layers are linear."""
-    for last in (*network.controlnet_down_blocks, network.controlnet_mid_block):
-        for parameter in last.parameters():
-            parameter.mul_(factor)
 
 
 def _tidy(path: Path) -> None:

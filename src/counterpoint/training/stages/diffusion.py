@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from counterpoint.control.attach import taking_in
 from counterpoint.control.influence import trained_injection
+from counterpoint.models.strength import strength_of, strengthen
 from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
 from counterpoint.training.losses.reward import masked_mean
 from counterpoint.training.order import Draws
@@ -121,7 +122,8 @@ class DiffusionStage(Stage):
 class ControlNetStage(DiffusionStage):
     """The same loss with a trainable ControlNet on a frozen denoiser (Zhang et al. 2023, arXiv:2302.05543).
 
-    A network that was trained with an injection is taken in by it again.
+    A network that was trained with an injection is taken in by it again, and one that was strengthened since goes on as
+    it was trained; what is exported is as strong as what came in.
     Of a ControlNet with a LoRA (:func:`add_lora`), the LoRA alone learns; it is exported beside the merged network.
 
     Args:
@@ -134,7 +136,8 @@ class ControlNetStage(DiffusionStage):
     def __init__(self, controlnet: ControlNetModel, kind: str, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)
         self.controlnet, self.field = controlnet, f"control:{kind}"
-        self.inject = trained_injection(controlnet)
+        self.inject, self.strength = trained_injection(controlnet), strength_of(controlnet)
+        strengthen(controlnet, 1 / self.strength)
         if self.noises_per_sample > 1:
             times = self.noises_per_sample
             encoder = controlnet.controlnet_cond_embedding
@@ -153,21 +156,25 @@ class ControlNetStage(DiffusionStage):
         return "lora_" in parameter or not self._has_lora
 
     def export(self, folder: Path) -> None:
-        if not self._has_lora:
-            self.controlnet.save_pretrained(folder)
-            return
-        self.controlnet.save_lora_adapter(folder)
+        if self._has_lora:
+            self._copy().save_lora_adapter(folder)
         self.merged().save_pretrained(folder)
 
     def merged(self) -> ControlNetModel:
         """A plain copy of the network as it is now."""
-        if not self._has_lora:
+        network = self._copy()
+        if self._has_lora:
+            network.fuse_lora()
+            network.unload_lora()
+        return network
+
+    def _copy(self) -> ControlNetModel:
+        if self._has_lora:
+            network = copy.deepcopy(self.controlnet)
+        else:  # what is compiled is not copied
             network = ControlNetModel.from_config(self.controlnet.config)
             network.load_state_dict(self.controlnet.state_dict())
-            return network
-        network = copy.deepcopy(self.controlnet)
-        network.fuse_lora()
-        network.unload_lora()
+        strengthen(network, self.strength)
         return network
 
     @property
