@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,11 +57,18 @@ def test_parts_are_no_rivals(rows: list[Row]) -> None:
     """A codec and a judge stand in one table, and have nothing in common."""
     parts = [*(Row(row.name, row.case, row.metrics) for row in rows[:2]), Row("codec", "pose+seg", rows[2].metrics)]
     assert sentences(parts) == []
+    assert "**" not in markdown(records(parts[:2], "tiny")).replace("**pose+seg**", "")
+    canny, depth = metric("value", torch.rand(2)), metric("value", torch.rand(2), higher=False)
+    made = records([Row("canny", "all", (canny,)), Row("depth", "all", (depth,))], "tiny")
+    assert "|  | value |" in markdown(made), "which way is better differs"
+    assert "value \\\\" in latex(made)
 
 
 def test_records_have_the_documented_form(rows: list[Row]) -> None:
     record = records(rows, "tiny")[0]
-    assert record.keys() == {"model", "name", "case", "metrics"}
+    assert record.keys() == {"model", "name", "case", "metrics", "rival"}
+    part = replace(rows[0], rival=False, note="nothing to compete with")
+    assert records([part], "tiny")[0].keys() == {"model", "name", "case", "metrics", "note"}
     assert record["metrics"]["iou"].keys() >= {"mean", "low", "high"}
 
 

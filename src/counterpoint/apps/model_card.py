@@ -27,9 +27,11 @@ pictures: it knows 128 x 128 procedural scenes and the words of their captions, 
 the code. [tiny-family.md](tiny-family.md) says how it was trained and what was tried.
 
 ## Measured
-`{command}`: {n} test scenes that no training has seen, 95 % intervals. In the rows of the controls, `value` is what the
-judge reads from pictures made under that control, `floor` from pictures made from the prompt alone, `ceiling` from the
-real scenes after the codec's round trip; `adherence` is where `value` lies between the two.
+`{command}`: {n} test scenes that no training has seen, 95 % intervals.
+In the rows of the controls, `value` is what the judge reads from pictures made under that control, `floor` from
+pictures made from the prompt alone, `ceiling` from the real scenes after the codec's round trip; `adherence` is where
+`value` lies between the two. Canny and soft edges are structural similarities of the edges read back, depth a root mean
+square error of 0..255, pose and seg overlaps.
 
 {table}
 ## Samples

@@ -15,7 +15,7 @@ FEWEST = 20
 """Pairs below which a resampled interval is too narrow to draw conclusions from."""
 Record = dict[str, Any]
 """A row as JSON has it: ``model``, ``name``, ``case`` and ``metrics`` with mean, low, high and higher-is-better; a row
-or a measure may have a ``note``."""
+or a measure may have a ``note``, and rows that compete are each other's ``rival``."""
 
 
 def records(rows: Sequence[Row], model: str) -> list[Record]:
@@ -26,6 +26,7 @@ def records(rows: Sequence[Row], model: str) -> list[Record]:
             "name": row.name,
             "case": row.case,
             "metrics": {one.metric.name: _value(one) for one in row.resampled},
+            **({"rival": True} if row.rival else {}),
             **({"note": row.note} if row.note else {}),
         }
         for row in rows
@@ -67,7 +68,7 @@ def plain(rows: Sequence[Record]) -> str:
     """Aligned text: one line a measure, ``mean [low, high]``."""
     lines = [("case", "name", "measure", "mean", "95 % interval")]
     lines += [
-        (row["case"], row["name"], _measure(name, value), number(value["mean"]), _bounds(value))
+        (row["case"], row["name"], _measure(name, [row]), number(value["mean"]), _bounds(value))
         for row in rows
         for name, value in row["metrics"].items()
     ]
@@ -80,7 +81,7 @@ def markdown(rows: Sequence[Record]) -> str:
     """One table a case: methods down, measures across; the best of each measure is bold."""
     made = []
     for case, group in tables(rows):
-        header = ["", *(_measure(name, value) for name, value in group[0]["metrics"].items())]
+        header = ["", *(_measure(name, group) for name in group[0]["metrics"])]
         lines = [header, ["---"] * len(header)]
         lines += [
             [_pipes(row["name"]), *(_cell(name, row, group, "**{}**") for name in row["metrics"])] for row in group
@@ -94,8 +95,8 @@ def latex(rows: Sequence[Record]) -> str:
     made = []
     for case, group in tables(rows):
         names = list(group[0]["metrics"])
-        arrows = [r"$\uparrow$" if group[0]["metrics"][name]["higher"] else r"$\downarrow$" for name in names]
-        header = " & ".join(["", *(f"{_escape(name)} {arrow}" for name, arrow in zip(names, arrows, strict=True))])
+        arrows = {"↑": r" $\uparrow$", "↓": r" $\downarrow$", "": ""}
+        header = " & ".join(["", *(f"{_escape(name)}{arrows[way(name, group)]}" for name in names)])
         lines = [
             " & ".join([_escape(row["name"]), *(_cell(name, row, group, r"\textbf{{{}}}") for name in names)]) + r" \\"
             for row in group
@@ -134,15 +135,24 @@ def _cell(name: str, row: Record, group: Sequence[Record], bold: str) -> str:
 
 
 def best(group: Sequence[Record], name: str) -> float | None:
-    """The best mean of a measure, of the rows that have one."""
+    """The best mean of a measure, of rivals that have one."""
+    if not all(row.get("rival") for row in group):
+        return None
     values = [row["metrics"][name] for row in group if row["metrics"][name]["mean"] is not None]
     pick = max if group[0]["metrics"][name]["higher"] else min
     return pick((float(value["mean"]) for value in values), default=None)
 
 
-def _measure(name: str, value: Record) -> str:
+def way(name: str, group: Sequence[Record]) -> str:
+    """An arrow to where a measure is better; none where rows differ in that."""
+    ways = {row["metrics"][name]["higher"] for row in group}
+    return "" if len(ways) > 1 else "↑" if ways == {True} else "↓"
+
+
+def _measure(name: str, group: Sequence[Record]) -> str:
     """Its name, which way is better, and an asterisk where there is a note."""
-    return f"{name} {'↑' if value['higher'] else '↓'}{'*' if 'note' in value else ''}"
+    noted = any("note" in row["metrics"][name] for row in group)
+    return f"{name} {way(name, group)}".rstrip() + "*" * noted
 
 
 def _notes(rows: Sequence[Record]) -> list[str]:
