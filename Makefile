@@ -84,8 +84,10 @@ runs/family/judges/b/config.json: | runs/judge-b/config.json
 runs/judge-%/config.json: | runs/codec/config.json
 	$(TRAIN) tiny-judge --set judge=$* $(RESUME)
 
-# What the shipped family gains by the training methods: a ControlNet for line drawings, and probes.
-members: runs/control-lineart/strength.json $(PROBED:%=runs/probe-%/config.json)
+# What the shipped family gains later: a ControlNet for line drawings, probes, and adapters.
+ADAPTERS := interact migc style
+
+members: runs/control-lineart/strength.json $(PROBED:%=runs/probe-%/config.json) $(ADAPTERS:%=runs/adapter-%/adapter.safetensors)
 	$(GATHER) src/counterpoint/models/tiny
 
 runs/control-lineart/config.json: | $(READY)
@@ -96,6 +98,9 @@ runs/control-lineart/strength.json: runs/control-lineart/config.json
 
 runs/probe-%/config.json: | $(READY)
 	$(TRAIN) tiny-probe --set control_type=$* $(RESUME)
+
+runs/adapter-%/adapter.safetensors: | $(READY)
+	$(TRAIN) tiny-adapter --set adapter=$* $(RESUME)
 
 # The training methods on the shipped family and its members, with equal steps and data: KIND.METHOD.SEED in
 # runs/methods. `mi-data` is Minimal Impact ControlNet's balanced data alone; its stage 2 goes on with stage 1.

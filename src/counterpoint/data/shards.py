@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,7 +22,7 @@ from counterpoint.conditions.layout import Instance, Interaction, Layout
 from counterpoint.conditions.lines import lines
 from counterpoint.conditions.openpose import draw_pose
 from counterpoint.conditions.soft_edge import soft_edge
-from counterpoint.data.scenes.caption import phrase
+from counterpoint.data.scenes.caption import caption, phrase
 from counterpoint.data.scenes.maps import seg_map
 from counterpoint.data.scenes.render import scene
 from counterpoint.data.scenes.vocabulary import SIZE
@@ -84,7 +85,7 @@ class SceneShards:
 
     def laid_out(self) -> SceneShards:
         """Derive the field ``layout``: who and what stands where and does what, without the colours and textures that
-        ``layout:detailed`` has."""
+        ``layout:detailed`` has; and ``caption:plain``, which does not say who does what."""
         missing = [start for start in self._starts() if not (self._folder(start) / "layouts.json").exists()]
         if missing:
             with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
@@ -92,6 +93,10 @@ class SceneShards:
                 for _ in tqdm(done, total=len(missing), desc="computing layouts", unit="shard"):
                     pass
         return self
+
+    def members(self) -> np.ndarray:
+        """How many people and things each scene has, after :meth:`laid_out`."""
+        return np.array([len(row["instances"]) for start in self._starts() for row in _layouts(self._folder(start))])
 
     def derive(self, field: str, make: Callable[[np.ndarray], np.ndarray]) -> SceneShards:
         """Add a stored field: ``make(images (n, 128, 128, 3)) -> (n, ...)``, shard by shard."""
@@ -110,6 +115,8 @@ class SceneShards:
     def _read(self, field: str, indices: Sequence[int]) -> Any:
         if field == "caption":
             return [_captions(self._folder(self.first + i // SHARD * SHARD))[i % SHARD] for i in indices]
+        if field == "caption:plain":
+            return [_layouts(self._folder(self.first + i // SHARD * SHARD))[i % SHARD]["plain"] for i in indices]
         if field.startswith("layout"):
             name = "phrase" if field == "layout:detailed" else "name"
             rows = [_layouts(self._folder(self.first + i // SHARD * SHARD))[i % SHARD] for i in indices]
@@ -173,11 +180,17 @@ def _lay_out_shard(folder: Path, start: int) -> None:
     rows = []
     for number in range(start, start + SHARD):
         one = scene(number)
+        coloured = one.layout.style != "line drawing"
         instances = [
-            {"phrase": thing.phrase, "name": phrase(member, colour=False, texture=False), "box": thing.box}
+            {
+                "phrase": phrase(member, colour=coloured),
+                "name": phrase(member, colour=False, texture=False),
+                "box": thing.box,
+            }
             for thing, member in zip(one.instances, one.layout.members, strict=True)
         ]
-        rows.append({"instances": instances, "triplets": one.triplets})
+        plain = caption(replace(one.layout, triplets=()), "brief")
+        rows.append({"instances": instances, "triplets": one.triplets, "plain": plain})
     partial = folder / f"layouts.partial-{os.getpid()}.json"
     partial.write_text(json.dumps(rows, default=float))
     partial.rename(folder / "layouts.json")

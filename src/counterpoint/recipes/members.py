@@ -8,6 +8,7 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from counterpoint.data.described import Described, Subset, crowded
 from counterpoint.data.scenes.vocabulary import SIZE
 from counterpoint.models.gligen import with_fusers
 from counterpoint.models.interact import InteractionEmbedding
@@ -28,8 +29,8 @@ SITES = ("mid_block.attentions.0", "up_blocks.1.attentions.0", "up_blocks.1.atte
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class AdapterConfig(parts.FamilyConfig):
-    """``interact`` is trained without colours and textures, ``migc`` with them and without actions, ``style`` on the
-    pictures alone."""
+    """``interact`` is trained without colours and textures, ``migc`` with them and without actions, mostly on scenes
+    with several things, ``style`` on the pictures alone."""
 
     adapter: Literal["interact", "migc", "style"] = "interact"
 
@@ -41,10 +42,13 @@ def adapter(config: AdapterConfig) -> Job:
     if config.adapter == "interact":
         kind, text = "interact", unet.config.cross_attention_dim
         unet = with_fusers(unet, InteractionEmbedding(text, text, INTERACTIONS, HIDDEN))
-        samples: Any = parts.latents(config, "layout").laid_out()
+        scenes = parts.latents(config, "layout", "caption:plain").laid_out()
+        samples: Any = Described(scenes, config.seed, mislead=True)
     elif config.adapter == "migc":
         kind, unet = "migc", with_instances(unet, SITES, refined=True, hidden=HIDDEN)
-        samples = parts.latents(config, "layout:detailed").laid_out().rename("layout:detailed", "layout")
+        scenes = parts.latents(config, "layout:detailed", "caption:plain").laid_out()
+        described = Described(scenes.rename("layout:detailed", "layout"), config.seed, mislead=False)
+        samples = Subset(described, crowded(scenes.members()))
     else:
         family = config.pretrained_model_name_or_path
         encoder, processor = load_image_encoder(family, family)

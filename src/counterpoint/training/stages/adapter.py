@@ -38,7 +38,8 @@ class AdapterStage(DiffusionStage):
         size: height and width of the pictures.
         image_encoder: reads an IP-Adapter's references; frozen.
         image_processor: likewise.
-        proportion_silent: share of samples to which nothing is told, for classifier-free guidance.
+        proportion_silent: share of samples to which nothing is told, for classifier-free guidance; half of them have
+            no caption either, as the unconditional prediction has none.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class AdapterStage(DiffusionStage):
         self.own = {name for name, value in self.unet.named_parameters() if value.data_ptr() in own}
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        silent = (draws.uniform() < self.proportion_silent).tolist()
+        drawn = draws.uniform()
+        silent, mute = (drawn < self.proportion_silent).tolist(), (drawn < self.proportion_silent / 2).tolist()
         layouts = [Layout() if hush else layout for layout, hush in zip(self._layouts(batch), silent, strict=True)]
-        return super().forward({**batch, "layout": layouts}, draws, step)
+        captions = ["" if hush else caption for caption, hush in zip(batch["caption"], mute, strict=True)]
+        return super().forward({**batch, "layout": layouts, "caption": captions}, draws, step)
 
     def _layouts(self, batch: Batch) -> list[Layout]:
         if self.adapter.kind == "ip-adapter":
