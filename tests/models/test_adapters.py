@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
 from safetensors.torch import save_file
 
-from counterpoint.conditions.layout import Instance, Layout
+from counterpoint.conditions.layout import Instance, Interaction, Layout
 from counterpoint.models import migc
 from counterpoint.models.adapter import load_adapter
 from counterpoint.models.gligen import fuser_state, renamed, with_fusers
@@ -31,7 +31,7 @@ from counterpoint.models.migc import (
     with_instances,
 )
 from counterpoint.models.weights import read_pickle
-from counterpoint.sampling.guides import Adapter, make_guide
+from counterpoint.sampling.guides import Adapter, _with_bystanders, make_guide
 from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.types import Moment, UserError
 from tests.models.ldm import unet_name
@@ -408,3 +408,11 @@ def test_a_file_of_something_else_is_said(unet: UNet2DConditionModel, tmp_path: 
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="no adapter that is known here: interact, gligen, migc, ip-adapter"):
         load_adapter(unet, tmp_path / "x.safetensors")
+
+
+def test_who_takes_no_part_is_told_too() -> None:
+    boxes = [(0.1 * i, 0.2, 0.1 * i + 0.2, 0.9) for i in range(4)]
+    things = tuple(Instance(f"a thing {i}", box) for i, box in enumerate(boxes))
+    told = _with_bystanders(Layout(things, (Interaction(3, "kicking", 1),)))
+    assert [(one.subject, one.action, one.object) for one in told] == [(3, "kicking", 1), (0, "and", 0), (2, "and", 2)]
+    assert len(_with_bystanders(Layout(things))) == 4

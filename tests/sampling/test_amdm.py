@@ -11,11 +11,23 @@ import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from counterpoint.sampling.amdm import PRESETS, Aggregation, aggregate, coefficients, pulled, sample_aggregated
+from counterpoint.sampling.amdm import (
+    PRESETS,
+    PUBLISHED,
+    Aggregation,
+    aggregate,
+    coefficients,
+    pulled,
+    sample_aggregated,
+)
 from counterpoint.sampling.loop import sample
 from counterpoint.types import Moment, UserError
 
 SHAPE = (2, 4, 8, 8)
+
+
+SCALE = math.sqrt(math.prod(SHAPE[1:]) / PUBLISHED)
+"""Of the paper's lengths, for latents of this shape."""
 
 
 def noise(seed: int, *shape: int) -> Tensor:
@@ -85,7 +97,7 @@ def test_the_pull_is_equation_10_and_never_goes_beyond() -> None:
     away = mixed - mean
     for row in range(2):
         wanted = mixed[row] - 3.0 * away[row] / away[row].norm()
-        torch.testing.assert_close(pulled(mixed, mean, 3.0)[row], wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(pulled(mixed, mean, 3.0 / SCALE)[row], wanted, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(pulled(mixed, mean, 1e6), mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(pulled(mixed, mean, "0.25x"), mixed - 0.25 * away, rtol=1e-5, atol=1e-6)
     assert torch.equal(pulled(mixed, mean, "auto"), pulled(mixed, mean, "0.5x"))
@@ -97,7 +109,7 @@ def test_the_pull_is_equation_10_and_never_goes_beyond() -> None:
 def test_algorithm_2_written_out(mix: str, count: int) -> None:
     models = [Model(10 + i) for i in range(count)]
     weights, etas = (0.47, 0.5)[: count - 1], (4.5, 4.0, 3.5)[:count]
-    found = run(models, Aggregation(weights, 3, mix, etas))
+    found = run(models, Aggregation(weights, 3, mix, tuple(eta / SCALE for eta in etas)))
     alphas = scheduler().alphas_cumprod.double()
     times = [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
     latents = [noise(0).double()] * count
@@ -161,6 +173,19 @@ def test_the_authors_way() -> None:
     alpha, product = ddim.alphas[900], ddim.alphas_cumprod[900]
     mean = first[0] / alpha.sqrt() - (1 - alpha) / ((1 - product).sqrt() * alpha.sqrt()) * stale
     torch.testing.assert_close(events[1].latents, pulled(mixed, mean, 1.0), rtol=1e-5, atol=1e-5)
+
+
+def test_a_length_means_the_same_at_every_size() -> None:
+    """The paper's 45 is for SD1.5's latents; on small ones it would be the whole way, and nothing would be shared."""
+    small, large = noise(1, 1, 16, 16, 16), noise(1, 1, 4, 64, 64)
+    ways = [float((pulled(one, 0 * one, 45.0) - one).norm() / one.norm()) for one in (small, large)]
+    assert ways[0] == pytest.approx(ways[1], rel=0.05)
+    assert ways[1] == pytest.approx(45 / float(large.norm()), rel=1e-4)
+    *_, alone = sample(Model(5), scheduler(), noise(0), scheduler().timesteps)
+    for name, preset in PRESETS.items():
+        if preset.noise == "shared":
+            shared = run([Model(5 + i) for i in range(len(preset.eta))], preset)
+            assert not torch.allclose(shared, alone.latents, atol=1e-2), name
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ class Aggregation:
         mix: ``"paper"`` has Algorithm 2's coefficients, whose squares do not sum to 1 for more than two models;
             ``"unit"`` those that do; ``"slerp"`` turns along the arc between latents as they are, where the other two
             take them for orthogonal and make correlated ones longer.
-        eta: how far each model is pulled back to its own mean, one for all or one each: ``45`` is a length in units of
-            the latents, as in the paper, at most all the way; ``"0.4x"`` a share of the way; ``"auto"`` is our share,
-            :data:`AUTO`.
+        eta: how far each model is pulled back to its own mean, one for all or one each: ``45`` is a length as in the
+            paper, for latents of 4 x 64 x 64 and as the root of their number for others, at most all the way;
+            ``"0.4x"`` a share of the way; ``"auto"`` is our share, :data:`AUTO`.
         sigma: the window in noise, in place of ``steps``: steps are shared while ``sigma_t`` is at least this, where
             ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``.
         noise: ``"shared"``, one start for all models, or ``"separate"``, one each.
@@ -158,7 +158,7 @@ PRESETS = {
     "authors": replace(_PAPER, noise="separate", mean="stale"),
 }
 """The paper's recipes (section 4) for InteractDiffusion with MIGC, with an IP-Adapter and with both, and the first as
-the authors' code has it. Lengths are those for latents of 4 x 64 x 64. The first and the last take 50 steps, the
+the authors' code has it. The first and the last take 50 steps, the
 others 10."""
 
 
@@ -205,14 +205,19 @@ def _slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     return turned
 
 
+PUBLISHED = 4 * 64 * 64
+"""Numbers in the latents that the paper's lengths are for; lengths of noise grow with the root of that."""
+
+
 def pulled(mixed: Latents, mean: Latents, eta: Eta) -> Latents:
     """Manifold optimisation (Eq. 10): the mixture, moved towards a model's mean and never beyond; each sample by
-    itself, where the paper's norm has no batch."""
+    itself, where the paper's norm has no batch. A length is that of :data:`PUBLISHED` numbers."""
     amount, of_the_way = _amount(eta)
     away = (mixed - mean).float()
     if of_the_way:
         return (mixed.float() - amount * away).to(mixed.dtype)
     length = away.flatten(1).norm(dim=1)[:, None, None, None]
+    amount *= math.sqrt(away[0].numel() / PUBLISHED)
     share = torch.where(length > 0, (amount / length.clamp(min=1e-12)).clamp(max=1), 0.0)
     return (mixed.float() - share * away).to(mixed.dtype)
 

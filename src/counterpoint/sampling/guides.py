@@ -85,10 +85,7 @@ def _tokens(kind: str, given: dict[str, Tensor], guided: bool) -> Guide:
 
 def _interacting(unet: UNet2DConditionModel, encode: PromptEncoder, layouts: Sequence[Layout], guided: bool) -> Guide:
     most = unet.position_net.interactions
-    several = [
-        layout.interactions or tuple(Interaction(place, TOGETHER, place) for place in range(len(layout.instances)))
-        for layout in layouts
-    ]
+    several = [_with_bystanders(layout) for layout in layouts]
     _check_count("interactions", [len(one) for one in several], most)
     read = _reader(encode, [one.phrase for layout in layouts for one in layout.instances]
                    + [one.action for actions in several for one in actions])  # fmt: skip
@@ -102,6 +99,13 @@ def _interacting(unet: UNet2DConditionModel, encode: PromptEncoder, layouts: Seq
             phrases[row, place] = torch.stack([read(pair[0].phrase), read(pair[1].phrase), read(one.action)])
             there[row, place] = 1
     return _tokens("interact", _placed(unet, boxes=boxes, phrases=phrases, there=there), guided)
+
+
+def _with_bystanders(layout: Layout) -> tuple[Interaction, ...]:
+    """A layout's interactions; whatever takes no part in one is together with itself."""
+    busy = {place for one in layout.interactions for place in (one.subject, one.object)}
+    others = (place for place in range(len(layout.instances)) if place not in busy)
+    return (*layout.interactions, *(Interaction(place, TOGETHER, place) for place in others))
 
 
 def _grounded(unet: UNet2DConditionModel, encode: PromptEncoder, layouts: Sequence[Layout], guided: bool) -> Guide:
