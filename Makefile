@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 
 # What was trained stays, also where it only leads to something else.
 .SECONDARY:
-.PHONY: demo docs test prove family members methods tables card leaderboard ablations pictures lint install clean
+.PHONY: demo docs test prove family members methods tables card leaderboard ablations aggregation pictures lint install clean
 
 install: $(READY)
 
@@ -185,6 +185,18 @@ ablations: $(READY)
 	$(BIN)/counterpoint evaluate conflicting --out runs/ablations/start -n 128 $(call SETTINGS,cross:start,0 0.1 0.2 0.3 0.5)
 	$(BIN)/counterpoint evaluate conflicting --out runs/ablations/layer -n 128 $(call SETTINGS,cross:layer,0 1 2 3)
 	$(BIN)/counterpoint evaluate silent --out runs/ablations/readings -n 64 --fusion sum $(addprefix --fusion ,$(READINGS)) --gate-silence
+
+# Whole models together (AMDM): each alone, what one cannot do; pairs and all three; and what the settings do, on the
+# layouts of a smaller set.
+ALONE := base interact migc style
+TOGETHER := interact,migc interact,style interact,migc,style
+HOW := steps=1 steps=3 steps=5 steps=10 weights=0.3 weights=0.7 mix=paper mix=unit noise=separate mean=stale \
+  eta=0.1x eta=0.3x eta=0.7x eta=0.9x paper authors
+
+aggregation: $(READY)
+	$(BIN)/counterpoint evaluate layout --steps 50 --out runs/aggregation/layout -n 160 $(addprefix --aggregate ,$(ALONE) $(TOGETHER))
+	$(BIN)/counterpoint evaluate style --steps 50 --out runs/aggregation/style -n 160 $(addprefix --aggregate ,$(ALONE) $(TOGETHER))
+	$(BIN)/counterpoint evaluate layout --steps 50 --out runs/aggregation/settings -n 32 --aggregate interact,migc $(addprefix --aggregation ,$(HOW))
 
 # The pictures of README and docs that show the rules.
 pictures: $(READY)

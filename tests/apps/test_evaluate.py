@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from counterpoint.apps.cli.methods import methods_asked
-from counterpoint.apps.suites import PipelineMaker, Source, _identity, make_bench
+from counterpoint.apps.cli.methods import methods_asked, models_asked
+from counterpoint.apps.record import settle
+from counterpoint.apps.suites import PipelineMaker, Source, _identity, identity, make_bench
 from counterpoint.evaluation.suite import Task
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
@@ -162,6 +163,24 @@ def test_what_two_runs_must_have_in_common(tmp_path: Path, tiny: Path) -> None:
     other = replace(source, readers={"depth": tmp_path / "other"})
     assert _identity(other, maker, [])["readers"] != identity["readers"]
     assert _identity(replace(source, device="cuda:1"), maker, [])["device"] == "cuda"
+
+
+def test_adapters_and_how_they_are_joined_make_another_run(tmp_path: Path) -> None:
+    """Whether they were trained again, or the defaults of an aggregation have changed."""
+    (tmp_path / "adapter.safetensors").write_text("first")
+    methods = models_asked([f"interact,{tmp_path}", "base"], ["", "steps=5"])
+    bench = SimpleNamespace(identity={"steps": 2})
+    before = identity(bench, methods)
+    assert before["steps"] == 2
+    assert before["adapters"].keys() == {str(tmp_path)}
+    assert ["steps=5" in one for one in before["aggregations"].values()] == [False, True]
+    (tmp_path / "adapter.safetensors").write_text("second")
+    after = identity(bench, methods)
+    assert after["adapters"] != before["adapters"]
+    assert after["aggregations"] == before["aggregations"]
+    settle(tmp_path / "run", after, "choose another --out")
+    settle(tmp_path / "run", identity(bench, methods), "choose another --out")
+    assert identity(bench, models_asked(["base"], [""])) == {"steps": 2}
 
 
 def test_a_control_of_the_family_is_exchanged(tiny: Path) -> None:

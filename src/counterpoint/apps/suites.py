@@ -33,6 +33,7 @@ from counterpoint.evaluation.suites.tiny_quality import TinyQuality
 from counterpoint.fusion import get_fusion
 from counterpoint.models.load import load_controlnet, locate
 from counterpoint.models.openvino import Ported
+from counterpoint.sampling.amdm import Aggregation
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
 
@@ -243,7 +244,14 @@ def identity(bench: Bench, methods: Sequence[Method]) -> dict[str, Any]:
         for method in methods
         if method.networks
     }
-    return {**bench.identity, **({"versus": others} if others else {})}
+    adapters = {name: Path(name) for method in methods for name in method.models if Path(name).exists()}
+    ways = {method.name: str(Aggregation.parse(method.aggregation)) for method in methods if len(method.models) > 1}
+    return {
+        **bench.identity,
+        **({"versus": others} if others else {}),
+        **({"adapters": {name: _hash([place]) for name, place in adapters.items()}} if adapters else {}),
+        **({"aggregations": ways} if ways else {}),
+    }
 
 
 def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
