@@ -107,6 +107,31 @@ def test_methods_share_seeds_and_cases() -> None:
             np.testing.assert_array_equal(first.images[kind], second.images[kind])
 
 
+@pytest.mark.parametrize(
+    ("features_of", "n", "name"),
+    [("inception", 2047, "kid_canny"), ("inception", 2048, "fid_canny"), ("tower", 5000, "tower_kid_canny")],
+)
+def test_which_distance_is_reported(features_of: str, n: int, name: str) -> None:
+    assert measures.region_distance("canny", features_of, n).name == name
+
+
+def test_silent_regions_are_measured_where_they_are() -> None:
+    """A canny picture that speaks on the left only: its edges count there, the variance of the picture elsewhere."""
+    case = pairs.silent(0, "split", ("canny", "pose"))
+    speaks = case.active["canny"]
+    readers = replace(blind_readers(), maps={"canny": lambda pictures: pictures})
+    picture = np.where(speaks[..., None], case.images["canny"], 0).astype(np.uint8)
+    other = np.where(speaks[..., None], 0, np.random.default_rng(0).integers(0, 2, (128, 128, 1)) * 255)
+    pictures = stack([picture, np.broadcast_to(other, picture.shape).astype(np.uint8)])
+    cycle, variance = measures.cycle("canny"), measures.silent_variance("canny")
+    for metric in (cycle, variance):
+        metric.update(pictures, [case, case], readers)
+    edges = (case.images["canny"][speaks] / 255).mean()
+    np.testing.assert_allclose(cycle.rows.flatten(), [0, edges], atol=1e-6)
+    assert variance.rows.flatten()[0] == 0
+    np.testing.assert_allclose(variance.rows.flatten()[1], 3 * 127.5**2, rtol=0.01)
+
+
 def test_rows_say_where_no_keys_were_lent(tmp_path: Path) -> None:
     methods = [Method(fusion=name) for name in ("pix", "0:pix,0.5:cross")]
     suite = fusion.FusionSuite({name: fusion.silent(pairs).sorts[name] for name in WITHOUT_AND_WITH_PROMPT})
