@@ -14,7 +14,9 @@ from counterpoint.apps.benchmark import Timing, alternate, compare, plain
 from counterpoint.apps.benchmark_batch import batch_cases
 from counterpoint.apps.benchmark_cases import Comparison, outspoken
 from counterpoint.apps.benchmark_generate import generate_cases
+from counterpoint.apps.benchmark_memory import apart
 from counterpoint.apps.benchmark_train import train_cases
+from counterpoint.metrics.cost import measuring
 from counterpoint.sampling.residency import RESIDENCIES
 
 CPU = torch.device("cpu")
@@ -104,6 +106,23 @@ def test_random_controls_have_something_to_say() -> None:
     said, other = (network(*inputs, hint, return_dict=False) for hint in torch.rand(2, 1, 3, 64, 64))
     assert all(bool(site.any()) for site in (*said[0], said[1]))
     assert not torch.equal(said[1], other[1])
+
+
+def test_what_one_case_has_freed_counts_for_no_other() -> None:
+    """In one process the second maximum would begin where the first one ended."""
+    large, small = (apart(held, size) for size in (2**28, 2**20))
+    if large is not None:
+        assert large > 900
+        assert small < 300
+
+
+def held(numbers: int) -> float | None:
+    """MiB of a tensor of float32, as a step's are measured."""
+    with measuring(CPU) as before:
+        torch.ones(2, 2)
+    with measuring(CPU) as cost:
+        torch.ones(numbers)
+    return None if cost.peak_mb is None else cost.peak_mb - before.peak_mb
 
 
 def test_every_training_method_has_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

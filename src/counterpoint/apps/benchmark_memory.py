@@ -32,13 +32,18 @@ def memory_rows(
     with tempfile.TemporaryDirectory() as folder:
         side = _save(size, Path(folder), dtype)
         for number, way in enumerate(ways, 1):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                peak = pool.submit(_peak, way, folder, side, str(device), dtype, torch.get_num_threads()).result()
+            peak = apart(_peak, way, folder, side, str(device), dtype, torch.get_num_threads())
             rows.append({"name": way if way == STOCK else f"residency {way}", "peak_mb": peak})
             if listen is not None:
                 listen(number, len(ways))
     stock = rows[0]["peak_mb"]
     return [{**row, "ratio": row["peak_mb"] / stock if row["peak_mb"] and stock else None} for row in rows]
+
+
+def apart(measure: Callable[..., float | None], *args: Any) -> float | None:
+    """What a measure finds in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *args).result()
 
 
 def _save(size: str, folder: Path, dtype: torch.dtype) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from counterpoint.apps.benchmark import Case
 from counterpoint.apps.benchmark_cases import SHIPPED, Comparison
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SIZE
 from counterpoint.fusion.minimal_impact import BalancedInjection
+from counterpoint.metrics.cost import measuring
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.recipes import parts
 from counterpoint.recipes.worlds import SCENES
@@ -71,16 +73,35 @@ def train_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparis
             f"mi-stage2, {name}": lambda name=name: conservative(name) for name in ("paired", "hutchinson", "symmetric")
         },
     }
-    cases = {name: _step(make(), device, torch.float32) for name, make in stages.items()}
-    cases["controlnet, bf16"] = _step(stages["controlnet"](), device, torch.bfloat16)
+    cases = {name: _step(make, device, torch.float32) for name, make in stages.items()}
+    cases["controlnet, bf16"] = _step(stages["controlnet"], device, torch.bfloat16)
     return Comparison(cases, "controlnet")
 
 
-def _step(stage: Stage, device: torch.device, dtype: torch.dtype) -> Case:
-    stage.requires_grad_(False)
-    for module in stage.trained_modules().values():
-        module.requires_grad_(True)
-    stage.to(device)
+def step_peak(name: str, device: str, threads: int) -> float | None:
+    """MiB at the largest that a method's step takes besides what was there before, in a process that did nothing
+    else: what a step has freed, a process keeps, and the next one's maximum begins there."""
+    torch.set_num_threads(threads)
+    where = torch.device(device)
+    step = train_cases(SHIPPED, where, torch.float32).cases[name]
+    with measuring(where) as before:
+        torch.ones(2, 2, device=where) @ torch.ones(2, 2, device=where)
+    with measuring(where) as cost:
+        step()
+    return None if cost.peak_mb is None else cost.peak_mb - (before.peak_mb or 0.0)
+
+
+def _step(make: Callable[[], Stage], device: torch.device, dtype: torch.dtype) -> Case:
+    """A step of a stage, which is made when it is first asked for."""
+
+    @cache
+    def ready() -> Stage:
+        stage = make()
+        stage.requires_grad_(False)
+        for module in stage.trained_modules().values():
+            module.requires_grad_(True)
+        return stage.to(device)
+
     generator = torch.Generator().manual_seed(0)
     side = SIZE // 8
     batch = {
@@ -92,6 +113,7 @@ def _step(stage: Stage, device: torch.device, dtype: torch.dtype) -> Case:
     }
 
     def step() -> None:
+        stage = ready()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss, _ = stage(batch, Draws(0, range(BATCH), device), 0)
         loss.backward()

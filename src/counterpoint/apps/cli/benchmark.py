@@ -39,14 +39,16 @@ def benchmark(
     import shlex
     import sys
 
+    import torch
+
     from counterpoint.api import DTYPES, find_device
     from counterpoint.apps import benchmark as bench
     from counterpoint.apps import record
     from counterpoint.apps.benchmark_batch import batch_cases
     from counterpoint.apps.benchmark_cases import SIZES, aggregate_cases, chosen, fusion_cases
     from counterpoint.apps.benchmark_generate import STOCK, generate_cases, notes
-    from counterpoint.apps.benchmark_memory import memory_rows
-    from counterpoint.apps.benchmark_train import train_cases
+    from counterpoint.apps.benchmark_memory import apart, memory_rows
+    from counterpoint.apps.benchmark_train import step_peak, train_cases
     from counterpoint.apps.cli import output
     from counterpoint.types import UserError
 
@@ -69,7 +71,7 @@ def benchmark(
         raise UserError(f"--steps is for benchmark generate; {what} does not heed it")
     if (rounds is not None or only) and what == "memory":
         raise UserError("--rounds and --only are for what is timed; benchmark memory does not heed them")
-    times = rounds or 5
+    times, threads = rounds or 5, torch.get_num_threads()
     if out is not None:
         record.check_writable(out)
     output.quiet_libraries()
@@ -88,6 +90,9 @@ def benchmark(
                 {**row, "floor": compared.floors.get(row["name"]), **beside.get(row["name"], {})}
                 for row in bench.compare(timings, baseline)
             ]
+            if what == "train":
+                for row in rows:
+                    row["peak_mb"] = apart(step_peak, row["name"], str(where), threads)
     found = {
         "schema": record.SCHEMA,
         "what": what,
