@@ -179,7 +179,7 @@ MISTAKES = [
         ("generate", "x", "--control", "seg=maps/seg.png", "--controlnet", "seg=maps/wrong.safetensors"),
         "not a ControlNet",
     ),
-    (("generate", "x", "--control", "lineart=maps/seg.png"), "no control 'lineart'"),
+    (("generate", "x", "--control", "mlsd=maps/seg.png"), "no control 'mlsd'"),
     (("generate", "x", "--lora", "maps/wrong.safetensors"), "does not fit"),
     (("generate", "x", "--steps", "0"), "--steps"),
     (("generate", "x", "--steps", "few"), "integer"),

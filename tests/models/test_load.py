@@ -179,7 +179,7 @@ def test_a_label_names_a_variant_of_its_kind(tmp_path: Path) -> None:
 
 def test_unknown_control_of_the_tiny_family(tiny: Path) -> None:
     with pytest.raises(UserError, match="it has canny"):
-        load("tiny", ["lineart"])
+        load("tiny", ["mlsd"])
 
 
 def test_single_file_without_configuration(saved: Path, tmp_path: Path) -> None:

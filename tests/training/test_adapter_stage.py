@@ -92,13 +92,23 @@ def test_only_the_adapter_learns_and_all_of_it(parts: dict, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_share_is_told_nothing(parts: dict, kind: str) -> None:
-    told, _ = stage(parts, kind)(batch(), draws(), 0)
-    hushed, _ = stage(parts, kind, silent=1.0)(batch(), draws(), 0)
+    given = {**batch(), "caption": [""] * 4}  # some of those that are told nothing have no caption either
+    told, _ = stage(parts, kind)(given, draws(), 0)
+    hushed, _ = stage(parts, kind, silent=1.0)(given, draws(), 0)
     if kind == "migc":
-        bare, _ = stage(parts, kind)({**batch(), "layout": [Layout()] * 4}, draws(), 0)
+        bare, _ = stage(parts, kind)({**given, "layout": [Layout()] * 4}, draws(), 0)
         assert torch.equal(bare, hushed)
     if kind in {"migc", "ip-adapter"}:  # the others begin with shut gates
         assert not torch.equal(told, hushed)
+
+
+def test_half_of_those_have_no_caption(parts: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    one = stage(parts, "interact", silent=0.5)
+    monkeypatch.setattr(one, "_text", lambda captions, _: heard.extend(captions) or torch.zeros(len(captions), 24, 32))
+    for step in range(16):
+        one(batch(), Draws(0, range(4 * step, 4 * step + 4)), step)
+    assert 8 <= heard.count("") <= 24, "a quarter of 64"
 
 
 @pytest.mark.parametrize("kind", KINDS)
