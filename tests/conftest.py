@@ -24,6 +24,7 @@ _HOOK = install_import_hook(
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -34,6 +35,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from counterpoint.apps.cli.main import main
@@ -55,6 +57,12 @@ def test_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("COUNTERPOINT_TEST_DATA does not name the folder of data that is not shipped")
     return Path(folder)
+
+
+def noise(size: tuple[int, int], contrast: float) -> Image.Image:
+    """A grey picture of noise, the same at every call: PIL's own has no seed."""
+    values = np.random.default_rng(4).normal(128, contrast, (size[1], size[0])).clip(0, 255)
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
 def random_parts(seed: int = 0, controls: int = 2, text: int = 32) -> dict[str, object]:

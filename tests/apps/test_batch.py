@@ -15,12 +15,13 @@ from counterpoint.apps import batch
 from counterpoint.apps.batch import JobRequest, read_jobs, run_jobs
 from counterpoint.apps.run import run
 from counterpoint.types import UserError
+from tests.conftest import noise
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name, sigma in (("a", 40), ("b", 80), ("mask", 60)):
-        PIL.Image.effect_noise((128, 128), sigma).convert("RGB").save(tmp_path / f"{name}.png")
+        noise((128, 128), sigma).save(tmp_path / f"{name}.png")
     return tmp_path
 
 

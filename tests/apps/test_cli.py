@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from counterpoint.apps.cli.main import main
 from counterpoint.apps.record import read_recipe
+from tests.conftest import noise
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -77,7 +78,7 @@ def test_same_command_same_pixels_and_nothing_is_overwritten(cli, maps: Path) ->
 
 
 def test_photo_image_to_image_and_inpainting(cli, maps: Path) -> None:
-    Image.effect_noise((200, 150), 80).convert("RGB").save(maps / "photo.jpg")
+    noise((200, 150), 80).save(maps / "photo.jpg")
     Image.new("L", (128, 128), 255).save(maps / "mask.png")
     status, out, err = cli(
         "generate",
@@ -97,7 +98,7 @@ def test_photo_image_to_image_and_inpainting(cli, maps: Path) -> None:
 
 
 def test_resizes_any_map(cli, maps: Path) -> None:
-    Image.effect_noise((517, 333), 80).convert("P").save(maps / "odd.png")
+    noise((517, 333), 80).convert("P").save(maps / "odd.png")
     for how in ("fill", "fit", "stretch"):
         assert cli("generate", "a ball", "--control", f"seg={maps}/odd.png", "--resize", how, "--steps", 1)[0] == 0
 
@@ -118,7 +119,7 @@ def test_long_prompts_are_cut_with_a_warning(cli) -> None:
 
 
 def test_extract(cli, maps: Path) -> None:
-    Image.effect_noise((64, 48), 80).convert("RGB").save(maps / "photo.jpg")
+    noise((64, 48), 80).save(maps / "photo.jpg")
     status, out, _ = cli("extract", "canny", maps / "photo.jpg")
     assert status == 0
     assert set(np.unique(np.asarray(Image.open(out.strip())))) <= {0, 255}

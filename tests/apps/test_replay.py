@@ -26,12 +26,13 @@ from counterpoint.data.scenes.render import scene
 from counterpoint.models.load import TINY
 from counterpoint.models.weights import fingerprint
 from counterpoint.types import UserError
+from tests.conftest import noise
 
 
 @pytest.fixture
 def made(cli, tmp_path: Path) -> Path:
     for name, sigma in (("pose", 40), ("seg", 80)):
-        PIL.Image.effect_noise((128, 128), sigma).convert("RGB").save(tmp_path / f"{name}.png")
+        noise((128, 128), sigma).save(tmp_path / f"{name}.png")
     status, out, error = cli(
         "generate", "a person", "--control", "pose=pose.png", "--control", "seg=seg.png", "--fusion", "pix",
         "--weight", "pose=0:1,0.5:0.4", "--steps", 2, "--n", 2, "--out", "out", "--json",
@@ -67,7 +68,7 @@ def test_the_same_pixels(cli, made: Path) -> None:
 def test_what_differs_is_listed(cli, made: Path, tmp_path: Path) -> None:
     with PIL.Image.open(made) as picture:
         recipe = json.loads(picture.text["counterpoint"])
-    PIL.Image.effect_noise((128, 128), 10).convert("RGB").save(tmp_path / "pose.png")
+    noise((128, 128), 10).save(tmp_path / "pose.png")
     edited(
         made,
         weights={**recipe["weights"], "model": "0" * 16},
@@ -170,7 +171,7 @@ def test_hostile_pictures(cli, tmp_path: Path) -> None:
 
 def test_every_input_counts_and_may_have_moved(cli, tmp_path: Path) -> None:
     for name in ("pose", "mask", "start"):
-        PIL.Image.effect_noise((128, 128), 60).convert("RGB").save(tmp_path / f"{name}.png")
+        noise((128, 128), 60).save(tmp_path / f"{name}.png")
     status, _, error = cli(
         "generate", "a person", "--control", "pose=pose.png", "--mask", "pose=mask.png", "--init-image", "start.png",
         "--steps", 2, "--out", "made.png",
@@ -187,7 +188,7 @@ def test_every_input_counts_and_may_have_moved(cli, tmp_path: Path) -> None:
     status, _, error = cli("replay", "made.png", "--verify", "--input", "mask:seg=moved.png")
     assert (status, "has no input 'mask:seg'; it has mask:pose, init-image" in error) == (2, True), error
     edited(tmp_path / "made.png", safety="blurred", scheduler={**recipe["scheduler"], "beta_end": 1})
-    PIL.Image.effect_noise((128, 128), 90).convert("RGB").save(tmp_path / "start.png")
+    noise((128, 128), 90).save(tmp_path / "start.png")
     status, _, error = cli("replay", "made.png", "--verify", "--input", "mask:pose=moved.png")
     assert status == 1
     for line in ("init-image: ", "scheduler's beta_end: 1 -> ", "safety: blurred -> unchecked"):
@@ -225,7 +226,7 @@ def test_the_diffusers_script_runs_and_gives_the_same_picture(
     cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("pose", "seg"):
-        PIL.Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / f"{kind}.png")
+        noise((64, 64), 60).save(tmp_path / f"{kind}.png")
     asked = request(saved, tmp_path)
     exported = to_diffusers(asked, 5)
     assert exported.left_out == ()

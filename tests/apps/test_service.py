@@ -25,6 +25,7 @@ from counterpoint.apps.service.schema import Limits
 from counterpoint.apps.service.store import ATTEMPTS, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Store
 from counterpoint.apps.service.worker import Worker
 from counterpoint.types import UserError
+from tests.conftest import noise
 
 KEYS = ("k" * 16, "l" * 16)
 LIMITS = Limits(body=400_000, pixels=128 * 160, controls=2, steps=30, images=2, queue=6, queue_each=4, seconds=120)
@@ -32,7 +33,7 @@ LIMITS = Limits(body=400_000, pixels=128 * 160, controls=2, steps=30, images=2, 
 
 def picture(size: tuple[int, int] = (128, 128), form: str = "PNG") -> str:
     file = io.BytesIO()
-    PIL.Image.effect_noise(size, 50).convert("RGB").save(file, form)
+    noise(size, 50).save(file, form)
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -405,7 +406,7 @@ def test_jobs_end_once_whoever_says_so_first(tmp_path: Path, monkeypatch: pytest
 
 
 def test_safety() -> None:
-    image = PIL.Image.effect_noise((32, 32), 80).convert("RGB")
+    image = noise((32, 32), 80)
     assert load_safety("off", None)(image) == (image, "unchecked")
     assert safety("flag", lambda _: False)(image) == (image, "safe")
     assert safety("flag", lambda _: True)(image) == (image, "flagged")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from counterpoint.apps.readers import control_readers
 from counterpoint.apps.request import ControlRequest, GenerateRequest
@@ -15,12 +14,13 @@ from counterpoint.apps.run import Result, run
 from counterpoint.apps.tune import Trial, read_back, tune, variants, verdict
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
+from tests.conftest import noise
 
 
 def request(tmp_path: Path, **changes: object) -> GenerateRequest:
     controls = []
     for kind in ("canny", "hed"):
-        Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / f"{kind}.png")
+        noise((64, 64), 90).save(tmp_path / f"{kind}.png")
         controls.append(ControlRequest(label=kind, image=tmp_path / f"{kind}.png"))
     settings = {"prompt": "a person", "controls": tuple(controls), "width": 64, "height": 64, "steps": 8, **changes}
     return GenerateRequest(**settings)
@@ -53,7 +53,7 @@ def test_only_help_without_harm_is_praised() -> None:
 
 
 def test_controls_are_read_back_from_the_picture() -> None:
-    picture = Image.effect_noise((64, 64), 90).convert("RGB")
+    picture = noise((64, 64), 90)
     maps = control_readers(Path("nowhere"), {})
     canny = maps["canny"](torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255)
     wanted = canny[0].mul(255).byte().permute(1, 2, 0).numpy()

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionControlNetPipeline
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from counterpoint import load
 from counterpoint.models.load import load_components, load_controls, load_diffusers, own_controls
 from counterpoint.models.weights import list_hashes, shapes, verify_folder
 from counterpoint.types import UserError
+from tests.conftest import noise
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
-HINTS = [Image.effect_noise((64, 64), 40 + 40 * i).convert("RGB") for i in range(2)]
+HINTS = [noise((64, 64), 40 + 40 * i) for i in range(2)]
 
 
 def test_folder_saved_by_diffusers_equals_diffusers(saved: Path) -> None:

@@ -31,6 +31,8 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from tests.conftest import noise
+
 SIZE = 64
 Call = Callable[..., torch.Tensor]
 SDXL_SHAPE = {
@@ -55,7 +57,7 @@ def speak(network: nn.Module) -> nn.Module:
 
 
 def hints(count: int = 2) -> list[Image.Image]:
-    return [Image.effect_noise((SIZE, SIZE), 60 + 40 * i).convert("RGB") for i in range(count)]
+    return [noise((SIZE, SIZE), 60 + 40 * i) for i in range(count)]
 
 
 def caller(pipe: Any, *args: Any, **settings: Any) -> Call:
@@ -179,7 +181,7 @@ def from_picture(parts: dict, kind: str, task: str) -> tuple[Any, Call]:
         more["mask_image"] = Image.new("L", (SIZE, SIZE), 255)
     return pipe, caller(
         pipe,
-        image=Image.effect_noise((SIZE, SIZE), 90).convert("RGB"),
+        image=noise((SIZE, SIZE), 90),
         control_image=hints(2),
         controlnet_conditioning_scale=[1.0, 0.6],
         strength=0.9,

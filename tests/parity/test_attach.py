@@ -162,7 +162,7 @@ def test_flux_has_the_papers_threshold_where_none_is_named(parts: dict) -> None:
 
     for rule in ("pix", "cross"):
         assert torch.equal(run(rule), run(f"{rule}:delta={FLUX_DELTA}"))
-        assert not torch.equal(run(rule), run(f"{rule}:delta=0.9"))
+        assert not torch.equal(run(rule), run(f"{rule}:delta=0.1"))
     assert torch.equal(run("channel"), run("channel:delta=0.7")), "ChannelFusion's threshold stays"
     assert not torch.equal(run("channel"), run(f"channel:delta={FLUX_DELTA}"))
 

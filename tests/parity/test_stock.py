@@ -15,13 +15,14 @@ from PIL import Image
 
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import SCHEDULERS, make_scheduler
+from tests.conftest import noise
 
 NAMES = ["a", "b"]
 PROMPT = "a person on a meadow"
 
 
 def hints(count: int) -> list[Image.Image]:
-    return [Image.effect_noise((64, 64), 60 + 40 * i).convert("RGB") for i in range(count)]
+    return [noise((64, 64), 60 + 40 * i) for i in range(count)]
 
 
 def ours(parts: dict, count: int, scheduler: str = "unipc") -> Pipeline:
@@ -123,7 +124,7 @@ def test_every_scheduler_is_stock(parts: dict, scheduler: str) -> None:
 
 
 def test_image_to_image_is_stock(parts: dict) -> None:
-    images, start = hints(2), Image.effect_noise((64, 64), 90).convert("RGB")
+    images, start = hints(2), noise((64, 64), 90)
     got = ours(parts, 2)(
         PROMPT,
         images,

@@ -30,12 +30,13 @@ from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.types import UserError
+from tests.conftest import noise
 
 FAST = {"num_inference_steps": 10, "width": 64, "height": 64, "guidance_scale": 4.0, "output_type": "latent"}
 THINGS = (Instance("a person", (0.0, 0.1, 0.5, 0.9)), Instance("a red ball", (0.5, 0.5, 1.0, 1.0)))
-STYLE = Image.effect_noise((40, 40), 60).convert("RGB")
+STYLE = noise((40, 40), 60)
 LAYOUT = Layout(THINGS, (Interaction(0, "kicking", 1),), Reference(np.asarray(STYLE), 0.7))
-HINT = Image.effect_noise((64, 64), 60).convert("RGB")
+HINT = noise((64, 64), 60)
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:

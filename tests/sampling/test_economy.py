@@ -11,9 +11,10 @@ from PIL import Image
 from counterpoint.sampling.pipeline import Output, Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.types import UserError
+from tests.conftest import noise
 
 STEPS = 12
-HINTS = [[Image.effect_noise((64, 64), 30 + 20 * i + 9 * k).convert("RGB") for i in range(2)] for k in range(2)]
+HINTS = [[noise((64, 64), 30 + 20 * i + 9 * k) for i in range(2)] for k in range(2)]
 
 
 @pytest.fixture

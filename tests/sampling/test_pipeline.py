@@ -17,6 +17,7 @@ from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.prompt import PromptCut
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.types import Fusion, UserError
+from tests.conftest import noise
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def pipe(parts: dict) -> Pipeline:
     )
 
 
-HINTS = [Image.effect_noise((64, 64), sigma).convert("RGB") for sigma in (40, 90)]
+HINTS = [noise((64, 64), sigma) for sigma in (40, 90)]
 FAST = {"num_inference_steps": 3, "width": 64, "height": 64}
 
 
@@ -239,7 +240,7 @@ def test_weight_schedule_and_custom_rule(pipe: Pipeline) -> None:
 
 
 def test_inpainting_keeps_what_is_not_masked(pipe: Pipeline) -> None:
-    start = Image.effect_noise((64, 64), 90).convert("RGB")
+    start = noise((64, 64), 90)
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (32, 0, 64, 64))
     result = pipe(

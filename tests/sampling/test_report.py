@@ -11,6 +11,7 @@ from PIL import Image
 
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
+from tests.conftest import noise
 
 FAST = {"num_inference_steps": 4, "width": 64, "height": 64}
 
@@ -22,7 +23,7 @@ def pipe(parts: dict) -> Pipeline:
     return Pipeline(parts["vae"], parts["text_encoder"], parts["tokenizer"], parts["unet"], scheduler, networks)
 
 
-HINTS = [Image.effect_noise((64, 64), sigma).convert("RGB") for sigma in (40, 90)]
+HINTS = [noise((64, 64), sigma) for sigma in (40, 90)]
 
 
 def run(pipe: Pipeline, **more: object):

@@ -6,15 +6,15 @@ import gc
 
 import pytest
 import torch
-from PIL import Image
 
 import counterpoint
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.residency import RESIDENCIES, Residency
 from counterpoint.types import UserError
+from tests.conftest import noise
 
 KINDS = ["pose", "seg", "canny"]
-HINTS = [Image.effect_noise((64, 64), sigma).convert("RGB") for sigma in (40, 90, 60)]
+HINTS = [noise((64, 64), sigma) for sigma in (40, 90, 60)]
 STAGED = [level for level in RESIDENCIES if level != "all"]
 
 
@@ -38,7 +38,7 @@ def test_the_pictures_are_the_same(level: str) -> None:
     pipe, staged = counterpoint.load("tiny", KINDS), counterpoint.load("tiny", KINDS, residency=level)
     for fusion, more in (("sum", {}), ("maxfusion", {}), ("cross", {"subject": "person"})):
         assert torch.equal(run(pipe, fusion, **more), run(staged, fusion, **more)), fusion
-    picture = Image.effect_noise((64, 64), 50).convert("RGB")
+    picture = noise((64, 64), 50)
     assert torch.equal(run(pipe, image=picture), run(staged, image=picture))
     assert present(pipe) == {"vae", "text", "unet", *KINDS}
     assert present(staged) == set()
