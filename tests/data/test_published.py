@@ -221,3 +221,19 @@ def test_ade20k_as_published(tmp_path: Path) -> None:
     PIL.Image.fromarray(classes + 1).save(tmp_path / "annotations" / "training" / "a.png")
     with pytest.raises(UserError, match="classes beyond 150"):
         Ade20k(tmp_path, 32)[0]
+
+
+def test_ade20k_as_published_is_a_set_of_cases(tmp_path: Path) -> None:
+    for part in ("images", "annotations"):
+        (tmp_path / part / "validation").mkdir(parents=True)
+    PIL.Image.fromarray(picture(0)).save(tmp_path / "images" / "validation" / "a.jpg")
+    classes = np.zeros((64, 96), np.uint8)
+    classes[:, 48:] = 150
+    PIL.Image.fromarray(classes).save(tmp_path / "annotations" / "validation" / "a.png")
+    for scene, text in ((None, "a photo"), ("a living_room", "a photo of a living room"), ("a misc", "a photo")):
+        if scene is not None:
+            (tmp_path / "sceneCategories.txt").write_text(f"{scene}\n")
+        case = PublishedCases({"ade20k": SETS["ade20k"](tmp_path, 32)}, {}).alone(0, "seg")
+        assert case.prompt == text
+        assert case.classes[0, 0] == -1, "unlabelled"
+        assert case.classes[0, 31] == 149

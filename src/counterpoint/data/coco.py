@@ -137,7 +137,8 @@ class CocoPeople(Coco):
 
 class Ade20k:
     """A split of ADE20K's scene parsing benchmark: ``images/SPLIT/`` and ``annotations/SPLIT/``, whose pictures hold
-    the 150 classes from 1 on, and 0 elsewhere; elsewhere is black.
+    the 150 classes from 1 on, and 0 elsewhere; elsewhere is black. The kind of scene that ``sceneCategories.txt``
+    names, if it is there, is the caption.
 
     Raises:
         UserError: there is no photo, or one lacks its annotation.
@@ -146,6 +147,9 @@ class Ade20k:
     def __init__(self, folder: Path, size: int, split: str = "training") -> None:
         self.size, self.notes = size, folder / "annotations" / split
         self.paths = _labelled(folder / "images" / split, self.notes, "ADE20K")
+        scenes = folder / "sceneCategories.txt"
+        lines = read_bytes(scenes).decode(errors="replace").splitlines() if scenes.exists() else []
+        self.scenes = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -155,7 +159,9 @@ class Ade20k:
         if classes.max() > len(ADE20K_PALETTE):
             raise UserError(f"{self.notes / self.paths[number].stem}.png has classes beyond {len(ADE20K_PALETTE)}")
         colours = np.concatenate([np.zeros((1, 3), np.uint8), ADE20K_PALETTE])
-        return Photo(image, maps={"seg": colours[classes]}, segments=classes, name=self.paths[number].name)
+        scene = self.scenes.get(self.paths[number].stem, "misc").replace("_", " ")
+        text = "a photo" if scene == "misc" else f"a photo of a {scene}"
+        return Photo(image, text, {"seg": colours[classes]}, segments=classes, name=self.paths[number].name)
 
 
 class Pets:

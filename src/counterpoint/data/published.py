@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
-from counterpoint.data.coco import CocoPeople
+from counterpoint.data.coco import Ade20k, CocoPeople
 from counterpoint.data.manifest import PROMPT, open_manifest
 from counterpoint.data.pairs import Case, Layout, everywhere, silenced
 from counterpoint.data.photos import SEGMENTS, Photo, Pictures
@@ -24,12 +24,14 @@ SETS: dict[str, Callable[[Path, int], Sequence[Photo]]] = {
     "laion": Pictures,
     "multigen": lambda folder, size: parquet(folder, size, "text", {}, "validation"),
     "multigen-depth": lambda folder, size: parquet(folder, size, "text", {"depth": "control_depth"}, "validation"),
-    "ade20k": lambda folder, size: parquet(
-        folder, size, "prompt", {"seg": "control_seg", SEGMENTS: "seg_map"}, "validation"
+    "ade20k": lambda folder, size: (
+        Ade20k(folder, size, "validation")
+        if (folder / "annotations").is_dir()
+        else parquet(folder, size, "prompt", {"seg": "control_seg", SEGMENTS: "seg_map"}, "validation")
     ),
 }  # type: ignore[dict-item]  # sequences in all that is needed: a length and numbered items
 """Published set -> what reads its folder at a size: MultiGen-20M's two evaluation sets and Captioned ADE20K as
-ControlNet++ (arXiv:2404.07987) published them."""
+ControlNet++ (arXiv:2404.07987) published them, or ADE20K's scene parsing benchmark itself."""
 
 
 PARTS = ("pairs", "photos", "backgrounds")
