@@ -291,6 +291,59 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
         saved_dataset(tmp_path, 16)
 
 
+@pytest.fixture(params=["folder", "shards", "parquet", "parquet without statistics", "saved"])
+def partly(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Five photos, 1 and 4 of which came with a pose, and all with segments."""
+    there = (1, 4)
+    if request.param == "folder":
+        for i in range(5):
+            (tmp_path / f"{i}.png").write_bytes(png(i))
+        for name in ("pose.png", "segments.png"):
+            (tmp_path / name).write_bytes(png(9))
+        rows = [{"file_name": f"{i}.png", "segments_file_name": "segments.png"} for i in range(5)]
+        for i in there:
+            rows[i]["pose_file_name"] = "pose.png"
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    elif request.param == "shards":
+        for part, numbers in enumerate(((0, 1), (2, 3, 4))):
+            files = {f"{i}.png": png(i) for i in numbers} | {f"{i}.segments.png": png(9) for i in numbers}
+            shard(tmp_path / f"{part}.tar", files | {f"{i}.pose.png": png(9) for i in numbers if i in there})
+    else:
+        cell = {"bytes": png(9), "path": None}
+        rows = [
+            {
+                "image": {"bytes": png(i), "path": None},
+                "text": "",
+                "pose": cell if i in there else None,
+                "seg_map": cell,
+            }
+            for i in range(5)
+        ]
+        picture = datasets.Image()
+        columns = {"image": picture, "text": datasets.Value("string"), "pose": picture, "seg_map": picture}
+        made = datasets.Dataset.from_list(rows, datasets.Features(columns))
+        if request.param == "saved":
+            made.save_to_disk(str(tmp_path))
+        else:
+            (tmp_path / "data").mkdir()
+            statistics = "without" not in request.param
+            pq.write_table(made.data.table, tmp_path / "data" / "train-0.parquet", None, write_statistics=statistics)
+    return tmp_path
+
+
+def test_photos_without_the_control_are_left_out(partly: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos = open_photos(partly, 16)
+    samples = PhotoSamples(photos, ("image", "control:pose", "segments"))
+    assert samples.batch([0, 1])["image"][:, 0, 0, 0].tolist() == [1, 4]
+    assert (samples.batch([1])["segments"] % 256 == 9).all()
+    assert len(samples) == 2
+    assert "3 of 5 photos have no pose image and are left out" in caplog.text
+    assert len(PhotoSamples(photos, ("image", "control:pose"), most=1)) == 1
+    assert len(PhotoSamples(photos, ("image", "control:pose"), {"pose": lambda photo: photo})) == 5
+    with pytest.raises(UserError, match=r"5 of 5 photos have no depth image, and nothing here makes one: .* --batch"):
+        PhotoSamples(photos, ("control:depth",))
+
+
 def test_damage_in_tables_is_counted(tmp_path: Path) -> None:
     picture = datasets.Image()
     rows = {"image": [{"bytes": png(1), "path": None}, {"bytes": b"broken", "path": None}], "text": ["a", "b"]}

@@ -87,6 +87,21 @@ def test_latents_are_kept(tiny: Path, place: Path, monkeypatch: pytest.MonkeyPat
     assert len(list((place.parent / "cache").rglob("*.npy"))) == 6, "other files, other latents"
 
 
+def test_latents_are_those_of_the_photos_with_the_control(tiny: Path, place: Path) -> None:
+    rows = [json.loads(line) for line in (place / "metadata.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row.pop("depth_file_name", None)
+        if number in {1, 3}:
+            row["depth_file_name"] = row["file_name"]
+    (place / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    every = photos.base(settings("photo-base", tiny, place)).samples
+    some = photos.controlnet(settings("photo-controlnet", tiny, place, control_type="depth")).samples
+    assert len(some) == 2
+    assert torch.equal(some.batch([0, 1])["latents"], every.batch([1, 3])["latents"])
+    first = photos.base(settings("photo-base", tiny, place, max_train_samples=2)).samples
+    assert len(first.latents[0]) == 2, "fewer photos, other files"
+
+
 def test_damage_is_counted_once_over_all_shards(tiny: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "SHARD", 50)
     good = Photo(np.zeros((32, 32, 3), np.uint8), "a")

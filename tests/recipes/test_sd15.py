@@ -130,7 +130,7 @@ def test_photos_without_the_control_are_refused_before_anything_is_computed(mode
     (bare / "metadata.jsonl").write_text("".join(f'{{"file_name": "{i}.png", "text": "a ball"}}\n' for i in range(2)))
     photos = [f"train_data_dir={bare}", f"cache_dir={model / 'untouched'}"]
     for kind in ("hed", "lineart"):
-        with pytest.raises(UserError, match=f"2 of 2 photos have no {kind} image .*: counterpoint extract {kind}"):
+        with pytest.raises(UserError, match=f"2 of 2 photos have no {kind} image, .*: counterpoint extract {kind}"):
             build(model, "sd15-tuned", f"control_type={kind}", start, *photos)
     with pytest.raises(UserError, match="has 64 x 64 pixels, too few for a resolution of 256"):
         build(model, "sd15-tuned", "control_type=depth", start, "resolution=256", f"cache_dir={model / 'untouched'}")

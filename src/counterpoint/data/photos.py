@@ -144,6 +144,10 @@ class ImageFolder:
         image = read_bytes(self.folder / row["file_name"])
         return decode_photo(row["file_name"], image, row.get("text", ""), files, self.size)
 
+    def having(self, kind: str) -> list[int]:
+        """The numbers of the photos with a condition image of a kind."""
+        return [number for number, row in enumerate(self.rows) if row.get(f"{kind}_file_name")]
+
 
 class TarShards:
     """WebDataset's shards on disk: tar files of ``KEY.jpg``, ``KEY.txt`` (or the ``caption`` of ``KEY.json``),
@@ -187,6 +191,14 @@ class TarShards:
         text = decode_text(content["txt"], where) if "txt" in content else _captioned(content.get("json"), where)
         files = {suffix.partition(".")[0]: content[suffix] for suffix in content if "." in suffix}
         return decode_photo(where, image, text, files, self.size)
+
+    def having(self, kind: str) -> list[int]:
+        """The numbers of the photos with a condition image of a kind."""
+        return [
+            number
+            for number, (_, _, files) in enumerate(self.samples)
+            if any(suffix.startswith(f"{kind}.") for suffix in files)
+        ]
 
 
 def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes], size: int) -> Photo:

@@ -70,8 +70,9 @@ def open_photos(
 class PhotoSamples:
     """Photos as a trainer's samples.
 
-    A photo whose files are damaged is counted, logged, and replaced by the next one, the same one in every run; with
-    loader workers each counts for itself.
+    Photos whose source knows that they came without a control which nothing here makes are left out. A photo whose
+    files are damaged is counted, logged, and replaced by the next one, the same one in every run; with loader workers
+    each counts for itself.
 
     Args:
         photos: the source.
@@ -80,6 +81,9 @@ class PhotoSamples:
         find_segments: whether the field ``segments`` is found by a watershed where a photo came without.
         most: how many of the first photos are taken; default all.
         most_damaged: share of photos that may be damaged before it stops.
+
+    Raises:
+        UserError: no photo came with a control that nothing here makes.
     """
 
     def __init__(
@@ -94,29 +98,12 @@ class PhotoSamples:
     ) -> None:
         self.photos, self.fields, self.extract = photos, tuple(fields), dict(extract or {})
         self.find_segments = find_segments
-        self.length = min(most or len(photos), len(photos))
-        self.most_damaged = int(most_damaged * self.length)
+        self.numbers = self._usable()[:most]
+        self.most_damaged = int(most_damaged * len(self))
         self.damaged: set[int] = set()
 
     def __len__(self) -> int:
-        return self.length
-
-    def check(self) -> None:
-        """Look for what photos lack: in every row of an image folder, and in the first photo of all else.
-
-        Raises:
-            UserError: a field of :meth:`batch` can be made for none of them, or not for all.
-        """
-        if isinstance(self.photos, ImageFolder):
-            for kind in [field.removeprefix("control:") for field in self.fields if field.startswith("control:")]:
-                rows = self.photos.rows[: len(self)]
-                lacking = sum(not row.get(f"{kind}_file_name") for row in rows)
-                if lacking and kind not in self.extract:
-                    raise UserError(
-                        f"{lacking} of {len(rows)} photos have no {kind} image ({kind}_file_name), and nothing here "
-                        f"makes one: counterpoint extract {kind} --batch"
-                    )
-        self._row(0)
+        return len(self.numbers)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """The fields of several samples: pictures ``(b, h, w, 3)`` uint8, segments ``(b, h, w)``, captions as a list.
@@ -142,6 +129,23 @@ class PhotoSamples:
                 row[field] = self._segments(photo, number)
         return row
 
+    def _usable(self) -> Sequence[int]:
+        """The numbers of the photos that have what nothing here makes."""
+        numbers: Sequence[int] = range(len(self.photos))
+        having = getattr(self.photos, "having", None)
+        for kind in [field.removeprefix("control:") for field in self.fields if field.startswith("control:")]:
+            if having is None or kind in self.extract:
+                continue
+            found = set(having(kind))
+            there = [number for number in numbers if number in found]
+            if len(there) < len(numbers):
+                said = f"{len(numbers) - len(there)} of {len(numbers)} photos have no {kind} image"
+                if not there:
+                    raise UserError(f"{said}, and nothing here makes one: counterpoint extract {kind} --batch")
+                _log.warning("%s and are left out", said)
+            numbers = there
+        return numbers
+
     def _control(self, photo: Photo, kind: str, number: int) -> Image:
         if kind in photo.maps:
             return photo.maps[kind]
@@ -160,7 +164,7 @@ class PhotoSamples:
 
     def _whole(self, index: int) -> tuple[int, Photo]:
         """The photo, or the next one that is not damaged."""
-        for number in (*range(index, len(self)), *range(index)):
+        for number in (*self.numbers[index:], *self.numbers[:index]):
             if number in self.damaged:
                 continue
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +33,7 @@ def parquet(
         size: to which pictures are brought.
         text: column of the caption.
         maps: kind -> column of its condition image, ``segments`` -> column of their numbers, which may be missing;
-            default whatever columns are called ``KIND`` or ``control_KIND``.
+            default whatever columns are called ``KIND`` or ``control_KIND``, ``segments`` or ``seg_map``.
         split: as published.
         image: column of the picture.
 
@@ -53,7 +53,8 @@ def parquet(
         raise UserError(f"{folder}: a Parquet file is cut or none: {str(error).splitlines()[0]}") from None
     schema = files[0].schema_arrow
     found = _maps(schema.names) if maps is None else maps
-    if SEGMENTS in found and not _is_picture(schema, found[SEGMENTS]):
+    pictures = [name for name in schema.names if str(schema.field(name).type).startswith("struct")]
+    if found.get(SEGMENTS) not in pictures:
         found = {kind: column for kind, column in found.items() if kind != SEGMENTS}
     columns = (image, text, *found.values())
     for path, file in zip(paths, files, strict=True):
@@ -86,18 +87,20 @@ def saved_dataset(
         if "train" not in rows:
             raise UserError(f"{folder} has no split train; it has {', '.join(rows)}")
         rows = rows["train"]
-    found = _maps(rows.column_names) if maps is None else maps
+    found = _maps(rows.column_names) if maps is None else dict(maps)
+    if not isinstance(rows.features.get(found.get(SEGMENTS)), datasets.Image):
+        found.pop(SEGMENTS, None)
     _check(str(folder), (image, text, *found.values()), rows.column_names)
     for column in (image, *found.values()):
         rows = rows.cast_column(column, datasets.Image(decode=False))  # decoded here, where damage is counted
-    return Columns(rows, size, text, found, image)
+    return Columns(_Saved(rows), size, text, found, image)
 
 
 class Columns:
     """Rows of a table as photos, by the names of their columns.
 
     Args:
-        rows: number -> row; a cell of a picture is ``{"bytes": ...}``.
+        rows: number -> row, in which a cell of a picture is ``{"bytes": ...}``, and which rows have a column's.
         size: to which pictures are brought.
         text: column of the caption.
         maps: kind -> column of its condition image.
@@ -105,7 +108,7 @@ class Columns:
     """
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], size: int, text: str, maps: Mapping[str, str], image: str = "image"
+        self, rows: _Joined | _Saved, size: int, text: str, maps: Mapping[str, str], image: str = "image"
     ) -> None:
         self.rows, self.size, self.text, self.maps, self.image = rows, size, text, dict(maps), image
 
@@ -120,11 +123,32 @@ class Columns:
             raise UserError(f"{where}: the caption in {self.text} is no text")
         return decode_photo(where, _content(row[self.image], where), text, files, self.size)
 
+    def having(self, kind: str) -> list[int]:
+        """The numbers of the rows with a condition image of a kind."""
+        return self.rows.having(self.maps[kind]) if kind in self.maps else []
+
+
+class _Saved:
+    """The rows of a data set of the datasets library."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.rows[number]
+
+    def having(self, column: str) -> list[int]:
+        tables = self.rows.select_columns([column]).with_format("arrow").iter(1000)
+        return [number for number, there in enumerate(chain.from_iterable(map(_filled, tables))) if there]
+
 
 class _Joined:
-    """Several sources as one."""
+    """Several groups of rows as one."""
 
-    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+    def __init__(self, parts: Sequence[_Group]) -> None:
         self.parts, self.ends = parts, list(accumulate(map(len, parts)))
 
     def __len__(self) -> int:
@@ -133,6 +157,10 @@ class _Joined:
     def __getitem__(self, number: int) -> Any:
         part = bisect_right(self.ends, number)
         return self.parts[part][number - (self.ends[part - 1] if part else 0)]
+
+    def having(self, column: str) -> list[int]:
+        there = chain.from_iterable(part.having(column) for part in self.parts)
+        return [number for number, one in enumerate(there) if one]
 
 
 class _Group:
@@ -149,6 +177,15 @@ class _Group:
     def __getitem__(self, number: int) -> dict[str, Any]:
         return self._read().slice(number, 1).to_pylist()[0]
 
+    def having(self, column: str) -> Sequence[bool]:
+        """Whether each row has a picture there; a group that counted no gap is not read."""
+        metadata = self.file.metadata.row_group(self.group)
+        columns = (metadata.column(number) for number in range(metadata.num_columns))
+        gaps = next((one.statistics for one in columns if one.path_in_schema == f"{column}.bytes"), None)
+        if gaps is not None and gaps.has_null_count and not gaps.null_count:
+            return [True] * self.length
+        return _filled(self.file.read_row_group(self.group, [column]))
+
     def _read(self) -> Any:
         key = self.path, self.group, self.columns
         if key not in self.cached:
@@ -163,13 +200,17 @@ class _Group:
         return self.cached[key]
 
 
-def _is_picture(schema: Any, column: str) -> bool:
-    return column in schema.names and str(schema.field(column).type).startswith("struct")
+def _filled(table: Any) -> list[bool]:
+    """Whether each row of a table's only column holds a picture."""
+    import pyarrow.compute
+
+    return pyarrow.compute.struct_field(table.column(0), "bytes").is_valid().to_pylist()
 
 
 def _maps(columns: Sequence[str]) -> dict[str, str]:
-    """Kind -> the column that is called after it."""
-    return {kind: name for kind in CONTROL_KINDS for name in (kind, f"control_{kind}") if name in columns}
+    """Kind, or segments -> the column that is called after it."""
+    names = {kind: (kind, f"control_{kind}") for kind in CONTROL_KINDS} | {SEGMENTS: (SEGMENTS, "seg_map")}
+    return {kind: name for kind, called in names.items() for name in called if name in columns}
 
 
 def _check(where: str, wanted: Sequence[str], there: Sequence[str]) -> None:

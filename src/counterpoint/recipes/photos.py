@@ -74,7 +74,8 @@ class EncodedPhotos:
 
     def __init__(self, samples: PhotoSamples, vae: AutoencoderTiny | AutoencoderKL, folder: Path) -> None:
         self.samples, self.vae, self.folder = samples, vae, folder
-        self.images = PhotoSamples(samples.photos, ("image",), most=len(samples))
+        self.images = PhotoSamples(samples.photos, ("image",))
+        self.images.numbers = samples.numbers
         self.images.damaged = samples.damaged  # a photo that is damaged is counted once
         starts = [start for start in range(0, len(samples), SHARD) if not self._path(start).exists()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +144,7 @@ def _photos(
         config.train_data_dir, config.resolution, image=config.image_column, text=config.caption_column, maps=maps
     )
     samples = PhotoSamples(photos, fields, extract, find_segments=find_segments, most=config.max_train_samples)
-    samples.check()
+    samples.batch([0])  # what they lack is said now
     return samples
 
 
@@ -155,6 +156,7 @@ def encoded(
     place = config.train_data_dir.resolve()
     weights = parts.mark(config.pretrained_model_name_or_path / "vae")
     mark = hashlib.sha256(f"{weights}-{config.resolution}-{config.image_column}".encode())
+    mark.update(np.asarray(samples.numbers).tobytes())
     for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
         status = file.stat()
         mark.update(f"{file}-{status.st_size}-{status.st_mtime_ns}".encode())
