@@ -18,10 +18,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from counterpoint.apps.run import is_out_of_memory
-from counterpoint.apps.service.app import Config, make_app
+from counterpoint.apps.service.app import make_app
 from counterpoint.apps.service.pace import Pace
 from counterpoint.apps.service.safety import load_safety, safety
 from counterpoint.apps.service.schema import Limits
+from counterpoint.apps.service.state import Config
 from counterpoint.apps.service.store import ATTEMPTS, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Store
 from counterpoint.apps.service.worker import Worker
 from counterpoint.types import UserError
@@ -124,13 +125,15 @@ def test_cancelled_within_a_step_and_the_next_job_runs(client: TestClient) -> No
 @pytest.mark.enable_socket
 def test_a_worker_that_dies_costs_an_attempt_and_no_job(client: TestClient) -> None:
     name = submit(client, steps=20).json()["id"]
-    worker = client.app.state.worker
+    worker = client.app.state.service.worker
     for _ in range(ATTEMPTS):
-        attempts = client.app.state.store.get(name, client.app.state.store.of(_owner(0), 1)[0].owner).attempts
+        attempts = client.app.state.service.store.get(
+            name, client.app.state.service.store.of(_owner(0), 1)[0].owner
+        ).attempts
         while client.get(f"/v1/jobs/{name}").json()["step"] < 1:
             time.sleep(0.05)
         worker.process.kill()
-        while client.app.state.store.get(name, _owner(0)).attempts == attempts and (
+        while client.app.state.service.store.get(name, _owner(0)).attempts == attempts and (
             client.get(f"/v1/jobs/{name}").json()["state"] == "running"
         ):
             time.sleep(0.05)
@@ -202,11 +205,11 @@ def test_full_queues_say_when(client: TestClient) -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_refused_before_any_work(client: TestClient, body: dict[str, Any], said: str) -> None:
-    before = client.app.state.store.waiting()
+    before = client.app.state.service.store.waiting()
     answer = submit(client, **body)
     assert answer.status_code == 422, answer.text
     assert said in answer.text
-    assert client.app.state.store.waiting() == before
+    assert client.app.state.service.store.waiting() == before
 
 
 @pytest.mark.enable_socket
@@ -233,7 +236,7 @@ def test_what_is_no_json_to_others_is_refused_in_words(client: TestClient, rest:
 def test_weights_may_be_numbers(client: TestClient) -> None:
     controls = [{"label": "pose", "image": picture((16, 16)), "weight": 0.8}]
     name = submit(client, controls=controls, steps=1).json()["id"]
-    kept = client.app.state.store.get(name, _owner(0)).request["controls"][0]["weight"]
+    kept = client.app.state.service.store.get(name, _owner(0)).request["controls"][0]["weight"]
     assert kept == "0.8"
     client.delete(f"/v1/jobs/{name}")
 

@@ -18,8 +18,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from counterpoint.apps.service.app import Config, make_app
+from counterpoint.apps.service.app import make_app
 from counterpoint.apps.service.schema import JobIn, Limits
+from counterpoint.apps.service.state import Config
 
 pytestmark = [pytest.mark.prove, pytest.mark.enable_socket]
 CLIENTS, JOBS = 16, 200

@@ -58,7 +58,8 @@ def serve(
     try:
         import uvicorn
 
-        from counterpoint.apps.service.app import Config, make_app
+        from counterpoint.apps.service.app import make_app
+        from counterpoint.apps.service.state import Config
     except ImportError:
         raise UserError("serve needs packages that are not installed: pip install 'counterpoint[serve]'") from None
     import torch

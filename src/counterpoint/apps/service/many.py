@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from counterpoint.apps.cluster import cluster
-from counterpoint.apps.service.app import Config, make_app
+from counterpoint.apps.service.app import make_app
+from counterpoint.apps.service.state import Config
 
 
 def serve_on_ray(address: str, config: Config, replicas: int, host: str, port: int, ready: Callable[[], None]) -> None:

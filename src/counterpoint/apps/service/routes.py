@@ -1,0 +1,197 @@
+"""What the service answers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import math
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+import PIL.Image
+import prometheus_client
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from counterpoint.apps.service.schema import Accepted, ExtractIn, JobIn, JobOut, check, decode, extractable
+from counterpoint.apps.service.state import Service
+from counterpoint.apps.service.store import DONE, ENDED, Job
+from counterpoint.conditions.plain import PLAIN
+from counterpoint.fusion import FUSIONS
+from counterpoint.types import CONTROL_KINDS, UserError
+
+MOST = 100
+"""Jobs that a listing has."""
+_EVERY = 0.2
+"""Seconds between looks at a job whose events are heard."""
+_BEARER = HTTPBearer(auto_error=False, description="An API key.")
+router = APIRouter()
+
+
+async def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+There = Annotated[Service, Depends(_service)]
+
+
+def _user(service: There, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> str:
+    """Who asks: one for each key, whose hash it is; without keys everybody is one."""
+    keys = service.config.keys
+    if not keys:
+        return "everybody"
+    given = "" if key is None else key.credentials
+    if not sum(hmac.compare_digest(given.encode(), known.encode()) for known in keys):
+        said = "this service wants an API key: Authorization: Bearer KEY"
+        raise HTTPException(401, said, {"WWW-Authenticate": "Bearer"})
+    return hashlib.sha256(given.encode()).hexdigest()[:32]
+
+
+User = Annotated[str, Depends(_user)]
+_CROWDED = {"description": "The queue is full; see Retry-After."}
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    response_model=Accepted,
+    tags=["jobs"],
+    responses={401: {}, 413: {}, 422: {}, 429: _CROWDED},
+)
+def submit(job: JobIn, owner: User, service: There) -> Accepted:
+    """Queue a job. What it will cost is estimated, and held against the limits, before any work."""
+    config = service.config
+    device = {"device": config.device, "dtype": config.dtype}
+    checked = check(job, config.models, config.sizes, config.limits, device)
+    estimate = service.pace.estimate(checked.request.model_dump(), config.limits.seconds)
+    if estimate > config.limits.seconds:
+        raise UserError(f"this would take about {estimate:.0f} seconds; a job may take {config.limits.seconds:g}")
+    count, ahead = service.store.waiting()
+    name = secrets.token_hex(16)
+    try:
+        request = checked.write(config.jobs / name).model_dump(mode="json")
+        full = service.store.add(name, owner, request, estimate, config.limits.queue, config.limits.queue_each)
+    except BaseException:
+        shutil.rmtree(config.jobs / name, ignore_errors=True)
+        raise
+    if full:
+        shutil.rmtree(config.jobs / name, ignore_errors=True)
+        patience = str(max(1, math.ceil(ahead / max(count, 1))))
+        raise HTTPException(429, f"{full} queue is full; try again in {patience} seconds", {"Retry-After": patience})
+    service.worker.wake.set()
+    return Accepted(id=name, state="queued", estimated_seconds=round(estimate, 2), waiting_seconds=round(ahead, 2))
+
+
+def _found(service: Service, name: str, owner: str) -> Job:
+    job = service.store.get(name, owner)
+    if job is None:
+        raise HTTPException(404, f"there is no job {name}")
+    return job
+
+
+@router.get("/v1/jobs", response_model=list[JobOut], tags=["jobs"])
+def listed(owner: User, service: There) -> list[JobOut]:
+    """Your latest jobs."""
+    return [_out(job) for job in service.store.of(owner, MOST)]
+
+
+@router.get("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses={404: {}})
+def status(name: str, owner: User, service: There) -> JobOut:
+    """A job as it is now."""
+    return _out(_found(service, name, owner))
+
+
+@router.get("/v1/jobs/{name}/events", tags=["jobs"], responses={404: {}, 200: {"content": {"text/event-stream": {}}}})
+async def events(name: str, owner: User, service: There, request: Request) -> StreamingResponse:
+    """A job's states and steps as server-sent events, until it ends."""
+    await anyio.to_thread.run_sync(_found, service, name, owner)
+
+    async def stream() -> AsyncIterator[str]:
+        before = ""
+        while not await request.is_disconnected():
+            job = await anyio.to_thread.run_sync(service.store.get, name, owner)
+            if job is None:
+                return
+            now = _out(job).model_dump_json()
+            if now != before:
+                before = now
+                yield f"event: {job.state}\ndata: {now}\n\n"
+            if job.state in ENDED:
+                return
+            await anyio.sleep(_EVERY)
+
+    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/v1/jobs/{name}/images/{number}", tags=["jobs"], response_class=FileResponse, responses={404: {}, 409: {}})
+def image(name: str, number: int, owner: User, service: There) -> FileResponse:
+    """A picture of a job that is done; its recipe is inside."""
+    job = _found(service, name, owner)
+    if job.state != DONE:
+        raise HTTPException(409, f"the job is {job.state}")
+    if not 0 <= number < len(job.images or ()):
+        raise HTTPException(404, f"the job has {len(job.images or ())} pictures")
+    return FileResponse(service.config.jobs / job.id / f"{number}.png", media_type="image/png")
+
+
+@router.delete("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses={404: {}, 409: {}})
+def cancel(name: str, owner: User, service: There) -> JobOut:
+    """Cancel a job that has not ended; a running one stops within a step."""
+    _found(service, name, owner)
+    if not service.store.cancel(name, owner):
+        raise HTTPException(409, "the job has ended")
+    return _out(_found(service, name, owner))
+
+
+@router.post(
+    "/v1/extract",
+    tags=["tools"],
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}, 401: {}, 413: {}, 422: {}},
+)
+def extract(wanted: ExtractIn, _: User, service: There) -> Response:
+    """A condition image from a photo, by what needs no model."""
+    kind = extractable(wanted.kind)
+    made = PLAIN[kind](decode(wanted.image, "image", service.config.limits))
+    file = io.BytesIO()
+    PIL.Image.fromarray(made).save(file, "PNG")
+    return Response(file.getvalue(), media_type="image/png")
+
+
+@router.get("/v1/models", tags=["tools"])
+def models(_: User, service: There) -> dict[str, Any]:
+    """Models, fusion rules, kinds of control and limits of this service."""
+    return {
+        "models": [{"name": name, "size": service.config.sizes[name]} for name in service.config.models],
+        "fusions": [{"name": rule.name, "summary": rule.summary} for rule in FUSIONS.values()],
+        "controls": [{"name": kind.name, "summary": kind.summary} for kind in CONTROL_KINDS.values()],
+        "limits": service.config.limits.__dict__,
+    }
+
+
+@router.get("/health", tags=["operation"])
+def health(service: There) -> JSONResponse:
+    """Whether jobs are worked on."""
+    alive = service.worker.is_alive()
+    free = shutil.disk_usage(service.config.folder).free
+    return JSONResponse({"status": "ok" if alive else "no worker", "free_bytes": free}, 200 if alive else 503)
+
+
+@router.get("/metrics", tags=["operation"], response_class=Response)
+def metrics(service: There) -> Response:
+    """Prometheus metrics."""
+    for state, count in service.store.counts().items():
+        service.states.labels(state).set(count)
+    found = prometheus_client.generate_latest(service.registry)
+    return Response(found, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+
+def _out(job: Job) -> JobOut:
+    kept = {name: getattr(job, name) for name in JobOut.model_fields if name != "images"}
+    return JobOut(**kept, images=job.images or [])
