@@ -35,8 +35,13 @@ def test_a_plan_makes_nothing(cli, asked: list[str]) -> None:
 def test_a_picture_within_a_limit_is_the_same(cli, asked: list[str]) -> None:
     assert cli(*asked)[0] == 0
     free = np.asarray(PIL.Image.open("a.png"))
-    status, _, error = cli(*asked[:-1], "--out=b.png", "--memory=0.03")
+    assert "--dtype auto is " in cli(*asked[:-1], "--out=auto.png", "--dtype=auto")[2]
+    status, out, error = cli(*asked[:-1], "--out=b.png", "--memory=0.03", "--json")
     assert status == 0, error
+    found = json.loads(out)
+    assert found["plan"]["residency"] == "stages"
+    assert found["plan"]["seconds"] > 0
+    assert found["seconds"] > 0, "what was planned and what it took"
     assert "take turns" in error
     assert "it took" in error
     assert np.array_equal(free, np.asarray(PIL.Image.open("b.png")))

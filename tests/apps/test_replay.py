@@ -259,12 +259,12 @@ def test_what_other_tools_cannot_say_is_listed(saved: Path, tmp_path: Path) -> N
         photo=True,
     )
     asked = request(saved, tmp_path, prompt="a person++", fusion="cross", gate_silence=True, subject=("person",),
-                    resize="fit", aggregate=("interact", "migc"))  # fmt: skip
+                    quality="fast", resize="fit", aggregate=("interact", "migc"))  # fmt: skip
     asked = asked.model_copy(update={"controls": (control, asked.controls[1])})
     for write in (to_diffusers, to_comfyui):
         said = " | ".join(write(asked, 0).left_out)
         for word in ("fusion cross", "schedule 0:1,0.5:0.4", "mask", "mode control", "becomes the condition", "gating",
-                     "subject", "aggregation of interact, migc", "weights and parts of the prompt"):  # fmt: skip
+                     "quality fast", "subject", "aggregation of interact, migc", "weights and parts of the"):  # fmt: skip
             assert word in said
         assert ("resizing by fit" in said) == (write is to_comfyui)
 

@@ -308,6 +308,14 @@ def test_paces_are_learnt_for_each_model_and_remembered(tmp_path: Path) -> None:
     again = Pace({"small": 128, "large": 1024}, store.done(100))
     assert again.estimate(wish, 600.0) == pytest.approx(700.0)
     assert again.estimate({**wish, "model": "small", "n": 2}, 600.0) == pytest.approx(4.0)
+    fast = {**wish, "model": "small", "quality": "fast"}
+    assert again.estimate(fast, 600.0) == pytest.approx(2.0), "as long as an exact one until one was made"
+    store.add("d", "a", fast, 1.0)
+    store.claim()
+    store.end("d", DONE, images=[{"seed": 0, "seconds": 0.5}])
+    again = Pace({"small": 128, "large": 1024}, store.done(100))
+    assert again.estimate(fast, 600.0) == pytest.approx(0.5)
+    assert again.estimate({**fast, "quality": "exact"}, 600.0) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def slot(kind: str, **changes: Any) -> Slot:
 def form(**changes: Any) -> Form:
     plain = Form(
         prompt="a red ball on a meadow", negative_prompt="", slots=[EMPTY] * 4, fusions=["sum"], gate_silence=False,
-        foreground=None, subject=[], adapters=[], boxes=[], actions=[], reference=None, scheduler="unipc", steps=4,
-        guidance_scale=3.0, seed=5, n=1, size=128,
+        foreground=None, subject=[], adapters=[], boxes=[], actions=[], reference=None, scheduler="unipc", quality="exact",
+        steps=4, guidance_scale=3.0, seed=5, n=1, size=128,
     )  # fmt: skip
     return replace(plain, **changes)
 
@@ -52,6 +52,7 @@ def test_fields_become_requests(tmp_path: Path) -> None:
     assert plain.controls[0].image == plain.controls[1].image, "one file for the same pixels"
     assert plain.controls[1].mask.is_file()
     assert (plain.subject, plain.foreground) == ((), ()), "a sum lends nothing"
+    assert requests(form(quality="fast"), tmp_path, OFFER)[0].quality == "fast"
     assert (cross.subject, cross.foreground) == (("red ball",), ("pose",))
     assert cross.model_copy(update={"fusion": "sum", "subject": (), "foreground": ()}) == plain
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from counterpoint.control.reuse import Thrift
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
 from tests.conftest import noise
@@ -80,7 +81,8 @@ def test_every_site_tells_winners_agreement_and_opposition(pipe: Pipeline) -> No
     assert site.winners.shape == (2, *site.winners.shape[1:])
     torch.testing.assert_close(site.rho, torch.ones(2))
     torch.testing.assert_close(site.min_norm, torch.full((2, 2), 0.5))
-    page = report.html(1, advice=["louder"])
+    page = report.html(1, advice=["louder"], thrift={"seg": Thrift(5, 10, 0.125)})
+    assert "<td>seg</td><td>50 %</td><td>12 %</td>" in page
     assert page.count("winners at down.0") == 1
     assert "louder" in page
 

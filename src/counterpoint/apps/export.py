@@ -334,6 +334,8 @@ def _left_out(request: GenerateRequest, fusion: str) -> tuple[str, ...]:
         said.append("gating of silent regions")
     if request.subject or request.subject_mask:
         said.append("the subject, whose keys and values the controls would hear")
+    if request.quality != "exact":
+        said.append(f"the quality {request.quality}: everything is computed, and the picture differs a little")
     if request.aggregate:
         said.append(f"the aggregation of {', '.join(request.aggregate)} and its layout")
     for what, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):

@@ -80,7 +80,7 @@ def run_within(
     *,
     listen: Listener | None = None,
     report: bool = False,
-) -> Result:
+) -> tuple[Planned, Result]:
     """Carry a request out with as many networks in memory as fit, and say what was planned and what it took.
 
     Raises:
@@ -99,7 +99,7 @@ def run_within(
             pipe = load_for(request)
         result = run(request, pipe, listen=listen, report=report)
     say(f"it took {_memory(cost, before)}{result.seconds:.1f} s")
-    return result
+    return planned, result
 
 
 def _memory(cost: Cost, before: Cost) -> str:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor
 
+from counterpoint.control.reuse import Thrift
 from counterpoint.fusion.attribution import correlation, min_norm_shares, shares
 from counterpoint.pages import render
 from counterpoint.types import Features, Moment
@@ -109,6 +110,7 @@ class Report:
         image: int = 0,
         readings: Mapping[str, tuple[PIL.Image.Image, float]] | None = None,
         advice: Sequence[str] = (),
+        thrift: Mapping[str, Thrift] | None = None,
     ) -> str:
         """One self-contained page about one of the images.
 
@@ -116,6 +118,7 @@ class Report:
             image: which.
             readings: control -> how it was read back from the picture, and how well that agrees with it, 0..1.
             advice: sentences about what to change.
+            thrift: control, or ``guidance``, -> what was foretold in place of computing it.
         """
         share = self.shares(image)
         steps = [
@@ -143,6 +146,7 @@ class Report:
             curves={name: _curve([float(step[image]) for step in read]) for name, read in self.errors.items()},
             sites=by_site,
             advice=advice,
+            thrift=thrift or {},
         )
 
     def _site(self, steps: Sequence[Site | None], image: int) -> dict[str, Any]:

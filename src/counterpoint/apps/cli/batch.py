@@ -29,13 +29,13 @@ def batch(
     """Make the pictures of many jobs. A killed run continues: pictures that are there are not made again."""
     import time
 
-    from counterpoint.api import find_device, find_dtype
+    from counterpoint.api import find_device
     from counterpoint.apps import record
     from counterpoint.apps.batch import RESULTS, read_jobs, run_jobs
     from counterpoint.apps.cli import output
 
     find_device(device)
-    asked = read_jobs(jobs, device, find_dtype(dtype, device))
+    asked = read_jobs(jobs, device, output.told_dtype(dtype, device))
     for number, reason in asked.bad.items():
         output.say(f"line {number} of {jobs}: {reason}")
     output.quiet_libraries()

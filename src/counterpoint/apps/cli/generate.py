@@ -288,12 +288,13 @@ def generate(
     record.check_writable(out.parent if out.suffix else out)
     output.quiet_libraries()
     readers = _readers(request, tune, pairs("--reader", reader)) if report or tune else {}
+    output.told_dtype(dtype, device)
 
     with output.spoken_warnings(PromptCut, WrongPicture), output.progress("sampling") as listen:
         if memory is None:
-            result = run(request, listen=listen, report=report)
+            planned, result = None, run(request, listen=listen, report=report)
         else:
-            result = planning.run_within(request, memory, output.say, listen=listen, report=report)
+            planned, result = planning.run_within(request, memory, output.say, listen=listen, report=report)
     paths = [out] if out.suffix else [_free(out, image_seed) for image_seed in result.seeds]
     recipe = recipe_of(result)
     for path, image_seed, image in zip(paths, result.seeds, result.images, strict=True):
@@ -318,6 +319,7 @@ def generate(
                 "fusion": fusion,
                 "model": model,
                 "quality": quality,
+                **({"plan": planned.record} if planned else {}),
                 **({"thrift": saved} if saved else {}),
                 **({"tuned": [{"options": one.options, "followed": one.followed} for one in trials]} if trials else {}),
             }
@@ -364,7 +366,8 @@ def _looked(
         read = tuning.read_back(result, maps, number)
         advice = [tuning.verdict(trials)] if trials else tuning.advice(request, result.report.shares(number), read)
         readings = {label: (one.image, one.agreement) for label, one in read.items()}
-        record.write_text(page, result.report.html(number, readings, advice))
+        thrift = result.thrift[0] if result.thrift else {}
+        record.write_text(page, result.report.html(number, readings, advice, thrift))
     if result.layout is not None:
         from counterpoint.conditions.layout import draw_layout
 

@@ -10,6 +10,20 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def told_dtype(dtype: str, device: str) -> str:
+    """A precision by name; which one ``auto`` is is said.
+
+    Raises:
+        UserError: there is no such precision or device.
+    """
+    from counterpoint.api import find_dtype
+
+    found = find_dtype(dtype, device)
+    if dtype == "auto":
+        say(f"--dtype auto is {found} here")
+    return found
+
+
 def say(text: str) -> None:
     """A line for people, on stderr: stdout is for results."""
     print(text, file=sys.stderr, flush=True)

@@ -64,7 +64,7 @@ def serve(
         raise UserError("serve needs packages that are not installed: pip install 'counterpoint[serve]'") from None
     import torch
 
-    from counterpoint.api import find_device, find_dtype
+    from counterpoint.api import find_device
     from counterpoint.apps.service.safety import load_safety
     from counterpoint.apps.service.schema import Limits
     from counterpoint.models.load import native_size
@@ -74,7 +74,7 @@ def serve(
     if not known and not loopback(host):
         raise UserError(f"--host {host} is open to others: give --keys FILE")
     find_device(device)
-    dtype = find_dtype(dtype, device)
+    dtype = output.told_dtype(dtype, device)
     load_safety(safety, safety_checker)
     output.quiet_libraries()
     models = pairs("--model", model) or {"tiny": "tiny"}

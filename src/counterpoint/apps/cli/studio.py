@@ -47,14 +47,14 @@ def studio(
     record.check_writable(folder)
     output.quiet_libraries()
 
-    from counterpoint.api import find_dtype, load
+    from counterpoint.api import load
     from counterpoint.apps.studio.form import Offer
     from counterpoint.apps.studio.work import Workshop
     from counterpoint.models.load import locate
 
     with listening(host, port) as probe:
         port = probe.getsockname()[1]
-    dtype = find_dtype(dtype, device)
+    dtype = output.told_dtype(dtype, device)
     pipe = load(model, networks, device=device, dtype=dtype)
     folder.mkdir(parents=True, exist_ok=True)
     offer = Offer(model, pipe.native_size, pipe.guidance_scale, networks, device, dtype)

@@ -1,4 +1,4 @@
-"""What a job will cost, by what jobs cost before."""
+"""What a job will cost, by what jobs of the same model and quality cost before."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from counterpoint.apps.service.store import Job
 
 _GUESS = 20.0
 """Seconds a unit of work where nothing was learnt yet: a small CPU."""
+_EXACT = "exact"
 _KEPT = 0.9
 """Of what was learnt, when the next job is done."""
 
@@ -23,7 +24,7 @@ class Pace:
 
     def __init__(self, sides: Mapping[str, int], done: Iterable[Job] = ()) -> None:
         self.sides = sides
-        self.learnt: dict[str, tuple[float, float]] = {}
+        self.learnt: dict[tuple[str, str], tuple[float, float]] = {}
         for job in done:
             self.learn(job)
 
@@ -39,12 +40,16 @@ class Pace:
         model, seconds = job.request["model"], sum(one.get("seconds", 0.0) for one in job.images or ())
         if model not in self.sides or not seconds:
             return
-        before = self.learnt.get(model, (0.0, 0.0))
-        self.learnt[model] = before[0] * _KEPT + seconds, before[1] * _KEPT + self.work(job.request)
+        key = model, job.request.get("quality", _EXACT)
+        before = self.learnt.get(key, (0.0, 0.0))
+        self.learnt[key] = before[0] * _KEPT + seconds, before[1] * _KEPT + self.work(job.request)
 
     def estimate(self, request: Mapping[str, Any], most: float) -> float:
-        """Seconds that a request will take; a guess of a model that made nothing yet is ``most`` at most."""
-        if request["model"] not in self.learnt:
+        """Seconds that a request will take: as long as an exact one where its quality made nothing yet; a guess of a
+        model that made nothing yet is ``most`` at most."""
+        keys = [(request["model"], quality) for quality in (request.get("quality", _EXACT), _EXACT)]
+        known = next((self.learnt[key] for key in keys if key in self.learnt), None)
+        if known is None:
             return min(self.work(request) * _GUESS, most)
-        seconds, work = self.learnt[request["model"]]
+        seconds, work = known
         return self.work(request) * seconds / work

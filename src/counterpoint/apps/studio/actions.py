@@ -203,7 +203,7 @@ class Actions:
         return [found.get(name, gr.skip()) for name in self.names]
 
     def _fields(self, request: GenerateRequest, seed: Any) -> dict[str, Any]:
-        same = ("prompt", "negative_prompt", "gate_silence", "scheduler", "steps", "guidance_scale")
+        same = ("prompt", "negative_prompt", "gate_silence", "scheduler", "quality", "steps", "guidance_scale")
         found: dict[str, Any] = {name: getattr(request, name) for name in same}
         found |= {"fusions": [request.fusion], "seed": seed, "n": 1, "size": request.width or self.offer.size}
         found["subject"] = words(request.prompt, request.subject[0].split() if request.subject else [])

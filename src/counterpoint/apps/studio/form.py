@@ -76,6 +76,7 @@ class Form:
     actions: Sequence[Sequence[object]]
     reference: Image | None
     scheduler: str
+    quality: str
     steps: int
     guidance_scale: float
     seed: int
@@ -127,6 +128,7 @@ def requests(form: Form, folder: Path, offer: Offer) -> list[GenerateRequest]:
                 aggregate=tuple(form.adapters),
                 layout=keep_layout(form.boxes, form.actions, form.reference, folder) if form.adapters else None,
                 scheduler="ddim" if form.adapters else form.scheduler,
+                quality=form.quality,
                 steps=form.steps,
                 guidance_scale=form.guidance_scale,
                 seed=form.seed,
