@@ -264,7 +264,7 @@ def test_what_other_tools_cannot_say_is_listed(saved: Path, tmp_path: Path) -> N
     for write in (to_diffusers, to_comfyui):
         said = " | ".join(write(asked, 0).left_out)
         for word in ("fusion cross", "schedule 0:1,0.5:0.4", "mask", "mode control", "becomes the condition", "gating",
-                     "quality fast", "subject", "aggregation of interact, migc", "weights and parts of the"):  # fmt: skip
+                     "quality fast", "subject", "aggregation of interact, migc", "weights and parts"):  # fmt: skip
             assert word in said
         assert ("resizing by fit" in said) == (write is to_comfyui)
 

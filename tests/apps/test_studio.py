@@ -32,8 +32,8 @@ def slot(kind: str, **changes: Any) -> Slot:
 def form(**changes: Any) -> Form:
     plain = Form(
         prompt="a red ball on a meadow", negative_prompt="", slots=[EMPTY] * 4, fusions=["sum"], gate_silence=False,
-        foreground=None, subject=[], adapters=[], boxes=[], actions=[], reference=None, scheduler="unipc", quality="exact",
-        steps=4, guidance_scale=3.0, seed=5, n=1, size=128,
+        foreground=None, subject=[], adapters=[], boxes=[], actions=[], reference=None, scheduler="unipc",
+        quality="exact", steps=4, guidance_scale=3.0, seed=5, n=1, size=128,
     )  # fmt: skip
     return replace(plain, **changes)
 
