@@ -10,12 +10,21 @@ import pytest
 import torch
 from diffusers import StableDiffusionControlNetPipeline
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from counterpoint import load
 from counterpoint.models.load import load_components, load_controls, load_diffusers, own_controls
 from counterpoint.models.weights import list_hashes, shapes, verify_folder
 from counterpoint.types import UserError
 from tests.conftest import noise
+
+
+def test_loading_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    """The towers' projection, which a UNet has no use for, is no warning; what is said elsewhere stays."""
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load("tiny")
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 @pytest.fixture

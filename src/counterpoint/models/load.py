@@ -27,6 +27,7 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
+from transformers.utils import logging as transformers_logging
 
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.single_file import components_from_file, controlnet_from_file
@@ -243,12 +244,19 @@ def load_diffusers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 def _clip(folder: Path, dtype: torch.dtype, kind: Any = CLIPTextModel) -> Any:
     for file in weight_files(folder):
         shapes(file)
+    said, told = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # what is too much is no mistake, what is missing is said below
+    transformers_logging.disable_progress_bar()
     try:
         model, report = kind.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} does not load: {str(error).splitlines()[0]}") from None
+    finally:
+        transformers_logging.set_verbosity(said)
+        if told:
+            transformers_logging.enable_progress_bar()
     if report["missing_keys"]:
         raise UserError(
             f"the weights in {folder} do not fit their config.json: {sorted(report['missing_keys'])[0]} is missing"
