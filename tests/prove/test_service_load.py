@@ -236,7 +236,13 @@ def test_replicas_on_ray_share_the_jobs(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
-    url = next(line.split()[2].rstrip(",") for line in process.stderr if line.startswith("listening on "))
+    heard: list[str] = []
+    for line in process.stderr:
+        heard.append(line)
+        if line.startswith("listening on "):
+            break
+    assert heard[-1].startswith("listening on "), heard[-20:]
+    url = heard[-1].split()[2].rstrip(",")
     rest = threading.Thread(target=process.stderr.read, daemon=True)
     rest.start()
     try:
@@ -246,7 +252,7 @@ def test_replicas_on_ray_share_the_jobs(tmp_path: Path) -> None:
                 for seed in range(8)
             ]
             assert len(set(names)) == 8
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while time.monotonic() < deadline:
                 states = [client.get(f"/v1/jobs/{name}").json()["state"] for name in names]
                 if set(states) == {"done"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from counterpoint.apps.cluster import cluster
 from counterpoint.apps.service.app import make_app
 from counterpoint.apps.service.state import Config
+from counterpoint.types import UserError
 
 
 def serve_on_ray(address: str, config: Config, replicas: int, host: str, port: int, ready: Callable[[], None]) -> None:
@@ -27,8 +29,10 @@ def serve_on_ray(address: str, config: Config, replicas: int, host: str, port: i
         ready: called when requests are answered.
 
     Raises:
-        UserError: no cluster answers.
+        UserError: no cluster answers, or the service does not start there.
     """
+    for check in ("READY", "HEALTH"):  # after three times 5 s Ray gives a proxy up that a busy machine has not started
+        os.environ.setdefault(f"RAY_SERVE_PROXY_{check}_CHECK_TIMEOUT_S", "60")
     with cluster(address):
         from ray import serve
 
@@ -44,8 +48,11 @@ def serve_on_ray(address: str, config: Config, replicas: int, host: str, port: i
             max_ongoing_requests=256,
         )(serve.ingress(build)())
         try:
-            serve.start(http_options={"host": host, "port": port, "location": "EveryNode"})
-            serve.run(replica.bind(), name="counterpoint", route_prefix="/")
+            try:
+                serve.start(http_options={"host": host, "port": port, "location": "EveryNode"})
+                serve.run(replica.bind(), name="counterpoint", route_prefix="/")
+            except (TimeoutError, RuntimeError) as error:
+                raise UserError(f"Ray Serve does not start: {str(error).splitlines()[0]}") from None
             stop = threading.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
