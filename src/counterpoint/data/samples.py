@@ -164,7 +164,8 @@ class PhotoSamples:
 
     def _whole(self, index: int) -> tuple[int, Photo]:
         """The photo, or the next one that is not damaged."""
-        for number in (*self.numbers[index:], *self.numbers[:index]):
+        for place in range(index, index + len(self)):
+            number = self.numbers[place % len(self)]
             if number in self.damaged:
                 continue
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,8 @@ class EncodedPhotos:
 
     def __init__(self, samples: PhotoSamples, vae: AutoencoderTiny | AutoencoderKL, folder: Path) -> None:
         self.samples, self.vae, self.folder = samples, vae, folder
-        self.images = PhotoSamples(samples.photos, ("image",))
-        self.images.numbers = samples.numbers
-        self.images.damaged = samples.damaged  # a photo that is damaged is counted once
+        self.images = copy(samples)  # a photo that is damaged is counted once
+        self.images.fields = ("image",)
         starts = [start for start in range(0, len(samples), SHARD) if not self._path(start).exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for start in tqdm(starts, desc="computing latents", unit="shard", disable=not starts):
