@@ -103,10 +103,9 @@ class Page:
             with gr.Row():
                 add["steps"] = gr.Slider(1, 100, 20, step=1, label="Steps", elem_id="steps")
                 add["guidance_scale"] = gr.Slider(1, 15, self.offer.guidance, step=0.5, label="Guidance")
-            with gr.Row():
-                add["scheduler"] = gr.Dropdown(["unipc", "ddim", "euler", "euler-a", "dpm++"], label="Scheduler")
-                levels = [(f"{name}: {level.summary}", name) for name, level in QUALITIES.items()]
-                add["quality"] = gr.Dropdown(levels, value="exact", label="Quality", elem_id="quality")
+            add["scheduler"] = gr.Dropdown(["unipc", "ddim", "euler", "euler-a", "dpm++"], label="Scheduler")
+            levels = [(f"{name}: {level.summary}", name) for name, level in QUALITIES.items()]
+            add["quality"] = gr.Dropdown(levels, value="exact", label="Quality", elem_id="quality")
             add["negative_prompt"] = gr.Textbox("", label="Negative prompt")
 
     def _slot(self, i: int) -> None:
