@@ -175,16 +175,19 @@ leaderboard: $(READY)
 	$(call SUITE,single) -n 128 --fusion sum
 	$(BIN)/counterpoint evaluate leaderboard runs/suites --out docs/leaderboard.md
 
-# What rules are set to: thresholds, and when and where keys are lent, against conflicts; readings of Minimal Impact
-# ControlNet's equations where controls are silent.
+# What rules are set to, against conflicts: thresholds, when and where keys are lent, a control's weight turned by hand.
+# Gating where controls agree, and readings of Minimal Impact ControlNet's equation where they are silent.
 SETTINGS = $(foreach value,$(2),--fusion $(1)=$(value))
-READINGS = mgda mgda:reading=literal mgda:granularity=pixel mgda:reading=literal,granularity=pixel $(foreach one,literal min-norm,$(foreach two,literal min-norm,minimal-impact:combination=$(one),injection=$(two)))
+ABLATION = $(BIN)/counterpoint evaluate $(1) -n 64 --out runs/ablations/$(2)
+READINGS = mgda mgda:reading=literal mgda:granularity=pixel mgda:reading=literal,granularity=pixel
 
 ablations: $(READY)
-	$(BIN)/counterpoint evaluate conflicting --out runs/ablations/delta -n 128 $(call SETTINGS,pix:delta,0 0.2 0.4 0.6 0.7 0.8 0.9 1)
-	$(BIN)/counterpoint evaluate conflicting --out runs/ablations/start -n 128 $(call SETTINGS,cross:start,0 0.1 0.2 0.3 0.5)
-	$(BIN)/counterpoint evaluate conflicting --out runs/ablations/layer -n 128 $(call SETTINGS,cross:layer,0 1 2 3)
-	$(BIN)/counterpoint evaluate silent --out runs/ablations/readings -n 64 --fusion sum $(addprefix --fusion ,$(READINGS)) --gate-silence
+	$(call ABLATION,conflicting,weights) --sweep pose=1:2.5:0.5 --fusion sum --fusion pix --fusion cross
+	$(call ABLATION,conflicting,delta) $(call SETTINGS,pix:delta,0 0.2 0.4 0.6 0.7 0.8 0.9 1)
+	$(call ABLATION,conflicting,start) $(call SETTINGS,cross:start,0 0.1 0.2 0.3 0.5)
+	$(call ABLATION,conflicting,layer) $(call SETTINGS,cross:layer,0 1 2 3)
+	$(call ABLATION,complementary,gate) --fusion sum --fusion pix --fusion cross --gate-silence
+	$(call ABLATION,silent,readings) --fusion sum $(addprefix --fusion ,$(READINGS)) --gate-silence
 
 # Whole models together (AMDM): each alone, what one cannot do; pairs and all three; and what the settings do, on the
 # layouts of a smaller set.

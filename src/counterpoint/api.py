@@ -31,7 +31,7 @@ from counterpoint.sampling.readout import Readout
 from counterpoint.sampling.residency import Residency
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.sampling.stock import attached
-from counterpoint.types import Batch, Combine, Fusion, UserError, kind_of
+from counterpoint.types import DEFAULT_FUSION, Batch, Combine, Fusion, UserError, kind_of
 
 OPENVINO = "openvino"
 """The device that is a CPU on which OpenVINO runs the networks."""
@@ -199,14 +199,14 @@ def _listed(value: Eta | Sequence[Eta]) -> tuple[Any, ...]:
 @contextmanager
 def attach(
     pipeline: DiffusionPipeline,
-    fusion: str | Fusion | Combine = "cross",
+    fusion: str | Fusion | Combine = DEFAULT_FUSION,
     *,
     controls: Sequence[str] = (),
     foreground: str | Sequence[str] = (),
     subject: str | Sequence[str] = (),
     subject_mask: PIL.Image.Image | Tensor | Sequence[PIL.Image.Image | Tensor] = (),
     control_mask: Mapping[str, PIL.Image.Image | Tensor] | None = None,
-    gate_silence: bool = False,
+    gate_silence: bool | None = None,
 ) -> Iterator[DiffusionPipeline]:
     """Let a rule join the controls of a stock diffusers pipeline for as long as a ``with`` block lasts.
 
@@ -225,7 +225,8 @@ def attach(
         subject_mask: white where the subject is, one for each foreground, in place of ``subject``: pictures, or tensors
             ``(b, 1, h, w)`` in 0..1.
         control_mask: control -> how strongly it speaks where, likewise.
-        gate_silence: let controls of a kind with a silent value speak only where their image shows something else.
+        gate_silence: let controls of a kind with a silent value speak only where their image shows something else;
+            default where there are several and ``controls`` tells their kinds, but not under ``"sum"`` or in FLUX.
 
     Raises:
         UserError: what does not fit; the message says what to do.

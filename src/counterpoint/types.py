@@ -20,6 +20,9 @@ Latents = Float[Tensor, "b c h w"]
 Features = Float[Tensor, "n b ..."]
 """The features of n branches at one site."""
 
+DEFAULT_FUSION = "pix+channel"
+"""What joins controls where nothing else is asked for: what ``cross`` is without a subject."""
+
 
 class UserError(ValueError):
     """A mistake that the user can mend. The message says in one line what is wrong and what to do."""

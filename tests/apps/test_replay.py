@@ -218,7 +218,8 @@ def request(saved: Path, tmp_path: Path, **more: object) -> GenerateRequest:
             ("seg", "controlnet_1", "1.2", (0.0, 0.5)),
         )
     )
-    given = {"prompt": "a person", "model": str(saved), "controls": controls, "steps": 3, "width": 64, "height": 64}
+    given = {"prompt": "a person", "model": str(saved), "controls": controls, "fusion": "sum", "steps": 3}
+    given |= {"width": 64, "height": 64}
     return GenerateRequest(**{**given, "guidance_scale": 4.0, "scheduler": "ddim", **more})
 
 
@@ -275,7 +276,7 @@ def test_the_script_of_the_tiny_family_runs_by_itself(cli, tmp_path: Path) -> No
         PIL.Image.fromarray(control_map(scene(0), name)).resize((150, 130)).save(tmp_path / f"{name}.png")
     status, out, error = cli(
         "generate", "a (person)", "--control", "pose=pose.png", "--control", "seg=seg.png", "--resize", "stretch",
-        "--steps", 2, "--seed", 7, "--out", "ours.png",
+        "--fusion", "sum", "--steps", 2, "--seed", 7, "--out", "ours.png",
     )  # fmt: skip
     assert status == 0, error
     status, out, error = cli("replay", "ours.png", "--export", "diffusers")

@@ -31,9 +31,9 @@ def slot(kind: str, **changes: Any) -> Slot:
 
 def form(**changes: Any) -> Form:
     plain = Form(
-        prompt="a red ball on a meadow", negative_prompt="", slots=[EMPTY] * 4, fusions=["sum"], gate_silence=False,
-        foreground=None, subject=[], adapters=[], boxes=[], actions=[], reference=None, scheduler="unipc",
-        quality="exact", steps=4, guidance_scale=3.0, seed=5, n=1, size=128,
+        prompt="a red ball on a meadow", negative_prompt="", slots=[EMPTY] * 4, fusions=["sum"],
+        gate_silence="as the rule has it", foreground=None, subject=[], adapters=[], boxes=[], actions=[],
+        reference=None, scheduler="unipc", quality="exact", steps=4, guidance_scale=3.0, seed=5, n=1, size=128,
     )  # fmt: skip
     return replace(plain, **changes)
 
@@ -42,7 +42,7 @@ def test_fields_become_requests(tmp_path: Path) -> None:
     mask = np.full((16, 16, 3), 255, np.uint8)
     given = form(
         slots=[slot("canny"), EMPTY, slot("canny", mask=mask), slot("pose")], fusions=["sum", "cross"],
-        subject=["red", "ball"], foreground="pose", gate_silence=True,
+        subject=["red", "ball"], foreground="pose", gate_silence="silent",
     )  # fmt: skip
     plain, cross = requests(given, tmp_path, OFFER)
     assert [one.label for one in plain.controls] == ["canny", "canny:2", "pose"]

@@ -27,7 +27,7 @@ def request(tmp_path: Path, **changes: object) -> GenerateRequest:
 
 
 def test_variants_change_what_they_say(tmp_path: Path) -> None:
-    asked = request(tmp_path, fusion="cross", subject=("person",))
+    asked = request(tmp_path, fusion="cross", subject=("person",), gate_silence=False)
     made = dict(variants(asked, {"canny": 0.9, "hed": 0.1}, {"canny": 0.8, "hed": 0.2}))
     assert list(made) == [
         "--fusion pix+channel without --subject",
@@ -68,7 +68,7 @@ def test_trials_are_cheap_and_start_with_what_was_asked(parts: dict, tmp_path: P
     scheduler = make_scheduler("unipc", parts["scheduler"].config)
     pipe = Pipeline(parts["vae"], parts["text_encoder"], parts["tokenizer"], parts["unet"], scheduler, networks)
     seen: list[int] = []
-    asked = request(tmp_path, n=2)
+    asked = request(tmp_path, n=2, fusion="sum")
     trials = tune(asked, pipe, control_readers(Path("nowhere"), {}), 3, lambda _, total: seen.append(total))
     assert [trial.options for trial in trials] == ["", "--fusion pix+channel", "--fusion mgda", "--gate-silence"]
     assert seen == [3, 3, 3]

@@ -27,11 +27,6 @@ def result(**changes: object) -> dict:
             }
             for name, mean in (("sum", 0.4), ("cross", 0.6))
         ],
-        "differences": [
-            "pose+seg: cross beats sum in miou_p by 0.2",
-            "pose+seg: sum beats pix in miou_p by 0.1",
-            "pose+seg: cross beats pix in miou_p by 0.3",
-        ],
         "seconds": 12.3,
         "command": "counterpoint evaluate conflicting",
         "versions": {"torch": "2"},
@@ -45,9 +40,6 @@ def test_measured_and_published_tables_are_told_apart() -> None:
     measured, published = page.split("*As published*", 1)
     assert "**0.6" in measured
     assert "`counterpoint evaluate conflicting`: 64 cases" in measured
-    assert "cross beats sum" in measured
-    assert "sum beats pix" in measured
-    assert "cross beats pix" not in measured, "of eleven rules there are hundreds of pairs"
     assert "| Cross-ControlNet (cross) | 0.2978 | 0.1983 | 0.3719 |" in published
 
 
@@ -72,7 +64,7 @@ def test_tables_are_whole() -> None:
         assert {len(values) for values in table["rows"].values()} == {len(table["measures"])}, table["paper"]
 
 
-@pytest.mark.parametrize("missing", ["versions", "differences", "command", "n", "seconds"])
+@pytest.mark.parametrize("missing", ["versions", "command", "n", "seconds"])
 def test_results_that_lack_something_are_refused(missing: str) -> None:
     whole = result()
     whole.pop(missing)

@@ -51,6 +51,7 @@ def test_only_differences_that_hold_are_said(rows: list[Row]) -> None:
 def test_few_pairs_prove_nothing(rows: list[Row]) -> None:
     few = [Row(row.name, row.case, tuple(metric(one.name, one.rows[:5]) for one in row.metrics), True) for row in rows]
     assert sentences(few) == []
+    assert not any("than_first" in one for row in records(few, "tiny") for one in row["metrics"].values())
 
 
 def test_parts_are_no_rivals(rows: list[Row]) -> None:
@@ -77,6 +78,9 @@ def test_tables(rows: list[Row]) -> None:
     assert "**" in markdown(made)
     assert markdown(made).count("| sum |") == 2
     bold = next(line for line in markdown(made).splitlines() if line.startswith("| mean"))
+    assert bold.count(" ▲") == bold.count(" ▼") == 1, "what the sentences say, against the first row"
+    assert "▲" not in next(line for line in markdown(made).splitlines() if line.startswith("| sum"))
+    assert "▲" not in markdown(made[:1])
     assert bold.count("**") == 2 + 2 * (made[1]["metrics"]["clip"]["mean"] > made[0]["metrics"]["clip"]["mean"])
     assert r"mse\_seg $\downarrow$" in latex(made)
     assert latex(made).count(r"\begin{tabular}") == 2

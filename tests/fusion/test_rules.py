@@ -22,7 +22,7 @@ COMBINE = {
 }
 EXCHANGE = {rule.name: rule.exchange for rule in FUSIONS.values() if rule.exchange}
 INJECT = {rule.name: rule.inject for rule in FUSIONS.values() if rule.inject is not torch.add}
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     **COMBINE,
     **{f"{name}, exchange": exchange for name, exchange in EXCHANGE.items()},

@@ -133,7 +133,7 @@ def test_masks_and_gates_are_those_of_our_pipeline(parts: dict) -> None:
         (noise, {"control_mask": {"1": left}}, {"control_mask": [None, left]}),
         ([lines, noise[1]], {"controls": ["pose", "seg"], "gate_silence": True}, {"gate_silence": True}),
     ):
-        wanted = own(PROMPT, images, generator=torch.manual_seed(3), **there, **CALL).images
+        wanted = own(PROMPT, images, generator=torch.manual_seed(3), fusion="sum", **there, **CALL).images
         assert torch.equal(run(images, **here), wanted)
     assert not torch.equal(run(noise, control_mask={"1": left}), run(noise))
 
@@ -322,7 +322,7 @@ def compiled(pipe: Any) -> None:
         (None, {"fusion": "pix", "control_mask": {"0": torch.full((1, 1, 8, 8), float("nan"))}}, "numbers in 0..1"),
         (None, {"fusion": "pix", "control_mask": {"0": 255 * torch.ones(1, 1, 8, 8)}}, "numbers in 0..1"),
         (None, {"fusion": "pix", "gate_silence": True}, "wants to know what the controls show"),
-        (None, {"subject": "person", "subject_mask": torch.ones(1, 1, 8, 8)}, "give one of them"),
+        (None, {"fusion": "cross", "subject": "person", "subject_mask": torch.ones(1, 1, 8, 8)}, "give one of them"),
         (
             None,
             {"fusion": "cross", "subject_mask": torch.ones(1, 1, 7, 31)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -52,6 +53,10 @@ def test_alone_and_in_a_batch(pipe: Pipeline, scheduler: str) -> None:
 
 @pytest.mark.parametrize("fusion", [name for name in FUSIONS if name not in {"sum", "mean"}])
 def test_every_rule_alone_and_in_a_batch(pipe: Pipeline, fusion: str) -> None:
+    """In double precision: which of two equal numbers of opposite signs is larger, rounding decides."""
+    pipe = deepcopy(pipe)
+    for network in (pipe.unet, pipe.text_encoder, *pipe.controls.values()):
+        network.double()
     subject = {"subject": "person"} if FUSIONS[fusion].keys else {}
     call = partial(pipe, "a person", HINTS, fusion=fusion, output_type="latent", **subject, **FAST)
     batch = call(num_images_per_prompt=3, generator=seeded(0, 1, 2)).images
@@ -102,6 +107,25 @@ def test_one_control_makes_every_rule_a_sum(parts: dict, pipe: Pipeline) -> None
             assert torch.equal(call(fusion=fusion, generator=seeded(1)).images, wanted), fusion.name
 
 
+def test_silence_is_gated_where_controls_meet_but_not_under_a_sum(parts: dict, pipe: Pipeline) -> None:
+    lines = Image.new("RGB", (64, 64))
+    lines.paste((255, 255, 255), (4, 4, 6, 20))
+    alone = replace(pipe, controls={"pose": parts["networks"][0]})
+
+    def run(pipe: Pipeline, hints: list[Image.Image], **more: object) -> torch.Tensor:
+        return pipe("a person", hints, generator=seeded(1), output_type="latent", **more, **FAST).images
+
+    for which, hints, more, gated in (
+        (pipe, [lines, HINTS[1]], {}, True),
+        (pipe, [lines, HINTS[1]], {"fusion": "0:sum,0.5:mean"}, True),
+        (pipe, [lines, HINTS[1]], {"fusion": "sum"}, False),
+        (alone, [lines], {}, False),
+    ):
+        made = run(which, hints, **more)
+        assert torch.equal(made, run(which, hints, gate_silence=gated, **more))
+        assert not torch.equal(made, run(which, hints, gate_silence=not gated, **more))
+
+
 def test_masks_gates_and_modes(pipe: Pipeline) -> None:
     white, black = (Image.new("L", (64, 64), shade) for shade in (255, 0))
     lines = Image.new("RGB", (64, 64))
@@ -109,7 +133,7 @@ def test_masks_gates_and_modes(pipe: Pipeline) -> None:
     lines.paste((255, 255, 255), (4, 4, 6, 20))
 
     def run(hints: list[Image.Image] = HINTS, **more: object) -> torch.Tensor:
-        return pipe("a person", hints, generator=seeded(1), output_type="latent", **more, **FAST).images
+        return pipe("a person", hints, fusion="sum", generator=seeded(1), output_type="latent", **more, **FAST).images
 
     plain, without = run(), run(controlnet_conditioning_scale=[1, 0])
     assert torch.equal(run(control_mask=[None, white]), plain)

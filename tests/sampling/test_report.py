@@ -74,8 +74,9 @@ def test_a_rule_that_hears_one_control_only(pipe: Pipeline) -> None:
 def test_every_site_tells_winners_agreement_and_opposition(pipe: Pipeline) -> None:
     pipe.controls["seg"] = pipe.controls["pose"]
     report = pipe(
-        "a person", [HINTS[0], HINTS[0]], generator=torch.manual_seed(0), report=True, num_images_per_prompt=2, **FAST
-    ).report
+        "a person", [HINTS[0]] * 2, generator=torch.manual_seed(0), gate_silence=False, report=True,
+        num_images_per_prompt=2, **FAST,
+    ).report  # fmt: skip
     assert report is not None
     site = report.sites[1]["mid"]
     assert site.winners.shape == (2, *site.winners.shape[1:])

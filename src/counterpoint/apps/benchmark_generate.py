@@ -66,7 +66,8 @@ def generate_cases(
             one = pipeline(way)
             few = list(one.controls.values()) * CONTROLS
             one = one if count == CONTROLS else replace(one, controls={f"canny:{i}": few[i] for i in range(count)})
-            return one("a person", images, **call, generator=torch.Generator().manual_seed(0), **more)
+            noise = torch.Generator().manual_seed(0)
+            return one("a person", images, **call, fusion="sum", generator=noise, **more)
 
         return case
 

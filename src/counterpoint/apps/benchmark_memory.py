@@ -81,5 +81,5 @@ def _peak(way: str, folder: str, side: int, device: str, dtype: torch.dtype, thr
             stock("a person", image=hints, **call)
         else:
             pipe = load(str(place / "model"), controls, device=device, dtype=dtype, residency=way)
-            pipe("a person", hints, **call)
+            pipe("a person", hints, fusion="sum", **call)
     return None if cost.peak_mb is None else cost.peak_mb - (before.peak_mb or 0.0)

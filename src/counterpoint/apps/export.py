@@ -330,7 +330,7 @@ def _left_out(request: GenerateRequest, fusion: str) -> tuple[str, ...]:
             said.append(f"the push towards {one.label} as a probe reads it")
         if one.photo:
             said.append(f"how {one.image} becomes the condition image of {one.label}: extract it first")
-    if request.gate_silence:
+    if request.gated:
         said.append("gating of silent regions")
     if request.subject or request.subject_mask:
         said.append("the subject, whose keys and values the controls would hear")

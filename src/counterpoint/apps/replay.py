@@ -38,7 +38,10 @@ class Replayed:
 def recipe_of(result: Result) -> dict[str, Any]:
     """Everything that decides a result's pictures, but the seed of each: data only."""
     return {
-        "request": result.request.model_dump(mode="json", include=set(GenerateRequest.model_fields)),
+        "request": {
+            **result.request.model_dump(mode="json", include=set(GenerateRequest.model_fields)),
+            "gate_silence": result.request.gated,
+        },
         "controls": image_hashes(result.controls),
         "inputs": _input_hashes(result),
         "weights": weights_of(result.request),

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from counterpoint.types import UserError, kind_of, known_kind
+from counterpoint.types import DEFAULT_FUSION, UserError, kind_of, known_kind
 
 
 class Strict(BaseModel):
@@ -72,8 +72,8 @@ class GenerateRequest(Strict):
     config: str | None = None
     lora: tuple[str, ...] = ()
     controls: tuple[ControlRequest, ...] = ()
-    fusion: str = "sum"
-    gate_silence: bool = False
+    fusion: str = DEFAULT_FUSION
+    gate_silence: bool | None = None
     foreground: tuple[str, ...] = ()
     subject: tuple[str, ...] = ()
     subject_mask: tuple[Path, ...] = ()
@@ -104,6 +104,13 @@ class GenerateRequest(Strict):
 
             return {**values, "dtype": find_dtype("auto", str(values.get("device", "cpu")))}
         return values
+
+    @property
+    def gated(self) -> bool:
+        """Whether silence is gated, asked for or not."""
+        from counterpoint.control.coverage import gates
+
+        return gates(self.gate_silence, self.fusion, [control.label for control in self.controls])
 
     def inside(self, folder: Path) -> Self:
         """The same with all its paths counted from a folder."""

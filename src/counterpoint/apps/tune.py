@@ -127,7 +127,7 @@ def variants(
             options = f"--fusion {rule}" + (" without --subject" if told and silent else "")
             made.append((options, request.model_copy(update={"fusion": rule, **silent})))
     kinds = [CONTROL_KINDS[control.kind] for control in request.controls]
-    if not request.gate_silence and any(kind.silent is not None for kind in kinds):
+    if not request.gated and any(kind.silent is not None for kind in kinds):
         made.append(("--gate-silence", request.model_copy(update={"gate_silence": True})))
     least = min(followed, key=lambda label: followed[label])
     loudest = max((label for label in heard if label != least), key=lambda label: heard[label], default=None)

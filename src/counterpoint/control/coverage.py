@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,13 @@ def is_silenced(name: str) -> bool:
     """Whether a control's name, ``kind`` or ``kind:label``, tells that part of its picture may say nothing."""
     kind = CONTROL_KINDS.get(kind_of(name))
     return kind is not None and kind.silent is not None
+
+
+def gates(asked: bool | None, fusion: str, names: Collection[str]) -> bool:
+    """Whether silence is gated: as asked, and by default where several controls meet under any rule but ``sum``, which
+    is what every tool does. One control alone has nobody to wipe out, and its black means what it was trained to mean.
+    """
+    return len(names) > 1 and fusion != "sum" and any(map(is_silenced, names)) if asked is None else asked
 
 
 def covered(name: str, hint: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:

@@ -12,9 +12,9 @@ from counterpoint.types import UserError
 
 _HEAD = """# Leaderboard
 
-Every table was made by the command under it, with 95 % intervals; the best of a column is bold. Sentences tell where a
-row and the first one differ beyond chance; those of all other pairs are in the command's own records. Tables marked
-*as published* are the papers' own, on other models and other pictures: compare orders, never numbers across the two.
+Every table was made by the command under it, with 95 % intervals; the best of a column is bold. A sentence for each
+pair of rows that differ is in the command's own records. Tables marked *as published* are the papers' own, on other
+models and other pictures: compare orders, never numbers across the two.
 """
 
 
@@ -48,11 +48,8 @@ def leaderboard(results: Sequence[dict[str, Any]], schema: int) -> str:
 def _measured(result: dict[str, Any]) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in result.get("settings", {}).items() if key != "suite")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    first = result["rows"][0]["name"]
-    told = [one for one in result["differences"] if f": {first} beats " in one or f" beats {first} in " in one]
-    said = "\n".join(f"- {sentence}" for sentence in told)
     return (
-        f"{markdown(result['rows'])}\n{said}\n\n`{result['command']}`: {result['n']} cases of each sort, "
+        f"{markdown(result['rows'])}\n`{result['command']}`: {result['n']} cases of each sort, "
         f"{result['seconds']:.0f} s. {settings}. {versions}.\n"
     )
 

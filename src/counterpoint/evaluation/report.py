@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -15,17 +15,23 @@ FEWEST = 20
 """Pairs below which a resampled interval is too narrow to draw conclusions from."""
 Record = dict[str, Any]
 """A row as JSON has it: ``model``, ``name``, ``case`` and ``metrics`` with mean, low, high and higher-is-better; a row
-or a measure may have a ``note``, and rows that compete are each other's ``rival``."""
+or a measure may have a ``note``, and rows that compete are each other's ``rival``. ``than_first`` is ``"better"`` or
+``"worse"`` where a measure differs beyond chance from the case's first rival."""
+_MARKS = {"better": "▲", "worse": "▼"}
 
 
 def records(rows: Sequence[Row], model: str) -> list[Record]:
     """Every row with its intervals."""
+    firsts = {row.case: row for row in reversed(rows) if _counts(row)}
     return [
         {
             "model": model,
             "name": row.name,
             "case": row.case,
-            "metrics": {one.metric.name: _value(one) for one in row.resampled},
+            "metrics": {
+                one.metric.name: _value(one) | _standing(one, base)
+                for one, base in zip(row.resampled, _beside(row, firsts), strict=True)
+            },
             **({"rival": True} if row.rival else {}),
             **({"note": row.note} if row.note else {}),
         }
@@ -42,13 +48,30 @@ def _value(one: Resampled) -> dict[str, Any]:
     return {**found, "higher": one.metric.higher, **({"note": "; ".join(notes)} if notes else {})}
 
 
+def _counts(row: Row) -> bool:
+    return row.rival and len(row.metrics[0].rows) >= FEWEST
+
+
+def _beside(row: Row, firsts: Mapping[str, Row]) -> Sequence[Resampled | None]:
+    """The same measures of the case's first rival, if there is another one to stand beside."""
+    first = firsts.get(row.case)
+    return first.resampled if first is not None and first is not row and _counts(row) else [None] * len(row.resampled)
+
+
+def _standing(one: Resampled, base: Resampled | None) -> dict[str, str]:
+    gap = None if base is None else one.minus(base)
+    if gap is None or not gap.excludes_zero:
+        return {}
+    return {"than_first": "better" if (gap.mean > 0) == one.metric.higher else "worse"}
+
+
 def sentences(rows: Sequence[Row]) -> list[str]:
     """One sentence for each difference between two rivals whose 95 % interval excludes zero.
 
     Sets of fewer than :data:`FEWEST` pairs get none.
     """
     said = []
-    rivals = [row for row in rows if row.rival and len(row.metrics[0].rows) >= FEWEST]
+    rivals = [row for row in rows if _counts(row)]
     for first, second in combinations(rivals, 2):
         if first.case != second.case:
             continue
@@ -78,16 +101,20 @@ def plain(rows: Sequence[Record]) -> str:
 
 
 def markdown(rows: Sequence[Record]) -> str:
-    """One table a case: methods down, measures across; the best of each measure is bold."""
+    """One table a case: methods down, measures across; the best of each measure is bold, and what differs from the
+    first row beyond chance is marked."""
     made = []
     for case, group in tables(rows):
         header = ["", *(_measure(name, group) for name in group[0]["metrics"])]
         lines = [header, ["---"] * len(header)]
         lines += [
-            [_pipes(row["name"]), *(_cell(name, row, group, "**{}**") for name in row["metrics"])] for row in group
+            [_pipes(row["name"]), *(_cell(name, row, group, "**{}**") + _mark(row, name) for name in row["metrics"])]
+            for row in group
         ]
         made.append(f"**{_pipes(case)}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join([*made, *_notes(rows)]) + "\n"
+    marked = any(_mark(row, name) for row in rows for name in row["metrics"])
+    legend = ["▲ better, ▼ worse than the first row, beyond chance, on the same cases and noise"] * marked
+    return "\n\n".join([*made, *legend, *_notes(rows)]) + "\n"
 
 
 def latex(rows: Sequence[Record]) -> str:
@@ -132,6 +159,11 @@ def _cell(name: str, row: Record, group: Sequence[Record], bold: str) -> str:
     if len(group) > 1 and value["mean"] is not None and value["mean"] == best(group, name):
         text = bold.format(text)
     return text if value["low"] is None else f"{text} ± {number((value['high'] - value['low']) / 2)}"
+
+
+def _mark(row: Record, name: str) -> str:
+    found = row["metrics"][name].get("than_first")
+    return f" {_MARKS[found]}" if found else ""
 
 
 def best(group: Sequence[Record], name: str) -> float | None:

@@ -46,7 +46,8 @@ def hand_over(features: Maps, chosen: Tensor, winners: Tensor) -> Maps:
         scale = torch.where(strongest > 0, deviation / strongest, 1.0)
     first = average(features, winners[:, :, None].float()).float()
     shared = average(features, chosen[:, :, None].float()).float()
-    limit = torch.finfo(features.dtype).max  # a strong branch's scale may be more than half precision holds
+    # a strong branch's scale may be more than half precision holds
+    limit = min(torch.finfo(one).max for one in (features.dtype, first.dtype))
     return torch.where(chosen[:, :, None], shared, (scale * first).clamp(-limit, limit)).to(features.dtype)
 
 

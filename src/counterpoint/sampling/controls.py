@@ -13,7 +13,7 @@ from diffusers import FluxControlNetModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from counterpoint.control.coverage import covered
+from counterpoint.control.coverage import covered, gates
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight, attention_widths
 from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
@@ -51,14 +51,19 @@ def each(what: str, value: Any, names: Sequence[str]) -> list[Any]:
     return list(value)
 
 
-def where_heard(hints: Mapping[str, Tensor], masks: Mapping[str, Tensor], gated: bool) -> dict[str, Tensor | None]:
+def where_heard(
+    hints: Mapping[str, Tensor], masks: Mapping[str, Tensor], gated: bool | None, fusion: str
+) -> dict[str, Tensor | None]:
     """Where each control speaks, ``(b, 1, h, w)`` in 0..1; ``None`` is everywhere.
 
     Args:
         hints: control -> its condition images.
         masks: control -> the user's mask, where there is one.
-        gated: whether controls without a mask speak only where their image is not silent, if their kind tells that.
+        gated: whether controls without a mask speak only where their image is not silent, if their kind tells that;
+            ``None`` leaves that to :func:`counterpoint.control.coverage.gates`.
+        fusion: the rule's name.
     """
+    gated = gates(gated, fusion, hints)
     return {
         name: covered(name, hint) if gated and name not in masks else masks.get(name) for name, hint in hints.items()
     }

@@ -41,7 +41,7 @@ from counterpoint.sampling.model import Generators, Model
 from counterpoint.sampling.pixels import copies
 from counterpoint.sampling.readout import make_readings
 from counterpoint.sampling.report import Report
-from counterpoint.types import Combine, Fusion, Latents, Moment, UserError
+from counterpoint.types import DEFAULT_FUSION, Combine, Fusion, Latents, Moment, UserError
 
 Scale = float | str | Weight
 """A control's weight, or a schedule of it."""
@@ -139,14 +139,14 @@ class Pipeline(Model):
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Latents | None = None,
-        fusion: str | Fusion | Combine = "sum",
+        fusion: str | Fusion | Combine = DEFAULT_FUSION,
         controlnet_conditioning_scale: Scale | Sequence[Scale | Sequence[Scale]] = 1.0,
         control_guidance_start: float | Sequence[float | Sequence[float]] = 0.0,
         control_guidance_end: float | Sequence[float | Sequence[float]] = 1.0,
         control_mask: Sequence[PipelineImageInput | None] | None = None,
         control_mode: str | Sequence[str] = "balanced",
         readout_guidance_scale: Scale | Sequence[Scale] = 0.0,
-        gate_silence: bool = False,
+        gate_silence: bool | None = None,
         foreground: str | Sequence[str] | None = None,
         subject: str | Sequence[str] | None = None,
         subject_mask: PipelineImageInput | Sequence[PipelineImageInput] | None = None,
@@ -186,7 +186,7 @@ class Pipeline(Model):
                 features, as a share of the prediction's length; one for all or one each, or a schedule. Any but 0
                 wants a readout, and costs the step a backward pass through the UNet.
             gate_silence: let a control whose kind has a silent value speak only where its image shows something else,
-                unless it has a mask.
+                unless it has a mask; default where there are several controls, but not under ``"sum"``.
             foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
             subject: words of the prompt, one for each foreground, whose place the host's attention tells.
             subject_mask: white where the subject is, one for each foreground, in place of ``subject``. With neither,
@@ -234,8 +234,8 @@ class Pipeline(Model):
             for label, mask, one in zip(self.labels, given, shown, strict=True)
             if mask is not None
         }
-        regions = where_heard(hints, masks, gate_silence)
         rule, level = get_fusion(fusion), known_quality(quality)
+        regions = where_heard(hints, masks, gate_silence, rule.name)
         told = [] if subject_mask is None else listed(subject_mask)
         subjects = [self.pixels.subject(mask, shown, size, count).to(self.device) for mask in told]
         layouts = [layout] * count if layout is None or isinstance(layout, Layout) else list(layout)

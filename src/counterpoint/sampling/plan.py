@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry
 from counterpoint.fusion import get_fusion
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.residency import RESIDENCIES
-from counterpoint.types import Fusion, UserError
+from counterpoint.types import DEFAULT_FUSION, Fusion, UserError
 
 BLOCKED = ("cpu",)
 """Devices on which a convolution holds copies of its input and output in an order of its own: oneDNN's."""
@@ -72,7 +72,7 @@ def plan(
     width: int | None = None,
     num_inference_steps: int = 20,
     guidance_scale: float | None = None,
-    fusion: str | Fusion = "sum",
+    fusion: str | Fusion = DEFAULT_FUSION,
     active: Sequence[float] | None = None,
     from_image: bool = False,
 ) -> Plan:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.control.attach import hints_encoded_once, injecting, injecting_blocks
-from counterpoint.control.coverage import covered, is_silenced
+from counterpoint.control.coverage import covered, gates, is_silenced
 from counterpoint.control.keys import Lending
 from counterpoint.control.lockstep import Walk
 from counterpoint.control.sites import fuse, shaped
@@ -62,7 +62,7 @@ def attached(
     subject: Sequence[str] = (),
     subject_masks: Sequence[Region] = (),
     regions: Mapping[str, Region] | None = None,
-    gate_silence: bool = False,
+    gate_silence: bool | None = None,
 ) -> Iterator[None]:
     """Let a rule join the controls of a diffusers pipeline. See :func:`counterpoint.attach`."""
     inside = _Inside(pipeline, fusion, names, foreground, subject, subject_masks, dict(regions or {}), gate_silence)
@@ -88,10 +88,12 @@ class _Inside:
         subject: Sequence[str],
         subject_masks: Sequence[Region],
         regions: dict[str, Region],
-        gate_silence: bool,
+        gate_silence: bool | None,
     ) -> None:
-        self.pipeline, self.fusion, self.regions, self.gate_silence = pipeline, fusion, regions, gate_silence
+        self.pipeline, self.fusion, self.regions = pipeline, fusion, regions
         self.container = find_container(pipeline)
+        readable = gate_silence is not None or not isinstance(self.container, FLUX)
+        self.gate_silence = readable and gates(gate_silence, fusion.name, names)
         self.networks = networks_of(self.container)
         self.model: Any = pipeline.transformer if isinstance(self.container, FLUX) else pipeline.unet
         self.names, self.foreground = list(names), list(foreground)

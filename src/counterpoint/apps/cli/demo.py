@@ -71,9 +71,10 @@ def _row(title: str, about: str, case: Any, out: Path, seed: int, steps: int) ->
     for rule in FUSIONS.values():
         told = {"subject": case.subject} if rule.keys else {}
         report = {"report": title == "Conflict" and rule.name in {"sum", "cross"}}
-        tries.append((rule.name, rule.summary, {"fusion": rule, **told, **report}))
+        tries.append((rule.name, rule.summary, {"fusion": rule, "gate_silence": False, **told, **report}))
     if title == "Silence":
-        tries.append(("sum, gated", "each speaks only where it shows something", {"gate_silence": True}))
+        note = "each speaks only where it shows something"
+        tries.append(("sum, gated", note, {"fusion": "sum", "gate_silence": True}))
     for label, note, how in tries:
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)

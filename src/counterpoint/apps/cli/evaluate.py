@@ -18,6 +18,8 @@ _OWN = {
     "layouts": ("layout",),
 }
 """Option -> the only suites that do not ignore it."""
+_FEW = 40
+"""Differences that a terminal has room for."""
 
 
 def evaluate(
@@ -207,8 +209,11 @@ def evaluate(
     from counterpoint.evaluation.report import plain
 
     print(plain(results["rows"]))
-    for sentence in results["differences"]:
+    told = results["differences"]
+    for sentence in told[:_FEW]:
         print(sentence)
+    if len(told) > _FEW:
+        print(f"and {len(told) - _FEW} more differences that hold: {folder / 'results.md'}")
     print(folder / "index.html")
 
 

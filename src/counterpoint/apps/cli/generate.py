@@ -63,12 +63,13 @@ def generate(
         ),
     ] = None,
     gate_silence: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--gate-silence",
-            help="Let edges and poses speak only near what they show, so that their black wipes nothing out.",
+            "--gate-silence/--no-gate-silence",
+            help="Let edges and poses speak only near what they show, so that their black wipes nothing out; default "
+            "where there are several controls, but not under sum.",
         ),
-    ] = False,
+    ] = None,
     fusion: Annotated[
         str,
         typer.Option(
@@ -76,7 +77,7 @@ def generate(
             "pix+channel, cross or cross-authors; with settings as in cross:delta=0.5, over the steps as in "
             "0:cross,0.5:sum."
         ),
-    ] = "sum",
+    ] = "pix+channel",
     foreground: Annotated[
         list[str] | None,
         typer.Option(

@@ -22,7 +22,7 @@ from counterpoint.conditions.layout import MOST_WEIGHT, parse_layout
 from counterpoint.conditions.plain import PLAIN
 from counterpoint.models.load import locate
 from counterpoint.sampling.schedulers import make_scheduler
-from counterpoint.types import CONTROL_KINDS, Image, UserError, kind_of
+from counterpoint.types import CONTROL_KINDS, DEFAULT_FUSION, Image, UserError, kind_of
 
 _ID = "4f1d0c7e9a3b48d2b6e5a1c09f7d3e82"
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
@@ -85,8 +85,8 @@ class JobIn(_Strict):
     negative_prompt: str = Field("", max_length=4000)
     model: str = Field("tiny", max_length=200, description="One of GET /v1/models.")
     controls: list[Control] = Field(default_factory=list, max_length=64)
-    fusion: str = Field("sum", max_length=200)
-    gate_silence: bool = False
+    fusion: str = Field(DEFAULT_FUSION, max_length=200)
+    gate_silence: bool | None = Field(None, description="Default where controls meet, but not under sum.")
     foreground: list[str] = Field(default_factory=list, max_length=64)
     subject: list[str] = Field(default_factory=list, max_length=64)
     subject_mask: list[Base64] = Field(default_factory=list, max_length=64)

@@ -203,9 +203,10 @@ class Actions:
         return [found.get(name, gr.skip()) for name in self.names]
 
     def _fields(self, request: GenerateRequest, seed: Any) -> dict[str, Any]:
-        same = ("prompt", "negative_prompt", "gate_silence", "scheduler", "quality", "steps", "guidance_scale")
+        same = ("prompt", "negative_prompt", "scheduler", "quality", "steps", "guidance_scale")
         found: dict[str, Any] = {name: getattr(request, name) for name in same}
         found |= {"fusions": [request.fusion], "seed": seed, "n": 1, "size": request.width or self.offer.size}
+        found["gate_silence"] = "silent" if request.gated else "heard"
         found["subject"] = words(request.prompt, request.subject[0].split() if request.subject else [])
         found["adapters"] = [name for name in request.aggregate if name in self.adapters]
         found |= {"boxes": [], "actions": [], "reference": None}

@@ -15,10 +15,12 @@ from counterpoint.apps.record import write_text, write_whole
 from counterpoint.apps.request import ControlRequest, GenerateRequest, build
 from counterpoint.conditions.layout import read_layout
 from counterpoint.fusion import get_fusion
-from counterpoint.types import Image, UserError
+from counterpoint.types import DEFAULT_FUSION, Image, UserError
 
 SLOTS = 4
 """Controls that the page has room for."""
+GATES = {"as the rule has it": None, "silent": True, "heard": False}
+"""What the page calls gating of silence -> what a request does."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Form:
     negative_prompt: str
     slots: Sequence[Slot]
     fusions: Sequence[str]
-    gate_silence: bool
+    gate_silence: str
     foreground: str | None
     subject: Sequence[str]
     adapters: Sequence[str]
@@ -112,7 +114,7 @@ def requests(form: Form, folder: Path, offer: Offer) -> list[GenerateRequest]:
         for label, slot in labelled(form.slots).items()
     )
     made = []
-    for name in form.fusions or ["sum"]:
+    for name in form.fusions or [DEFAULT_FUSION]:
         lends = get_fusion(name).keys is not None and bool(form.subject)
         made.append(
             build(
@@ -122,7 +124,7 @@ def requests(form: Form, folder: Path, offer: Offer) -> list[GenerateRequest]:
                 model=offer.model,
                 controls=controls,
                 fusion=name,
-                gate_silence=form.gate_silence,
+                gate_silence=GATES[form.gate_silence],
                 foreground=(form.foreground,) if lends and form.foreground else (),
                 subject=(" ".join(form.subject),) if lends else (),
                 aggregate=tuple(form.adapters),

@@ -10,12 +10,13 @@ import gradio as gr
 
 from counterpoint.apps.studio import actions
 from counterpoint.apps.studio.actions import NONE, Actions
-from counterpoint.apps.studio.form import SLOTS, Offer
+from counterpoint.apps.studio.form import GATES, SLOTS, Offer
 from counterpoint.apps.studio.work import Workshop
 from counterpoint.data.scenes.maps import SEG_PALETTE
 from counterpoint.fusion import FUSIONS
 from counterpoint.sampling.controls import MODES
 from counterpoint.sampling.economy import QUALITIES
+from counterpoint.types import DEFAULT_FUSION
 
 THEME = gr.themes.Base(
     primary_hue="violet",
@@ -152,14 +153,18 @@ class Page:
         add = self.fields
         add["fusions"] = gr.Dropdown(
             [(f"{name}: {rule.summary}", name) for name, rule in FUSIONS.items()],
-            value=["sum"],
+            value=[DEFAULT_FUSION],
             multiselect=True,
             label="Rules",
             info="Several are made side by side with the same seed.",
             elem_id="fusions",
         )
-        add["gate_silence"] = gr.Checkbox(
-            label="Silent parts say nothing", info="Edges and poses speak only near what they show.", elem_id="gate"
+        add["gate_silence"] = gr.Radio(
+            list(GATES),
+            value=next(iter(GATES)),
+            label="Black of edges and poses",
+            info="Silent, it says nothing where others speak. By default so, but not under sum.",
+            elem_id="gate",
         )
         add["subject"] = gr.CheckboxGroup(
             [], label="Subject", info="For cross: the words of the prompt that the foreground shows.", elem_id="subject"
