@@ -115,7 +115,7 @@ def test_two_controls_compared_and_made_again(page: Any, images: dict[str, str])
     says(page, "#status", "made 2")
     assert word.locator("input").is_checked(), "the keys that generate change no field"
     captions = page.locator("#result").inner_text()
-    assert re.search(r"sum \(pose \d+%, seg \d+%\)", captions)
+    assert re.search(r"pix\+channel \(pose \d+%, seg \d+%\)", captions)
     assert re.search(r"cross \(pose \d+%, seg \d+%\)", captions)
 
     page.locator("#who-panel button").first.click()
@@ -129,7 +129,7 @@ def test_two_controls_compared_and_made_again(page: Any, images: dict[str, str])
     choose(page, "kind-2", "none")
     page.locator("#reuse").click()
     page.wait_for_function("document.querySelector('#kind-2 input').value === 'seg'")
-    assert "sum" not in page.locator("#fusions").inner_text()
+    assert "pix+channel:" not in page.locator("#fusions").inner_text()
 
 
 def test_a_photo_becomes_a_condition_image(page: Any, images: dict[str, str]) -> None:
