@@ -40,6 +40,7 @@ def test_folder_saved_by_diffusers_equals_diffusers(saved: Path) -> None:
     got = pipe(
         "a person",
         HINTS,
+        fusion="sum",
         num_inference_steps=3,
         width=64,
         height=64,

@@ -68,6 +68,7 @@ def test_sum_is_stock(parts: dict, count: int, dtype: torch.dtype) -> None:
         got = ours(parts, count)(
             PROMPT,
             images,
+            fusion="sum",
             width=64,
             height=64,
             generator=torch.manual_seed(3),
@@ -114,12 +115,9 @@ def available() -> list[str]:
 @pytest.mark.parametrize("scheduler", available())
 def test_every_scheduler_is_stock(parts: dict, scheduler: str) -> None:
     images = hints(2)
-    got = ours(parts, 2, scheduler)(
-        PROMPT, images, width=64, height=64, generator=torch.manual_seed(3), output_type="np", **SETTINGS
-    ).images
-    wanted = stock(parts, 2, scheduler)(
-        PROMPT, images, width=64, height=64, generator=torch.manual_seed(3), output_type="np", **SETTINGS
-    ).images
+    same = {"width": 64, "height": 64, "output_type": "np", **SETTINGS}
+    got = ours(parts, 2, scheduler)(PROMPT, images, fusion="sum", generator=torch.manual_seed(3), **same).images
+    wanted = stock(parts, 2, scheduler)(PROMPT, images, generator=torch.manual_seed(3), **same).images
     assert torch.equal(torch.from_numpy(got), torch.from_numpy(wanted))
 
 
@@ -130,6 +128,7 @@ def test_image_to_image_is_stock(parts: dict) -> None:
         images,
         image=start,
         strength=0.6,
+        fusion="sum",
         width=64,
         height=64,
         generator=torch.manual_seed(3),

@@ -73,8 +73,8 @@ def generate(
     fusion: Annotated[
         str,
         typer.Option(
-            help="How the controls become one: sum, mean, max, mgda, minimal-impact, maxfusion, pix, channel, "
-            "pix+channel, cross or cross-authors; with settings as in cross:delta=0.5, over the steps as in "
+            help="How controls become one: sum, mean, max, mgda, minimal-impact, maxfusion, pix, channel, "
+            "pix+channel, cross-authors or cross; with settings as in cross:delta=0.5, over the steps as in "
             "0:cross,0.5:sum."
         ),
     ] = "pix+channel",
