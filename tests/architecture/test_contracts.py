@@ -14,7 +14,7 @@ import torch
 
 import counterpoint
 from counterpoint.fusion import FUSIONS
-from counterpoint.types import CONTROL_KINDS
+from counterpoint.types import CONTROL_KINDS, DEFAULT_FUSION
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "counterpoint").rglob("*.py"))
@@ -133,6 +133,7 @@ def test_help_names_every_rule_and_the_defaults() -> None:
     text = " ".join(run("generate", "--help").stdout.split())
     for name in FUSIONS:
         assert re.search(rf"--fusion .*\b{re.escape(name)}\b", text)
+    assert f"[default: {DEFAULT_FUSION}]" in text
     assert all(kind in text for kind in ("pose", "seg", "canny", "depth", "hed"))
     assert set(CONTROL_KINDS) >= {"pose", "seg", "canny", "depth", "hed", "lineart"}
 

@@ -22,10 +22,10 @@ def result(**changes: object) -> dict:
                 "model": "tiny",
                 "name": name,
                 "case": "pose+seg",
-                "metrics": {"miou_p": {**value, "mean": mean}},
+                "metrics": {"miou_p": {**value, "mean": mean, **than_first}},
                 "rival": True,
             }
-            for name, mean in (("sum", 0.4), ("cross", 0.6))
+            for name, mean, than_first in (("sum", 0.4, {}), ("cross", 0.6, {"than_first": "better"}))
         ],
         "seconds": 12.3,
         "command": "counterpoint evaluate conflicting",
@@ -39,6 +39,8 @@ def test_measured_and_published_tables_are_told_apart() -> None:
     page = leaderboard([result()], 1)
     measured, published = page.split("*As published*", 1)
     assert "**0.6" in measured
+    assert next(line for line in measured.splitlines() if line.startswith("| cross")).endswith("▲ |")
+    assert "▲" not in next(line for line in measured.splitlines() if line.startswith("| sum"))
     assert "`counterpoint evaluate conflicting`: 64 cases" in measured
     assert "| Cross-ControlNet (cross) | 0.2978 | 0.1983 | 0.3719 |" in published
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from counterpoint.evaluation.statistics import Resampled
+from counterpoint.evaluation.statistics import Interval, Resampled
 from counterpoint.evaluation.suite import Row
 
 FEWEST = 20
@@ -58,11 +58,15 @@ def _beside(row: Row, firsts: Mapping[str, Row]) -> Sequence[Resampled | None]:
     return first.resampled if first is not None and first is not row and _counts(row) else [None] * len(row.resampled)
 
 
+def _compared(one: Resampled, two: Resampled) -> tuple[Interval, bool] | None:
+    """Their difference and whether ``one`` is better; ``None`` where chance could make it."""
+    gap = one.minus(two)
+    return (gap, (gap.mean > 0) == one.metric.higher) if gap.excludes_zero else None
+
+
 def _standing(one: Resampled, base: Resampled | None) -> dict[str, str]:
-    gap = None if base is None else one.minus(base)
-    if gap is None or not gap.excludes_zero:
-        return {}
-    return {"than_first": "better" if (gap.mean > 0) == one.metric.higher else "worse"}
+    found = None if base is None else _compared(one, base)
+    return {} if found is None else {"than_first": "better" if found[1] else "worse"}
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
@@ -76,9 +80,9 @@ def sentences(rows: Sequence[Row]) -> list[str]:
         if first.case != second.case:
             continue
         for one, two in zip(first.resampled, second.resampled, strict=True):
-            gap = one.minus(two)
-            if gap.excludes_zero:
-                better, worse = (first, second) if (gap.mean > 0) == one.metric.higher else (second, first)
+            if found := _compared(one, two):
+                gap, ahead = found
+                better, worse = (first, second) if ahead else (second, first)
                 low, high = sorted((abs(gap.low), abs(gap.high)))
                 said.append(
                     f"{first.case}: {better.name} beats {worse.name} in {one.metric.name} by {abs(gap.mean):.3g} "
