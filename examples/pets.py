@@ -6,8 +6,8 @@ it goes on.
 
     python examples/pets.py PETS OUT
 
-``PETS`` holds ``images/NAME.jpg``, ``trimaps/NAME.png`` (1 foreground, 2 background, 3 border) and ``index.json`` with
-``file`` and ``species`` of each photo, as made from the Oxford-IIIT Pet data set.
+``PETS`` is the Oxford-IIIT Pet data set or a part of it: ``images/NAME.jpg``, where cats' names have a capital, and
+``trimaps/NAME.png`` or ``annotations/trimaps/NAME.png`` (1 foreground, 2 background, 3 border).
 """
 
 from __future__ import annotations
@@ -39,21 +39,24 @@ CLASSES = len(COLOURS)
 
 def prepare(pets: Path, folder: Path, held_out: bool) -> Path:
     """Every tenth photo is held out."""
+    found = next((pets / part for part in ("trimaps", "annotations/trimaps") if (pets / part).is_dir()), None)
+    if found is None:
+        sys.exit(f"error: {pets}: no trimaps/ and no annotations/trimaps/ in it")
+    for part in ("images", "trimaps", "seg"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, pet in enumerate(json.loads((pets / "index.json").read_text())):
+    for number, photo in enumerate(sorted(pets.glob("images/*.jpg"))):
         if (number % 10 == 0) != held_out:
             continue
-        name = Path(pet["file"]).stem
-        for part in ("images", "trimaps", "seg"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        shutil.copy(pets / "images" / pet["file"], folder / "images")
-        shutil.copy(pets / "trimaps" / f"{name}.png", folder / "trimaps")
-        trimap = np.array(PIL.Image.open(pets / "trimaps" / f"{name}.png"))
+        name = photo.stem
+        shutil.copy(photo, folder / "images")
+        shutil.copy(found / f"{name}.png", folder / "trimaps")
+        trimap = np.array(PIL.Image.open(found / f"{name}.png"))
         PIL.Image.fromarray(COLOURS[trimap]).save(folder / "seg" / f"{name}.png")
         rows.append(
             {
-                "file_name": f"images/{pet['file']}",
-                "text": f"a photo of a {pet['species']}",
+                "file_name": f"images/{photo.name}",
+                "text": f"a photo of a {'cat' if name[0].isupper() else 'dog'}",
                 "seg_file_name": f"seg/{name}.png",
                 "segments_file_name": f"trimaps/{name}.png",
             }
@@ -85,7 +88,7 @@ def main(pets: Path, out: Path) -> None:
     family = out / "family"
     if not family.exists():
         shutil.copytree(TINY, family, ignore=shutil.ignore_patterns("controls", "judges", "probes"))
-    train("photo-codec", out / "codec", data)
+    train("photo-codec", out / "codec", data, max_train_steps=3000)
     assemble(out, family)
     train("photo-base", out / "base", data, pretrained_model_name_or_path=family, torch_compile=True)
     assemble(out, family)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,12 +13,17 @@ import PIL.Image
 import pytest
 
 from counterpoint.apps.extract_batch import Filled, extract_batch
+from counterpoint.apps.extract_shards import extract_shards
 from counterpoint.conditions.canny import canny
-from counterpoint.conditions.image import read_image
+from counterpoint.conditions.image import decode_image, read_image
 from counterpoint.conditions.recognise import WrongPicture
 from counterpoint.data.photos import ImageFolder
 from counterpoint.data.samples import open_photos
 from counterpoint.types import UserError
+from tests.data.test_annotations import coco
+from tests.data.test_photos import shard
+from tests.data.test_published import parquet as write_parquet
+from tests.data.test_published import person, picture
 
 
 def photos(folder: Path, count: int = 4) -> Path:
@@ -102,7 +109,7 @@ def test_published_images_stay_where_they_are(tmp_path: Path) -> None:
     rows[1]["canny_file_name"] = "theirs.png"
     rows[2]["canny_file_name"] = "gone.png"
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="names canny images already"):
+    with pytest.raises(UserError, match="came with canny images already"):
         extract_batch(tmp_path, "canny", here([]), balanced=True)
     asked: list[str] = []
     assert extract_batch(tmp_path, "canny", here(asked)) == Filled(3, {})
@@ -148,6 +155,173 @@ def test_maps_among_the_pictures_are_told(tmp_path: Path) -> None:
         extract_batch(tmp_path, "canny", here([]))
 
 
+def test_the_split_that_training_reads_is_filled(tmp_path: Path) -> None:
+    photos(tmp_path / "train", 2)
+    photos(tmp_path / "test", 2)
+    for split in ("train", "test"):
+        rows = [{"file_name": f"images/{i:03d}.png", "text": "noise"} for i in range(2)]
+        (tmp_path / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert extract_batch(tmp_path, "canny", here([])) == Filled(2, {})
+    one = open_photos(tmp_path, 32)[1]
+    assert (one.text, list(one.maps)) == ("noise", ["canny"])
+    assert not (tmp_path / "metadata.jsonl").exists()
+
+
+def test_captions_stay_when_a_folder_gets_its_metadata(tmp_path: Path) -> None:
+    photos(tmp_path, 2)
+    (tmp_path / "images" / "001.json").write_text('{"caption": "of a list"}')
+    before = [one.text for one in open_photos(tmp_path, 32)]
+    extract_batch(tmp_path, "canny", here([]))
+    assert [one.text for one in open_photos(tmp_path, 32)] == before == ["noise", "of a list"]
+
+
+HALVES = np.where(np.arange(96) < 48, 1, 2)[None].repeat(64, 0).astype(np.uint8)
+
+
+def laid_out(folder: Path, sort: str) -> Path:
+    """Four photos of 96 x 64 pixels as somebody published them."""
+    folder.mkdir()
+    if sort == "coco":
+        captions = [{"id": i, "image_id": i, "caption": f"photo {i}"} for i in range(4)]
+        coco(folder / "in", {"captions": captions, "person_keypoints": [person(9, 2)]}, 4)
+        folder = folder / "in"
+        names, segments = [f"train2017/{i}.png" for i in range(4)], "annotations/panoptic_train2017"
+    else:
+        images, segments = {"ade": ("images/training", "annotations/training"), "pets": ("images", "trimaps")}[sort]
+        names = [f"{images}/{i}.png" for i in range(4)]
+        (folder / images).mkdir(parents=True)
+        for i, name in enumerate(names):
+            PIL.Image.fromarray(picture(i)).save(folder / name)
+    (folder / segments).mkdir(parents=True)
+    for i in range(4):
+        PIL.Image.fromarray(HALVES).save(folder / segments / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize(("sort", "published"), [("coco", ["pose"]), ("ade", ["seg"]), ("pets", [])])
+def test_a_published_data_set_stays_what_it_is(tmp_path: Path, sort: str, published: list, balanced: bool) -> None:
+    folder = laid_out(tmp_path / "set", sort)
+    before = list(open_photos(folder, 32))
+    asked: list[str] = []
+    assert extract_batch(folder, "canny", here(asked), balanced=balanced) == Filled(4, {})
+    after = open_photos(folder, 32)
+    assert not (folder / "metadata.jsonl").exists()
+    assert asked == [after.row(i)["file_name"] for i in range(4)]
+    assert after.having("canny") == [0, 1, 2, 3]
+    for one, other in zip(before, after, strict=True):
+        assert (one.text, one.name, list(one.maps)) == (other.text, other.name, published)
+        assert set(other.maps) == {*published, "canny"}
+        np.testing.assert_array_equal(one.segments, other.segments)
+    for i in range(4):
+        made = read_image(folder / "canny" / after.row(i)["file_name"])
+        whole = canny(read_image(folder / after.row(i)["file_name"]))
+        for side in (slice(48), slice(48, None)):
+            heard = not balanced or made[:, side].any()
+            np.testing.assert_array_equal(made[:, side], whole[:, side] * heard)
+    (folder / "canny" / after.row(3)["file_name"]).unlink()
+    assert open_photos(folder, 32).having("canny") == [0, 1, 2]
+    PIL.Image.fromarray(picture(0, 64, 64)).save(folder / "canny" / after.row(0)["file_name"])
+    with pytest.raises(UserError, match="has 64 x 64 pixels, its photo 96 x 64: other proportions"):
+        open_photos(folder, 32)[0]
+    if "seg" in published:
+        assert extract_batch(folder, "seg", here([]), source="tiny") == Filled(4, {})
+        assert not (folder / "seg" / "images").exists(), "what its publisher drew is not made"
+    if "pose" in published:
+        with pytest.raises(UserError, match="came with pose images already"):
+            extract_batch(folder, "pose", here([]), source="tiny", balanced=True)
+
+
+def shards(folder: Path) -> list[Path]:
+    """Two, with five photos, the last of which has a map already."""
+    folder.mkdir()
+    files = {f"{i}.png": _png(picture(i)) for i in range(5)} | {f"{i}.txt": b"a photo" for i in range(5)}
+    files["4.canny.png"] = _png(np.zeros((64, 96, 3), np.uint8))
+    files["0.segments.png"] = _png(HALVES)
+    parts = ((0, 1, 2), (3, 4))
+    return [
+        shard(folder / f"{number}.tar", {name: content for name, content in files.items() if int(name[0]) in part})
+        for number, part in enumerate(parts)
+    ]
+
+
+def _png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_shards_are_filled(tmp_path: Path) -> None:
+    paths = shards(tmp_path / "set")
+    before = [dict(_members(path)) for path in paths]
+    heard: list[tuple[int, int]] = []
+    filled = extract_shards(paths, "canny", here([]), listen=lambda *done: heard.append(done))
+    assert (filled, heard) == (Filled(5, {}), [(1, 2), (2, 2)])
+    for path, old in zip(paths, before, strict=True):
+        new = _members(path)
+        assert {name: new[name] for name in old} == old, "what was there is there as it was"
+    one = open_photos(tmp_path / "set", 32)[2]
+    assert (one.text, list(one.maps)) == ("a photo", ["canny"])
+    made = decode_image(_members(paths[0])["2.canny.png"], "it")
+    np.testing.assert_array_equal(made, canny(picture(2)))
+    assert not decode_image(_members(paths[1])["4.canny.png"], "it").any(), "it came with its own"
+    asked: list[str] = []
+    assert extract_shards(paths, "canny", here(asked)) == Filled(5, {})
+    assert asked == []
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["0.tar", "1.tar", "canny"]
+    with pytest.raises(UserError, match="balance: False -> True"):
+        extract_shards(paths, "canny", here([]), balanced=True)
+
+
+def test_balanced_edges_in_shards(tmp_path: Path) -> None:
+    kept = set()
+    for seed in range(6):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        path = shard(folder / "0.tar", {f"{seed}.png": _png(picture(1)), f"{seed}.segments.png": _png(HALVES)})
+        extract_shards([path], "canny", here([]), balanced=True)
+        made = decode_image(_members(path)[f"{seed}.canny.png"], "it")
+        kept.add((bool(made[:, :48].any()), bool(made[:, 48:].any())))
+    assert len(kept) > 1
+
+
+def test_damage_in_shards(tmp_path: Path) -> None:
+    files = {f"{i:03d}.png": _png(picture(0)) for i in range(100)} | {"007.png": b"no picture"}
+    path = shard(tmp_path / "0.tar", files)
+    filled = extract_shards([path], "canny", here([]))
+    assert filled.there == 99
+    assert [reason for reason in filled.damaged.values() if "0.tar:007 is not an image" in reason]
+    path = shard(tmp_path / "0.tar", {"a.png": b"no picture", "b.png": _png(picture(0))})
+    with pytest.raises(UserError, match="1 of 2 pictures are damaged, 0 may be"):
+        extract_shards([path], "canny", here([]))
+    assert "b.canny.png" in _members(path), "what was made stays"
+
+
+def test_a_killed_shard_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = shards(tmp_path / "set")
+    before = [path.read_bytes() for path in paths]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tarfile.TarFile.addfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        extract_shards(paths, "canny", here([]))
+    assert [path.read_bytes() for path in paths] == before
+    assert not list((tmp_path / "set").glob(".*"))
+
+
+def test_a_table_is_not_filled(tmp_path: Path) -> None:
+    write_parquet(tmp_path, ["image", "text"])
+    with pytest.raises(UserError, match="is a table: --batch fills folders of pictures and tar files"):
+        extract_batch(tmp_path, "canny", here([]))
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
 def test_names_that_differ_in_their_suffix(tmp_path: Path) -> None:
     photos(tmp_path, 1)
     (tmp_path / "images" / "000.jpg").write_bytes((tmp_path / "images" / "000.png").read_bytes())
@@ -155,10 +329,17 @@ def test_names_that_differ_in_their_suffix(tmp_path: Path) -> None:
         extract_batch(tmp_path, "canny", here([]))
 
 
+def test_the_command_on_shards(cli, tmp_path: Path) -> None:
+    shards(tmp_path / "set")
+    status, _, error = cli("extract", "canny", tmp_path / "set", "--batch", "--workers", 1)
+    assert status == 0, error
+    assert "5 canny images, 0 pictures skipped" in error
+
+
 def test_the_command(cli, tmp_path: Path) -> None:
     photos(tmp_path)
     status, out, error = cli("extract", "canny", tmp_path, "--batch", "--workers", 1)
-    assert (status, out.strip()) == (0, str(tmp_path / "metadata.jsonl")), error
+    assert (status, out.strip()) == (0, str(tmp_path)), error
     assert "4 canny images, 0 pictures skipped" in error
 
 

@@ -17,9 +17,10 @@ import pytest
 
 from counterpoint.data import tables
 from counterpoint.data.balance import Balanced
-from counterpoint.data.photos import ImageFolder, Photo, TarShards, read_segments
+from counterpoint.data.photos import ImageFolder, Photo, read_segments
 from counterpoint.data.samples import PhotoSamples, open_photos
 from counterpoint.data.tables import parquet, saved_dataset
+from counterpoint.data.tars import TarShards
 from counterpoint.types import UserError
 from tests.data.test_published import parquet as write_parquet
 

@@ -1,4 +1,4 @@
-"""Condition images for a whole data set, on every core or on Ray; killed and called again, it continues."""
+"""Condition images for a folder of photos, on every core or on Ray; killed and called again, it continues."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,16 +25,19 @@ from counterpoint.apps.record import settle, write_text, write_whole
 from counterpoint.conditions.image import read_image
 from counterpoint.conditions.recognise import WrongPicture, recognise
 from counterpoint.data.balance import keep_some, segment, silence
+from counterpoint.data.beside import beside
 from counterpoint.data.photos import (
     METADATA,
     MOST_DAMAGED,
     SUFFIXES,
-    decode_text,
     read_bytes,
+    read_caption,
     read_metadata,
     read_segments,
 )
-from counterpoint.types import CONTROL_KINDS, UserError
+from counterpoint.data.samples import described, open_published
+from counterpoint.data.tables import table_reader
+from counterpoint.types import CONTROL_KINDS, Image, UserError
 
 Run = Callable[[Callable[[], Callable[[str], str | None]], Sequence[str]], Iterator[tuple[str, str | None]]]
 """``(build, items) -> (item, result)``: builds what an item is given to once a worker, and gives it all items."""
@@ -62,8 +65,9 @@ def extract_batch(
 ) -> Filled:
     """Write ``KIND/NAME.png`` for each picture of a folder, and say so in its ``metadata.jsonl``.
 
-    A folder without ``metadata.jsonl`` gets one first, with captions from ``NAME.txt``. Images that are there are not
-    made again, those that ``metadata.jsonl`` names elsewhere among them.
+    A folder without ``metadata.jsonl`` gets one first, with captions from ``NAME.txt`` or ``NAME.json``; a folder in
+    the layout of its publisher keeps that, and its reader finds what was made. Images that are there are not made
+    again, those that ``metadata.jsonl`` names elsewhere or the publisher drew among them.
 
     Args:
         folder: pictures, also below it.
@@ -81,38 +85,70 @@ def extract_batch(
     Warns:
         WrongPicture: pictures among the first few are condition maps themselves.
     """
-    extractor(kind, source)  # a mistake is said here, once
-    if balanced and CONTROL_KINDS[kind].silent is None:
-        raise UserError(f"--balance: {kind} has no silent value, every colour of it means something")
-    rows = _rows(folder, kind)
-    given = {row["file_name"] for row in rows if _given(folder, kind, row)}
+    check_kind(kind, source, balanced)
+    if table_reader(folder) is not None:
+        raise UserError(
+            f"{folder} is a table: --batch fills folders of pictures and tar files; give it a column with datasets' map"
+        )
+    folder, published = described(folder) or folder, None
+    if not (folder / METADATA).exists():
+        published = open_published(folder, _SIZE)
+    rows = _rows(folder, kind) if published is None else [published.row(number) for number in range(len(published))]
+    if published is None:
+        given = {row["file_name"] for row in rows if _given(folder, kind, row)}
+    else:
+        given = {rows[number]["file_name"] for number in published.published(kind)}
     if balanced and given:
         raise UserError(
-            f"--balance: {METADATA} names {kind} images already, which stay as they are: train with balanced=true"
+            f"--balance: {folder} came with {kind} images already, which stay as they are: train with balanced=true"
         )
     names = [row["file_name"] for row in rows if row["file_name"] not in given]
-    _check_targets(folder, [_target(folder, kind, name) for name in names])
-    todo = [name for name in names if not _target(folder, kind, name).exists()]
+    _check_targets(folder, [beside(folder, kind, name) for name in names])
+    todo = [name for name in names if not beside(folder, kind, name).exists()]
     columns = "segments_file_name", "sam_file_name"
     segments = {row["file_name"]: file for row in rows if (file := next(filter(None, map(row.get, columns)), None))}
-    _warn_of_maps(folder, kind, todo)
+    warn_of_maps(kind, [(name, partial(read_image, folder / name)) for name in todo])
     settle(folder / kind, {"model": source, "balance": balanced}, "move it away first")
-    if not (folder / METADATA).exists():
+    if published is None and not (folder / METADATA).exists():
         _write_rows(folder, rows)  # killed from here on, what was made is not taken for photos
-    most, damaged = int(MOST_DAMAGED * len(rows)), {}
-    work = partial(_Work, folder, kind, source, segments if balanced else None)
+    damaged: dict[str, str] = {}
+    work = partial(_Work, folder, kind, source, segments, balanced)
     for done, (name, reason) in enumerate(run(work, todo) if todo else (), len(rows) - len(todo) + 1):
         if reason is not None:
             damaged[name] = reason
-            if len(damaged) > most:
-                raise UserError(
-                    f"{len(damaged)} of {len(rows)} pictures are damaged, {most} may be; the last one: {reason}"
-                )
+            check_damage(damaged, len(rows))
         if listen is not None:
             listen(done, len(rows))
-    made = {name for name in names if _target(folder, kind, name).exists()}
-    _note(folder, kind, rows, made)
+    made = {name for name in names if beside(folder, kind, name).exists()}
+    if published is None:
+        _note(folder, kind, rows, made)
     return Filled(len(made | given), damaged)
+
+
+_SIZE = 64
+"""A published data set is opened for its list, no picture of it is read at a size."""
+
+
+def check_kind(kind: str, source: str | None, balanced: bool) -> None:
+    """Say a mistake once, before the work.
+
+    Raises:
+        UserError: nothing makes this kind, or it has no silent value to be balanced with.
+    """
+    extractor(kind, source)
+    if balanced and CONTROL_KINDS[kind].silent is None:
+        raise UserError(f"--balance: {kind} has no silent value, every colour of it means something")
+
+
+def check_damage(damaged: Mapping[str, str], total: int) -> None:
+    """Hold the pictures that could not be read, with reasons, against their bound.
+
+    Raises:
+        UserError: they are too many.
+    """
+    if len(damaged) > (most := int(MOST_DAMAGED * total)):
+        last = next(reversed(damaged.values()))
+        raise UserError(f"{len(damaged)} of {total} pictures are damaged, {most} may be; the last one: {last}")
 
 
 def _check_targets(folder: Path, targets: Sequence[Path]) -> None:
@@ -125,16 +161,21 @@ def _given(folder: Path, kind: str, row: dict[str, str]) -> bool:
     """Whether a row names an image that is there and was not made here."""
     file = row.get(f"{kind}_file_name")
     return (
-        bool(file) and folder / str(file) != _target(folder, kind, row["file_name"]) and (folder / str(file)).is_file()
+        bool(file) and folder / str(file) != beside(folder, kind, row["file_name"]) and (folder / str(file)).is_file()
     )
 
 
-def _warn_of_maps(folder: Path, kind: str, names: Sequence[str]) -> None:
-    looked = names[:: max(1, len(names) // _LOOKED_AT)][:_LOOKED_AT] if kind != "tile" else ()
+def warn_of_maps(kind: str, pictures: Sequence[tuple[str, Callable[[], Image]]]) -> None:
+    """Look at a few pictures, by their names and what reads them.
+
+    Warns:
+        WrongPicture: some are condition maps themselves.
+    """
+    looked = pictures[:: max(1, len(pictures) // _LOOKED_AT)][:_LOOKED_AT] if kind != "tile" else ()
     found = []
-    for name in looked:
+    for name, read in looked:
         with contextlib.suppress(UserError):  # damage is counted later
-            found += [name] if recognise(read_image(folder / name)) is not None else []
+            found += [name] if recognise(read()) is not None else []
     if found:
         said = (
             f"{len(found)} of {len(looked)} pictures that were looked at are condition maps already, such as {found[0]}"
@@ -158,38 +199,51 @@ def on_cluster(address: str) -> Run:
     return lambda build, items: map_on_ray(address, build, items)
 
 
+class Maps:
+    """Makes condition images on one core, whole or balanced."""
+
+    def __init__(self, kind: str, source: str | None) -> None:
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        self.kind, self.extract = kind, extractor(kind, source)
+
+    def make(self, photo: Image, name: str, segments: np.ndarray | None, *, balanced: bool) -> Image:
+        """A photo's; balanced, it stays in a subset of its segments, which the photo's name draws.
+
+        Raises:
+            UserError: the segments are not as large as the photo.
+        """
+        made = self.extract(photo)
+        if not balanced:
+            return made
+        if segments is None:
+            segments = segment(photo)
+        if segments.shape != photo.shape[:2]:
+            raise UserError(f"the segments of {name} have {segments.shape[1]} x {segments.shape[0]} pixels, itself "
+                            f"{photo.shape[1]} x {photo.shape[0]}")  # fmt: skip
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        return silence(made, keep_some(segments, rng), self.kind)
+
+
 class _Work:
     """One picture's condition image; returns why it could not be made."""
 
-    def __init__(self, folder: Path, kind: str, source: str | None, segments: dict[str, str] | None) -> None:
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        self.folder, self.kind, self.segments = folder, kind, segments
-        self.extract = extractor(kind, source)
+    def __init__(self, folder: Path, kind: str, source: str | None, segments: dict[str, str], balanced: bool) -> None:
+        self.folder, self.kind, self.segments, self.balanced = folder, kind, segments, balanced
+        self.maps = Maps(kind, source)
 
     def __call__(self, name: str) -> str | None:
         try:
-            photo = read_image(self.folder / name)
-            made = self.extract(photo)
-            if self.segments is not None:
-                rng = np.random.default_rng(zlib.crc32(name.encode()))
-                made = silence(made, keep_some(self._segments(name, photo), rng), self.kind)
+            photo, segments = read_image(self.folder / name), None
+            if self.balanced and name in self.segments:
+                file = self.folder / self.segments[name]
+                segments = read_segments(read_bytes(file), str(file))
+            picture = PIL.Image.fromarray(self.maps.make(photo, name, segments, balanced=self.balanced))
         except UserError as error:
             return str(error)
-        picture = PIL.Image.fromarray(made)
-        target = _target(self.folder, self.kind, name)
+        target = beside(self.folder, self.kind, name)
         write_whole(target, lambda file: picture.save(file, "PNG", compress_level=1), durable=False)
         return None
-
-    def _segments(self, name: str, photo: np.ndarray) -> np.ndarray:
-        if name not in self.segments:
-            return segment(photo)
-        file = self.folder / self.segments[name]
-        segments = read_segments(read_bytes(file), str(file))
-        if segments.shape != photo.shape[:2]:
-            raise UserError(f"{file} has {segments.shape[1]} x {segments.shape[0]} pixels, {name} has "
-                            f"{photo.shape[1]} x {photo.shape[0]}")  # fmt: skip
-        return segments
 
 
 def _start(build: Callable[[], Callable[[str], str | None]]) -> None:
@@ -212,20 +266,16 @@ def _rows(folder: Path, kind: str) -> list[dict[str, str]]:
         raise UserError(f"{folder} holds no pictures (jpg, png or webp)")
     rows = [{"file_name": path.relative_to(folder).as_posix()} for path in paths]
     for row, path in zip(rows, paths, strict=True):
-        if (caption := path.with_suffix(".txt")).exists():
-            row["text"] = decode_text(caption.read_bytes(), caption)
+        if text := read_caption(path):
+            row["text"] = text
     return rows
-
-
-def _target(folder: Path, kind: str, name: str) -> Path:
-    return folder / kind / f"{name.rpartition('.')[0]}.png"
 
 
 def _note(folder: Path, kind: str, rows: Sequence[dict[str, str]], there: set[str]) -> None:
     column = f"{kind}_file_name"
     for row in rows:
         if row["file_name"] in there:
-            row[column] = _target(folder, kind, row["file_name"]).relative_to(folder).as_posix()
+            row[column] = beside(folder, kind, row["file_name"]).relative_to(folder).as_posix()
     _write_rows(folder, rows)
 
 

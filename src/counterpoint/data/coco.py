@@ -11,39 +11,56 @@ from counterpoint.conditions.image import read_image, resize
 from counterpoint.conditions.openpose import draw_pose, from_coco
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.data.annotations import Entry, Person, fill, read_annotations
+from counterpoint.data.beside import PublishedPhotos
 from counterpoint.data.photos import SUFFIXES, Photo, read_bytes, square, square_segments
 from counterpoint.types import Image, UserError
 
 
-class AnnotatedPhotos:
+class AnnotatedPhotos(PublishedPhotos):
     """Photos of a folder with COCO's annotations: the first caption, everybody's pose, where people are, segments.
 
     Args:
         photos: their annotations.
-        folder: of their files.
+        root: of the data set.
         size: to which pictures are brought.
-        segments: folder of the pictures of segments.
+        folder: of their files, below the root.
+        segments: of the pictures of segments, likewise, if there are any.
     """
 
-    def __init__(self, photos: Sequence[Entry], folder: Path, size: int, segments: Path | None = None) -> None:
-        self.photos, self.folder, self.size, self.segments = list(photos), folder, size, segments
+    def __init__(
+        self, photos: Sequence[Entry], root: Path, size: int, folder: str = "", segments: str | None = None
+    ) -> None:
+        self.photos, self.root, self.size = list(photos), root, size
+        self.folder, self.segments = Path(folder), None if segments is None else Path(segments)
 
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, number: int) -> Photo:
+    def row(self, number: int) -> dict[str, str]:
+        """The photo, and its panoptic picture."""
         entry = self.photos[number]
+        row = {"file_name": (self.folder / entry.name).as_posix()}
+        if self.segments is not None and entry.panoptic:
+            row["segments_file_name"] = (self.segments / entry.panoptic).as_posix()
+        return row
+
+    def published(self, kind: str) -> list[int]:
+        """Poses, where people are annotated."""
+        return [number for number, entry in enumerate(self.photos) if entry.knows_people] if kind == "pose" else []
+
+    def _photo(self, number: int) -> Photo:
+        entry, row = self.photos[number], self.row(number)
         if entry.damage:
             raise UserError(entry.damage)
-        image = read_image(self.folder / entry.name)
+        image = read_image(self.root / row["file_name"])
         height, width = image.shape[:2]
         if (width, height) != (entry.width, entry.height):
             raise UserError(
                 f"{entry.name} has {width} x {height} pixels; its annotations are for {entry.width} x {entry.height}"
             )
         segments = None
-        if self.segments is not None and entry.panoptic:
-            file = self.segments / entry.panoptic
+        if "segments_file_name" in row:
+            file = self.root / row["segments_file_name"]
             segments = square_segments(read_bytes(file), str(file), self.size, (height, width))
         return Photo(
             square(image, self.size, entry.name),
@@ -86,8 +103,10 @@ class Coco(AnnotatedPhotos):
             )
         if len(files) > 1:  # the list of panoptic segments is large, and needed for nothing but the photos' names
             files = [path for path in files if not path.name.startswith("panoptic")]
-        segments = notes / f"panoptic_{split}"
-        super().__init__(read_annotations(files), folder / split, size, segments if segments.is_dir() else None)
+        segments = f"annotations/panoptic_{split}"
+        super().__init__(
+            read_annotations(files), folder, size, split, segments if (folder / segments).is_dir() else None
+        )
         for entry in self.photos:
             entry.panoptic = entry.panoptic or f"{Path(entry.name).stem}.png"
 
@@ -109,7 +128,7 @@ class CocoInOne(AnnotatedPhotos):
     """
 
     def __init__(self, folder: Path, size: int) -> None:
-        super().__init__(read_annotations([folder / "annotations.json"]), folder / "images", size, folder)
+        super().__init__(read_annotations([folder / "annotations.json"]), folder, size, "images", "")
 
 
 class CocoPeople(Coco):
@@ -135,7 +154,48 @@ class CocoPeople(Coco):
             raise UserError(f"{path} has no photo with a whole person")
 
 
-class Ade20k:
+class _Labelled(PublishedPhotos):
+    """Photos, each with a picture of numbers that is called as it is.
+
+    Args:
+        root: of the data set.
+        size: to which pictures are brought.
+        photos: folder of the photos, below the root.
+        notes: of the pictures of numbers, likewise.
+        what: the data set is called in a message.
+
+    Raises:
+        UserError: there is no photo, or one lacks its numbers.
+    """
+
+    def __init__(self, root: Path, size: int, photos: str, notes: str, what: str) -> None:
+        self.root, self.size, self.notes = root, size, root / notes
+        folder = root / photos
+        self.paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+        if not self.paths:
+            raise UserError(f"{what} is not whole: there are no photos in {folder}")
+        there = {path.stem for path in self.notes.glob("*.png")}
+        if missing := [path.stem for path in self.paths if path.stem not in there]:
+            raise UserError(f"{what} is not whole: {self.notes} lacks {missing[0]}.png")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def row(self, number: int) -> dict[str, str]:
+        """The photo, and its numbers."""
+        path = self.paths[number]
+        files = {"file_name": path, "segments_file_name": self.notes / f"{path.stem}.png"}
+        return {key: file.relative_to(self.root).as_posix() for key, file in files.items()}
+
+    def _read(self, number: int) -> tuple[Image, np.ndarray]:
+        """A photo and its numbers, as squares."""
+        path, note = (self.root / name for name in self.row(number).values())
+        image = read_image(path)
+        labels = square_segments(read_bytes(note), str(note), self.size, image.shape[:2])
+        return square(image, self.size, path), labels
+
+
+class Ade20k(_Labelled):
     """A split of ADE20K's scene parsing benchmark: ``images/SPLIT/`` and ``annotations/SPLIT/``, whose pictures hold
     the 150 classes from 1 on, and 0 elsewhere; elsewhere is black. The kind of scene that ``sceneCategories.txt``
     names, if it is there, is the caption.
@@ -145,17 +205,17 @@ class Ade20k:
     """
 
     def __init__(self, folder: Path, size: int, split: str = "training") -> None:
-        self.size, self.notes = size, folder / "annotations" / split
-        self.paths = _labelled(folder / "images" / split, self.notes, "ADE20K")
+        super().__init__(folder, size, f"images/{split}", f"annotations/{split}", "ADE20K")
         scenes = folder / "sceneCategories.txt"
         lines = read_bytes(scenes).decode(errors="replace").splitlines() if scenes.exists() else []
         self.scenes = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def published(self, kind: str) -> list[int]:
+        """Every photo has its segmentation."""
+        return list(range(len(self))) if kind == "seg" else []
 
-    def __getitem__(self, number: int) -> Photo:
-        image, classes = _with_labels(self.paths[number], self.notes, self.size)
+    def _photo(self, number: int) -> Photo:
+        image, classes = self._read(number)
         if classes.max() > len(ADE20K_PALETTE):
             raise UserError(f"{self.notes / self.paths[number].stem}.png has classes beyond {len(ADE20K_PALETTE)}")
         colours = np.concatenate([np.zeros((1, 3), np.uint8), ADE20K_PALETTE])
@@ -164,7 +224,7 @@ class Ade20k:
         return Photo(image, text, {"seg": colours[classes]}, segments=classes, name=self.paths[number].name)
 
 
-class Pets:
+class Pets(_Labelled):
     """The Oxford-IIIT Pet data set, or a part of it: ``images/``, and ``trimaps/`` or ``annotations/trimaps/``, whose
     pictures hold 1 for the animal, 2 for what is behind it and 3 for the border between them, as segments.
 
@@ -173,38 +233,20 @@ class Pets:
     """
 
     def __init__(self, folder: Path, size: int) -> None:
-        self.size = size
-        self.notes = next(path for path in pet_trimaps(folder) if path.is_dir())
-        self.paths = _labelled(folder / "images", self.notes, "the data set of pets")
+        notes = next(path for path in PET_TRIMAPS if (folder / path).is_dir())
+        super().__init__(folder, size, "images", notes, "the data set of pets")
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def published(self, kind: str) -> list[int]:
+        """No condition images."""
+        return []
 
-    def __getitem__(self, number: int) -> Photo:
-        image, trimap = _with_labels(self.paths[number], self.notes, self.size)
+    def _photo(self, number: int) -> Photo:
+        image, trimap = self._read(number)
         return Photo(image, segments=trimap, name=self.paths[number].name)
 
 
-def pet_trimaps(folder: Path) -> tuple[Path, Path]:
-    """Where trimaps may lie."""
-    return folder / "trimaps", folder / "annotations" / "trimaps"
-
-
-def _labelled(photos: Path, notes: Path, what: str) -> list[Path]:
-    paths = sorted(path for path in photos.glob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UserError(f"{what} is not whole: there are no photos in {photos}")
-    there = {path.stem for path in notes.glob("*.png")}
-    if missing := [path.stem for path in paths if path.stem not in there]:
-        raise UserError(f"{what} is not whole: {notes} lacks {missing[0]}.png")
-    return paths
-
-
-def _with_labels(path: Path, notes: Path, size: int) -> tuple[Image, np.ndarray]:
-    """A photo and the numbers in the picture that is called as it is, as squares."""
-    image, note = read_image(path), notes / f"{path.stem}.png"
-    labels = square_segments(read_bytes(note), str(note), size, image.shape[:2])
-    return square(image, size, path), labels
+PET_TRIMAPS = ("trimaps", "annotations/trimaps")
+"""Where trimaps may lie."""
 
 
 def openpose(keypoints: Sequence[float]) -> np.ndarray:

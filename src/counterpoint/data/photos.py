@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,14 +83,8 @@ class Pictures:
 
     def __getitem__(self, number: int) -> Photo:
         path = self.paths[number]
-        caption, record = path.with_suffix(".txt"), path.with_suffix(".json")
-        text = ""
-        if caption.exists():
-            text = decode_text(read_bytes(caption), caption)
-        elif record.exists():
-            text = _captioned(read_bytes(record), str(record))
         image = square(read_image(path), self.size, path)
-        return Photo(image, text, name=path.relative_to(self.folder).as_posix())
+        return Photo(image, read_caption(path), name=path.relative_to(self.folder).as_posix())
 
 
 DOWNLOAD = (
@@ -147,58 +139,6 @@ class ImageFolder:
     def having(self, kind: str) -> list[int]:
         """The numbers of the photos with a condition image of a kind."""
         return [number for number, row in enumerate(self.rows) if row.get(f"{kind}_file_name")]
-
-
-class TarShards:
-    """WebDataset's shards on disk: tar files of ``KEY.jpg``, ``KEY.txt`` (or the ``caption`` of ``KEY.json``),
-    ``KEY.KIND.png`` and ``KEY.segments.png``.
-
-    Shards are read in place: only where each file lies is held in memory.
-
-    Raises:
-        UserError: a shard is cut or no tar file, or a key comes twice.
-    """
-
-    def __init__(self, shards: Sequence[Path], size: int) -> None:
-        self.shards, self.size = list(shards), size
-        self.samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []
-        seen: dict[str, Path] = {}
-        for number, shard in enumerate(self.shards):
-            for key, files in _members(shard).items():
-                if key in seen:
-                    raise UserError(f"{shard}: the key {key} is there twice, first in {seen[key]}")
-                seen[key] = shard
-                if any(f".{suffix}" in SUFFIXES for suffix in files):
-                    self.samples.append((number, key, files))
-        if not self.samples:
-            raise UserError(f"{', '.join(map(str, self.shards))} hold no pictures (KEY.jpg, KEY.png or KEY.webp)")
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, number: int) -> Photo:
-        shard, key, places = self.samples[number]
-        content = {}
-        where = f"{self.shards[shard]}:{key}"
-        try:
-            with self.shards[shard].open("rb") as file:
-                for suffix, (offset, size) in places.items():
-                    file.seek(offset)
-                    content[suffix] = file.read(size)
-        except OSError as error:
-            raise UserError(f"{where} cannot be read: {error.strerror or error}") from None
-        image = next(content[suffix] for suffix in content if f".{suffix}" in SUFFIXES)
-        text = decode_text(content["txt"], where) if "txt" in content else _captioned(content.get("json"), where)
-        files = {suffix.partition(".")[0]: content[suffix] for suffix in content if "." in suffix}
-        return decode_photo(where, image, text, files, self.size)
-
-    def having(self, kind: str) -> list[int]:
-        """The numbers of the photos with a condition image of a kind."""
-        return [
-            number
-            for number, (_, _, files) in enumerate(self.samples)
-            if any(suffix.startswith(f"{kind}.") for suffix in files)
-        ]
 
 
 def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes], size: int) -> Photo:
@@ -256,6 +196,18 @@ def square(picture: Image, size: int, where: object) -> Image:
         tall, wide = picture.shape[:2]
         raise UserError(f"{where} has {wide} x {tall} pixels, too few for a resolution of {size}")
     return resize(picture, size, size)
+
+
+def read_caption(photo: Path) -> str:
+    """What ``NAME.txt`` beside a photo says, or the ``caption`` of ``NAME.json``, or nothing.
+
+    Raises:
+        UserError: it is not UTF-8, or no JSON object.
+    """
+    if (caption := photo.with_suffix(".txt")).exists():
+        return decode_text(read_bytes(caption), caption)
+    record = photo.with_suffix(".json")
+    return decode_record(read_bytes(record), str(record)) if record.exists() else ""
 
 
 def decode_text(content: bytes, where: object) -> str:
@@ -320,31 +272,12 @@ def _files(row: Mapping[str, str]) -> dict[str, str]:
     return {what: row[f"{what}_file_name"] for what in (*CONTROL_KINDS, SEGMENTS) if row.get(f"{what}_file_name")}
 
 
-def _members(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Key -> suffix -> where the file lies in a shard, and its size."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if member.isfile():
-                    folder, slash, name = member.name.rpartition("/")
-                    key, _, suffix = name.partition(".")
-                    files = found.setdefault(folder + slash + key, {})
-                    if suffix.lower() in files:
-                        raise UserError(f"{shard}: {member.name} is there twice")
-                    files[suffix.lower()] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{shard} is cut or no tar file: {error}") from None
-    with shard.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(end - 1024, 0))
-        closed = not any(file.read())  # an archive ends with two empty blocks
-    if not closed or any(offset + size > end for files in found.values() for offset, size in files.values()):
-        raise UserError(f"{shard} is cut: it has no end")
-    return found
+def decode_record(content: bytes | None, where: str) -> str:
+    """The ``caption`` of a JSON object, if there is any.
 
-
-def _captioned(content: bytes | None, where: str) -> str:
+    Raises:
+        UserError: it is none.
+    """
     if content is None:
         return ""
     try:

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from counterpoint.data.balance import segment
-from counterpoint.data.coco import Ade20k, Coco, CocoInOne, Pets, coco_splits, pet_trimaps
-from counterpoint.data.photos import DOWNLOAD, METADATA, MOST_DAMAGED, ImageFolder, Photo, Pictures, TarShards
-from counterpoint.data.tables import parquet, saved_dataset
+from counterpoint.data.beside import PublishedPhotos
+from counterpoint.data.coco import PET_TRIMAPS, Ade20k, Coco, CocoInOne, Pets, coco_splits
+from counterpoint.data.multigen import MultiGen
+from counterpoint.data.photos import DOWNLOAD, METADATA, MOST_DAMAGED, ImageFolder, Photo, Pictures
+from counterpoint.data.tables import table_reader
+from counterpoint.data.tars import TarShards, tar_shards
 from counterpoint.types import Image, UserError
 
 Extract = Mapping[str, Callable[[Image], Image]]
@@ -24,10 +27,9 @@ _log = logging.getLogger(__name__)
 def open_photos(
     place: Path, size: int, *, image: str = "image", text: str = "text", maps: Mapping[str, str] | None = None
 ) -> Sequence[Photo]:
-    """What a place holds: tar shards (a file, or a folder of them), a folder with ``metadata.jsonl``, COCO 2017,
-    ADE20K or the Oxford-IIIT pets (the split for training where there are several), ``images/`` with one
-    ``annotations.json``, a data set that the datasets library saved, Parquet files as the hub has them, or any folder
-    of photos.
+    """What a place holds: tar shards (a file, or a folder of them), a folder with ``metadata.jsonl``, photos as
+    :func:`open_published` finds them, a data set that the datasets library saved, Parquet files as the hub has them,
+    or any folder of photos.
 
     Args:
         place: a file or folder.
@@ -39,32 +41,53 @@ def open_photos(
     Raises:
         UserError: it is none of these, or a part of it is broken.
     """
-    saved = (place / "dataset_dict.json").exists() or (place / "dataset_info.json").exists()
-    if saved or list(place.glob("data/*.parquet")):
-        return (saved_dataset if saved else parquet)(place, size, text, maps, image=image)
+    if (read := table_reader(place)) is not None:
+        return read(place, size, text, maps, image=image)
     if (image, text, maps) != ("image", "text", None):
         raise UserError(f"{place} has no columns to be named: it is neither Parquet files nor a saved data set")
-    shards = [place] if place.suffix == ".tar" else sorted(place.glob("*.tar"))
-    if shards:
+    if shards := tar_shards(place):
         return TarShards(shards, size)
     if not place.is_dir():
         hint = f": {DOWNLOAD}" if place.suffix == ".parquet" else ""
         raise UserError(f"there is no folder of photos and no tar file {place}{hint}")
-    if (place / METADATA).exists():
-        return ImageFolder(place, size)
-    if splits := sorted(path.parent.name for path in place.glob(f"*/{METADATA}")):
-        if "train" not in splits and len(splits) > 1:
-            raise UserError(f"{place} has no split train; name one of its folders {', '.join(splits)}")
-        return ImageFolder(place / ("train" if "train" in splits else splits[0]), size)
+    if (folder := described(place)) is not None:
+        return ImageFolder(folder, size)
+    published = open_published(place, size)
+    return Pictures(place, size) if published is None else published
+
+
+def open_published(place: Path, size: int) -> PublishedPhotos | None:
+    """Photos in a layout of their publisher: COCO 2017, ADE20K or the Oxford-IIIT pets (the split for training where
+    there are several), MultiGen-20M, ``images/`` with one ``annotations.json``; or none of these.
+
+    Raises:
+        UserError: a part of it is missing or broken.
+    """
     if splits := coco_splits(place):
         return Coco(place, size, splits[0])
+    if (place / "json_files").is_dir():
+        return MultiGen(place, size)
     if (place / "annotations.json").is_file() and (place / "images").is_dir():
         return CocoInOne(place, size)
     if (place / "images" / "training").is_dir():
         return Ade20k(place, size)
-    if (place / "images").is_dir() and any(path.is_dir() for path in pet_trimaps(place)):
+    if (place / "images").is_dir() and any((place / path).is_dir() for path in PET_TRIMAPS):
         return Pets(place, size)
-    return Pictures(place, size)
+    return None
+
+
+def described(place: Path) -> Path | None:
+    """The folder with ``metadata.jsonl``: the place, or its split ``train``, or the only one; or none.
+
+    Raises:
+        UserError: there are several splits, and none is ``train``.
+    """
+    if (place / METADATA).exists():
+        return place
+    splits = sorted(path.parent.name for path in place.glob(f"*/{METADATA}"))
+    if "train" not in splits and len(splits) > 1:
+        raise UserError(f"{place} has no split train; name one of its folders {', '.join(splits)}")
+    return place / ("train" if "train" in splits else splits[0]) if splits else None
 
 
 class PhotoSamples:

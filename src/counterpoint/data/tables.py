@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,6 +94,13 @@ def saved_dataset(
     for column in (image, *found.values()):
         rows = rows.cast_column(column, datasets.Image(decode=False))  # decoded here, where damage is counted
     return Columns(_Saved(rows), size, text, found, image)
+
+
+def table_reader(place: Path) -> Callable[..., Columns] | None:
+    """What reads the table that a folder holds, if it holds one."""
+    if (place / "dataset_dict.json").exists() or (place / "dataset_info.json").exists():
+        return saved_dataset
+    return parquet if any(place.glob("data/*.parquet")) else None
 
 
 class Columns:

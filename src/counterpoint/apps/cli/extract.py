@@ -16,7 +16,7 @@ def extract(
             "tiny reads all of these but sam from the tiny family's own scenes."
         ),
     ],
-    photo: Annotated[Path, typer.Argument(help="The photo; with --batch a folder of them.")],
+    photo: Annotated[Path, typer.Argument(help="The photo; with --batch a folder of them, or of tar shards.")],
     model: Annotated[
         str | None,
         typer.Option(
@@ -38,7 +38,9 @@ def extract(
     batch: Annotated[
         bool,
         typer.Option(
-            "--batch", help="Fill a folder: KIND/NAME.png for each picture, and KIND_file_name in its metadata.jsonl."
+            "--batch",
+            help="Fill a folder: KIND/NAME.png for each picture, and KIND_file_name in its metadata.jsonl; of tar "
+            "shards, KEY.KIND.png in them.",
         ),
     ] = False,
     balance: Annotated[
@@ -90,19 +92,25 @@ def extract(
     print(path)
 
 
-def _fill(folder: Path, kind: str, model: str | None, balance: bool, workers: int | None, ray: str | None) -> Path:
+def _fill(place: Path, kind: str, model: str | None, balance: bool, workers: int | None, ray: str | None) -> Path:
     from counterpoint.apps.cli import output
     from counterpoint.apps.extract_batch import extract_batch, on_cluster, on_cores
+    from counterpoint.apps.extract_shards import extract_shards
     from counterpoint.conditions.recognise import WrongPicture
+    from counterpoint.data.tars import tar_shards
     from counterpoint.types import UserError
 
-    if not folder.is_dir():
-        raise UserError(f"--batch wants a folder of pictures; {folder} is none")
-    listening = output.progress(f"making {kind} images", unit="picture")
+    shards = tar_shards(place)
+    if not (shards or place.is_dir()):
+        raise UserError(f"--batch wants a folder of pictures, or tar shards; {place} is none")
+    listening = output.progress(f"making {kind} images", unit="shard" if shards else "picture")
     with output.spoken_warnings(WrongPicture), listening as listen:
         run = on_cluster(ray) if ray else on_cores(workers)
-        filled = extract_batch(folder, kind, run, source=model, balanced=balance, listen=listen)
+        settings = {"source": model, "balanced": balance, "listen": listen}
+        filled = (
+            extract_shards(shards, kind, run, **settings) if shards else extract_batch(place, kind, run, **settings)
+        )
     for reason in filled.damaged.values():
         output.say(f"warning: skipped: {reason}")
     output.say(f"{filled.there} {kind} images, {len(filled.damaged)} pictures skipped")
-    return folder / "metadata.jsonl"
+    return place

@@ -1,0 +1,115 @@
+"""Condition images for WebDataset's shards: each gets its pictures' maps as members, and is replaced as a whole."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import PIL.Image
+
+from counterpoint.apps.extract_batch import Filled, Maps, Run, check_damage, check_kind, warn_of_maps
+from counterpoint.apps.record import settle, write_whole
+from counterpoint.conditions.image import decode_image
+from counterpoint.data.photos import SEGMENTS, SUFFIXES, read_segments
+from counterpoint.data.tars import read_members
+from counterpoint.types import Image, UserError
+
+Members = dict[str, tuple[int, int]]
+"""Suffix -> where a file lies in its shard, and its size."""
+
+
+def extract_shards(
+    shards: Sequence[Path],
+    kind: str,
+    run: Run,
+    *,
+    source: str | None = None,
+    balanced: bool = False,
+    listen: Callable[[int, int], None] | None = None,
+) -> Filled:
+    """Give each picture ``KEY.jpg`` of some tar files a ``KEY.KIND.png``; those that are there stay.
+
+    A shard is read, and written anew beside itself, with its members as they were and the maps after them, before it
+    takes the old one's place: there is room for one more shard a worker. Arguments and errors are those of
+    :func:`counterpoint.apps.extract_batch.extract_batch`; ``listen`` hears of shards.
+    """
+    check_kind(kind, source, balanced)
+    pictures = {shard: _pictures(shard) for shard in shards}
+    total = sum(map(len, pictures.values()))
+    if not total:
+        raise UserError(f"{', '.join(map(str, shards))} hold no pictures (KEY.jpg, KEY.png or KEY.webp)")
+    todo = [str(shard) for shard, found in pictures.items() if not all(_map(kind) in one for one in found.values())]
+    firsts = [(shard, *next(iter(found.items()))) for shard, found in pictures.items() if found]
+    warn_of_maps(kind, [(f"{shard}:{key}", partial(_decode, shard, key, files)) for shard, key, files in firsts])
+    settle(shards[0].parent / kind, {"model": source, "balance": balanced}, "move it away first")
+    damaged: dict[str, str] = {}
+    work = partial(_Work, kind, source, balanced)
+    for done, (shard, reasons) in enumerate(run(work, todo) if todo else (), len(shards) - len(todo) + 1):
+        damaged |= {f"{shard} {number}": reason for number, reason in enumerate((reasons or "").splitlines())}
+        check_damage(damaged, total)
+        if listen is not None:
+            listen(done, len(shards))
+    return Filled(total - len(damaged), damaged)
+
+
+class _Work:
+    """Fills one shard; returns why some maps could not be made, a line each."""
+
+    def __init__(self, kind: str, source: str | None, balanced: bool) -> None:
+        self.kind, self.balanced, self.maps = kind, balanced, Maps(kind, source)
+
+    def __call__(self, name: str) -> str | None:
+        shard, reasons, made = Path(name), [], {}
+        for key, files in _pictures(shard).items():
+            if _map(self.kind) in files:
+                continue
+            try:
+                photo, segments = _decode(shard, key, files), None
+                if self.balanced and (file := next(filter(files.get, (f"{SEGMENTS}.png", "sam.png")), None)):
+                    segments = read_segments(_read(shard, files[file]), f"{shard}:{key}.{file}")
+                made[key] = self.maps.make(photo, key, segments, balanced=self.balanced)
+            except UserError as error:
+                reasons.append(" ".join(str(error).split()))
+        if made:
+            write_whole(shard, partial(_append, shard, self.kind, made))
+        return "\n".join(reasons) or None
+
+
+def _pictures(shard: Path) -> dict[str, Members]:
+    """The files of each picture."""
+    return {key: files for key, files in read_members(shard).items() if any(f".{one}" in SUFFIXES for one in files)}
+
+
+def _read(shard: Path, place: tuple[int, int]) -> bytes:
+    try:
+        with shard.open("rb") as file:
+            file.seek(place[0])
+            return file.read(place[1])
+    except OSError as error:
+        raise UserError(f"cannot read {shard}: {error.strerror or error}") from None
+
+
+def _decode(shard: Path, key: str, files: Members) -> Image:
+    return decode_image(_read(shard, next(files[one] for one in files if f".{one}" in SUFFIXES)), f"{shard}:{key}")
+
+
+def _append(shard: Path, kind: str, made: dict[str, Image], file: BinaryIO) -> None:
+    """A shard with maps after its members."""
+    with tarfile.open(shard, "r:") as old, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as new:
+        for member in old:
+            new.addfile(member, old.extractfile(member) if member.isfile() else None)
+        for key, picture in made.items():
+            content = io.BytesIO()
+            PIL.Image.fromarray(picture).save(content, "PNG", compress_level=1)
+            member = tarfile.TarInfo(f"{key}.{_map(kind)}")
+            member.size = content.tell()
+            content.seek(0)
+            new.addfile(member, content)
+
+
+def _map(kind: str) -> str:
+    return f"{kind}.png"
