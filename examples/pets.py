@@ -90,10 +90,10 @@ def main(pets: Path, out: Path) -> None:
         shutil.copytree(TINY, family, ignore=shutil.ignore_patterns("controls", "judges", "probes"))
     train("photo-codec", out / "codec", data, max_train_steps=3000)
     assemble(out, family)
-    train("photo-base", out / "base", data, pretrained_model_name_or_path=family, torch_compile=True)
+    settings = {"pretrained_model_name_or_path": family, "torch_compile": True}
+    train("photo-base", out / "base", data, max_train_steps=6000, **settings)
     assemble(out, family)
-    settings = {"pretrained_model_name_or_path": family, "control_type": "seg", "torch_compile": True}
-    train("photo-controlnet", out / "control-seg", data, **settings)
+    train("photo-controlnet", out / "control-seg", data, control_type="seg", max_train_steps=4000, **settings)
     assemble(out, family)
     train("photo-segmenter", out / "segmenter", data, num_labels=CLASSES)
 

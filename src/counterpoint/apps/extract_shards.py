@@ -63,20 +63,36 @@ class _Work:
         self.kind, self.balanced, self.maps = kind, balanced, Maps(kind, source)
 
     def __call__(self, name: str) -> str | None:
-        shard, reasons, made = Path(name), [], {}
-        for key, files in _pictures(shard).items():
-            if _map(self.kind) in files:
-                continue
-            try:
-                photo, segments = _decode(shard, key, files), None
-                if self.balanced and (file := next(filter(files.get, (f"{SEGMENTS}.png", "sam.png")), None)):
-                    segments = read_segments(_read(shard, files[file]), f"{shard}:{key}.{file}")
-                made[key] = self.maps.make(photo, key, segments, balanced=self.balanced)
-            except UserError as error:
-                reasons.append(" ".join(str(error).split()))
-        if made:
-            write_whole(shard, partial(_append, shard, self.kind, made))
+        reasons: list[str] = []
+        write_whole(Path(name), partial(self._fill, Path(name), reasons))
         return "\n".join(reasons) or None
+
+    def _fill(self, shard: Path, reasons: list[str], file: BinaryIO) -> None:
+        """A shard's members as they are, then a map after the other."""
+        with tarfile.open(shard, "r:") as old, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as new:
+            for member in old:
+                new.addfile(member, old.extractfile(member) if member.isfile() else None)
+            for key, files in _pictures(shard).items():
+                if _map(self.kind) not in files:
+                    try:
+                        new.addfile(*_png(f"{key}.{_map(self.kind)}", self._make(shard, key, files)))
+                    except UserError as error:
+                        reasons.append(" ".join(str(error).split()))
+
+    def _make(self, shard: Path, key: str, files: Members) -> Image:
+        photo, segments = _decode(shard, key, files), None
+        if self.balanced and (file := next(filter(files.get, (f"{SEGMENTS}.png", "sam.png")), None)):
+            segments = read_segments(_read(shard, files[file]), f"{shard}:{key}.{file}")
+        return self.maps.make(photo, key, segments, balanced=self.balanced)
+
+
+def _png(name: str, picture: Image) -> tuple[tarfile.TarInfo, BinaryIO]:
+    content = io.BytesIO()
+    PIL.Image.fromarray(picture).save(content, "PNG", compress_level=1)
+    member = tarfile.TarInfo(name)
+    member.size = content.tell()
+    content.seek(0)
+    return member, content
 
 
 def _pictures(shard: Path) -> dict[str, Members]:
@@ -95,20 +111,6 @@ def _read(shard: Path, place: tuple[int, int]) -> bytes:
 
 def _decode(shard: Path, key: str, files: Members) -> Image:
     return decode_image(_read(shard, next(files[one] for one in files if f".{one}" in SUFFIXES)), f"{shard}:{key}")
-
-
-def _append(shard: Path, kind: str, made: dict[str, Image], file: BinaryIO) -> None:
-    """A shard with maps after its members."""
-    with tarfile.open(shard, "r:") as old, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as new:
-        for member in old:
-            new.addfile(member, old.extractfile(member) if member.isfile() else None)
-        for key, picture in made.items():
-            content = io.BytesIO()
-            PIL.Image.fromarray(picture).save(content, "PNG", compress_level=1)
-            member = tarfile.TarInfo(f"{key}.{_map(kind)}")
-            member.size = content.tell()
-            content.seek(0)
-            new.addfile(member, content)
 
 
 def _map(kind: str) -> str:
