@@ -40,13 +40,17 @@ def launch(folder: Path, *more: str) -> tuple[subprocess.Popen, str]:
     pytest.fail("the studio did not start")
 
 
+def end(process: subprocess.Popen) -> None:
+    process.terminate()
+    process.wait(20)
+    process.stderr.close()
+
+
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process, url = launch(tmp_path_factory.mktemp("studio"), "--port", "0")
     yield url
-    process.terminate()
-    process.wait(20)
-    process.stderr.close()
+    end(process)
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +183,25 @@ def test_on_a_phone_nothing_is_cut_off(studio: str, browser: Any) -> None:
     page.close()
 
 
+def test_a_tab_outlives_its_studio(tmp_path: Path, browser: Any) -> None:
+    process, url = launch(tmp_path, "--port", "0")
+    page = browser.new_page(viewport={"width": 1360, "height": 950})
+    page.goto(url)
+    page.wait_for_selector("#subject input")
+    page.evaluate("window.before = true")
+    end(process)
+    page.locator("#generate").click()
+    page.get_by_text("Connection to the server was lost").first.wait_for()
+    process, _ = launch(tmp_path, "--port", url.rstrip("/").rpartition(":")[2])
+    try:
+        page.wait_for_function("!window.before && document.querySelector('#subject input')")  # it came back by itself
+        page.locator("#generate").click()
+        says(page, "#status", "made 1")
+        page.close()
+    finally:
+        end(process)
+
+
 def test_from_command_to_first_image(tmp_path: Path, browser: Any) -> None:
     """No bound that a noisy machine could break: the time is printed, and far below what the assertion says."""
     began = time.monotonic()
@@ -196,9 +219,7 @@ def test_from_command_to_first_image(tmp_path: Path, browser: Any) -> None:
         [sys.executable, "-m", "counterpoint", "studio", "--folder", str(tmp_path), "--port", port],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    process.terminate()
-    process.wait(20)
-    process.stderr.close()
+    end(process)
     assert taken.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in taken.stderr
     assert len(taken.stderr.strip().splitlines()) == 1
