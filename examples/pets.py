@@ -90,12 +90,12 @@ def main(pets: Path, out: Path) -> None:
         shutil.copytree(TINY, family, ignore=shutil.ignore_patterns("controls", "judges", "probes"))
     train("photo-codec", out / "codec", data, max_train_steps=3000)
     assemble(out, family)
-    settings = {"pretrained_model_name_or_path": family, "torch_compile": True}
-    train("photo-base", out / "base", data, max_train_steps=6000, **settings)
+    on = {"pretrained_model_name_or_path": family}
+    train("photo-base", out / "base", data, max_train_steps=6000, torch_compile=True, **on)
     assemble(out, family)
-    train("photo-controlnet", out / "control-seg", data, control_type="seg", max_train_steps=4000, **settings)
+    train("photo-controlnet", out / "control-seg", data, control_type="seg", max_train_steps=3000, **on)
     assemble(out, family)
-    train("photo-segmenter", out / "segmenter", data, num_labels=CLASSES)
+    train("photo-segmenter", out / "segmenter", data, num_labels=CLASSES, max_train_steps=1000)
 
     held_out = ImageFolder(test, SIZE)
     photos = [held_out[number] for number in range(len(held_out))]

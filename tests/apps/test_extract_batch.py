@@ -17,7 +17,6 @@ from counterpoint.apps.extract_shards import extract_shards
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.image import decode_image, read_image
 from counterpoint.conditions.recognise import WrongPicture
-from counterpoint.data.photos import ImageFolder
 from counterpoint.data.samples import open_photos
 from counterpoint.types import UserError
 from tests.data.test_annotations import coco
@@ -50,14 +49,18 @@ def test_a_folder_is_filled_and_can_be_trained_on(tmp_path: Path) -> None:
     assert extract_batch(photos(tmp_path), "canny", here(asked)) == Filled(4, {})
     made = read_image(tmp_path / "canny" / "images" / "001.png")
     np.testing.assert_array_equal(made, canny(read_image(tmp_path / "images" / "001.png")))
-    one = ImageFolder(tmp_path, 32)[0]
+    one = open_photos(tmp_path, 32)[0]
     assert (one.text, list(one.maps)) == ("noise", ["canny"])
     (tmp_path / "canny" / "images" / "002.png").unlink()
     asked.clear()
     assert extract_batch(tmp_path, "canny", here(asked)) == Filled(4, {})
     assert asked == ["images/002.png"], "what is there is not made again"
     extract_batch(tmp_path, "tile", here(asked))
-    assert list(ImageFolder(tmp_path, 32)[3].maps) == ["canny", "tile"]
+    assert set(open_photos(tmp_path, 32)[3].maps) == {"canny", "tile"}
+    assert len(open_photos(tmp_path, 32)) == 4, "what was made is no photo"
+    photos(tmp_path / "more", 1)
+    assert extract_batch(tmp_path, "canny", here([])) == Filled(5, {}), "what is added is seen"
+    assert not (tmp_path / "metadata.jsonl").exists()
 
 
 def test_damaged_pictures(tmp_path: Path) -> None:
@@ -69,8 +72,7 @@ def test_damaged_pictures(tmp_path: Path) -> None:
     (tmp_path / "many" / "images" / "001.png").write_bytes(b"no picture")
     filled = extract_batch(tmp_path / "many", "canny", here([]))
     assert (filled.there, list(filled.damaged)) == (99, ["images/001.png"])
-    rows = [json.loads(line) for line in (tmp_path / "many" / "metadata.jsonl").read_text().splitlines()]
-    assert [("canny_file_name" in row) for row in rows] == [True, False, *[True] * 98]
+    assert open_photos(tmp_path / "many", 32).having("canny") == [0, *range(2, 100)]
 
 
 def test_balanced_edges_stay_in_given_segments(tmp_path: Path) -> None:
@@ -107,15 +109,47 @@ def test_published_images_stay_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "theirs.png").write_bytes((tmp_path / "images" / "000.png").read_bytes())
     rows = [{"file_name": f"images/{i:03d}.png"} for i in range(3)]
     rows[1]["canny_file_name"] = "theirs.png"
-    rows[2]["canny_file_name"] = "gone.png"
+    rows[2]["canny_file_name"] = "canny/images/002.png"
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="came with canny images already"):
         extract_batch(tmp_path, "canny", here([]), balanced=True)
     asked: list[str] = []
     assert extract_batch(tmp_path, "canny", here(asked)) == Filled(3, {})
-    assert asked == ["images/000.png", "images/002.png"]
+    assert asked == ["images/000.png", "images/002.png"], "one to come may be named"
     made = [json.loads(line)["canny_file_name"] for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
     assert made == ["canny/images/000.png", "theirs.png", "canny/images/002.png"]
+
+
+def test_a_map_where_ours_would_be_is_theirs_until_one_is_made(tmp_path: Path) -> None:
+    photos(tmp_path, 2)
+    (tmp_path / "canny" / "images").mkdir(parents=True)
+    theirs = (tmp_path / "images" / "001.png").read_bytes()
+    (tmp_path / "canny" / "images" / "000.png").write_bytes(theirs)
+    rows = [{"file_name": f"images/{i:03d}.png"} for i in range(2)]
+    rows[0]["canny_file_name"] = "canny/images/000.png"
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="came with canny images already"):
+        extract_batch(tmp_path, "canny", here([]), balanced=True)
+    asked: list[str] = []
+    extract_batch(tmp_path, "canny", here(asked))
+    assert asked == ["images/001.png"]
+    assert (tmp_path / "canny" / "images" / "000.png").read_bytes() == theirs
+
+
+def test_pictures_that_no_row_names_are_told(cli, tmp_path: Path) -> None:
+    photos(tmp_path, 3)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "images/000.png"}\n')
+    status, _, error = cli("extract", "canny", tmp_path, "--batch", "--workers", 1)
+    assert status == 0, error
+    assert "metadata.jsonl does not name 2 pictures, such as" in error
+    assert "1 canny images" in error
+
+
+def test_a_missing_map_is_not_replaced(tmp_path: Path) -> None:
+    photos(tmp_path, 1)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "images/000.png", "canny_file_name": "gone.png"}\n')
+    with pytest.raises(UserError, match=r"line 1: there is no file gone\.png"):
+        extract_batch(tmp_path, "canny", here([]))
 
 
 def test_killed_at_its_first_picture_it_leaves_no_maps_among_photos(tmp_path: Path) -> None:
@@ -167,14 +201,6 @@ def test_the_split_that_training_reads_is_filled(tmp_path: Path) -> None:
     assert not (tmp_path / "metadata.jsonl").exists()
 
 
-def test_captions_stay_when_a_folder_gets_its_metadata(tmp_path: Path) -> None:
-    photos(tmp_path, 2)
-    (tmp_path / "images" / "001.json").write_text('{"caption": "of a list"}')
-    before = [one.text for one in open_photos(tmp_path, 32)]
-    extract_batch(tmp_path, "canny", here([]))
-    assert [one.text for one in open_photos(tmp_path, 32)] == before == ["noise", "of a list"]
-
-
 HALVES = np.where(np.arange(96) < 48, 1, 2)[None].repeat(64, 0).astype(np.uint8)
 
 
@@ -219,6 +245,9 @@ def test_a_published_data_set_stays_what_it_is(tmp_path: Path, sort: str, publis
         for side in (slice(48), slice(48, None)):
             heard = not balanced or made[:, side].any()
             np.testing.assert_array_equal(made[:, side], whole[:, side] * heard)
+    part = Path(after.row(0)["file_name"]).parts[0]
+    extract_batch(folder / part, "tile", here([]))
+    assert type(open_photos(folder, 32)) is type(after), "a part that is filled by itself does not become the whole"
     (folder / "canny" / after.row(3)["file_name"]).unlink()
     assert open_photos(folder, 32).having("canny") == [0, 1, 2]
     PIL.Image.fromarray(picture(0, 64, 64)).save(folder / "canny" / after.row(0)["file_name"])
@@ -230,6 +259,19 @@ def test_a_published_data_set_stays_what_it_is(tmp_path: Path, sort: str, publis
     if "pose" in published:
         with pytest.raises(UserError, match="came with pose images already"):
             extract_batch(folder, "pose", here([]), source="tiny", balanced=True)
+
+
+def test_segments_by_sam_serve_a_published_data_set(tmp_path: Path) -> None:
+    folder = coco(tmp_path, {"captions": [{"id": 1, "image_id": 0, "caption": "a"}]}, 4)
+    (folder / "sam" / "train2017").mkdir(parents=True)
+    (folder / "sam" / "settings.json").write_text("{}")
+    for i in range(4):
+        PIL.Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(folder / "sam" / "train2017" / f"{i}.png")
+    extract_batch(folder, "canny", here([]), balanced=True)
+    for i in range(4):
+        made = read_image(folder / "canny" / "train2017" / f"{i}.png")
+        np.testing.assert_array_equal(made, canny(picture(i)), "one segment is heard as a whole")
+    assert not open_photos(folder, 32)[0].segments.any()
 
 
 def shards(folder: Path) -> list[Path]:
@@ -271,6 +313,26 @@ def test_shards_are_filled(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["0.tar", "1.tar", "canny"]
     with pytest.raises(UserError, match="balance: False -> True"):
         extract_shards(paths, "canny", here([]), balanced=True)
+    (tmp_path / "set" / "canny" / "settings.json").unlink()
+    with pytest.raises(UserError, match="the shards hold canny images already"):
+        extract_shards(paths, "canny", here([]), balanced=True)
+
+
+def test_a_map_of_another_sort_is_theirs(tmp_path: Path) -> None:
+    path = shard(tmp_path / "0.tar", {"a.png": _png(picture(0)), "a.canny.jpg": _png(picture(1))})
+    before = path.read_bytes()
+    assert extract_shards([path], "canny", here([])) == Filled(1, {})
+    assert path.read_bytes() == before
+
+
+def test_keys_that_come_twice_are_told_before_the_work(tmp_path: Path) -> None:
+    paths = [shard(tmp_path / f"{i}.tar", {"a.png": _png(picture(i))}) for i in range(2)]
+    before = [path.read_bytes() for path in paths]
+    with pytest.raises(UserError, match="the key a is there twice"):
+        extract_shards(paths, "canny", here([]))
+    with pytest.raises(UserError, match="the key b has 2 pictures: png, jpg"):
+        extract_shards([shard(tmp_path / "2.tar", {"b.png": b"", "b.jpg": b""})], "canny", here([]))
+    assert [path.read_bytes() for path in paths] == before
 
 
 def test_balanced_edges_in_shards(tmp_path: Path) -> None:
@@ -295,6 +357,10 @@ def test_damage_in_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 of 2 pictures are damaged, 0 may be"):
         extract_shards([path], "canny", here([]))
     assert "b.canny.png" in _members(path), "what was made stays"
+    before = path.stat().st_ino
+    with pytest.raises(UserError, match="1 of 2 pictures"):
+        extract_shards([path], "canny", here([]))
+    assert path.stat().st_ino == before, "a shard that gains nothing is not written"
 
 
 def test_a_killed_shard_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +415,8 @@ def test_the_command(cli, tmp_path: Path) -> None:
         (["canny", "."], "fill it with --batch"),
         (["canny", "x.png", "--balance"], "belong to --batch"),
         (["canny", "x.png", "--batch"], "wants a folder"),
+        (["canny", "x.png", "--out", "./x.png"], "not the photo itself"),
+        (["canny", "x.png", "--out", "x.jpg"], "a condition image is a png file"),
         (["canny", ".", "--batch", "--out", "x"], "leave out --out"),
         (["canny", ".", "--batch", "--resolution", "512"], "leave out --resolution"),
         (["smell", ".", "--batch", "--balance"], "unknown control 'smell'"),

@@ -43,6 +43,9 @@ BAD = {
     "half a point": ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "at least three points"),
     "a box outside": ({"bbox": [90, 0, 20, 10]}, "annotation 9 lies outside its photo 0.png"),
     "a keypoint outside": ({"keypoints": [500, 5, 2] * 17}, "lies outside"),
+    "an endless number of keypoints": ({"num_keypoints": float("inf")}, "is malformed"),
+    "an endless area": ({"area": float("inf")}, "its area a finite one"),
+    "a word for an id": ({"id": "x"}, "its id is a whole number"),
     "a text for a number": ({"num_keypoints": "many"}, "is malformed"),
 }
 
@@ -69,6 +72,7 @@ def test_a_bad_person_is_named_and_costs_a_photo_among_many(case: str, tmp_path:
         ("person_keypoints", [{"id": 3, "keypoints": [0] * 51}], "annotation 3 is of no photo"),
         ("person_keypoints", [person(4, 77)], "annotation 4 is of no photo"),
         ("person_keypoints", [person(4, 0), {"id": 5, "image_id": 0}], "annotation 5 of 0.png lacks keypoints"),
+        ("captions", [{"id": 2, "image_id": [0], "caption": "a"}], "annotation 2 is of no photo"),
         ("captions", [{"id": 2, "image_id": 0, "caption": None}], "annotation 2 of 0.png has no caption"),
         ("captions", [{"id": 2, "image_id": 0, "caption": "a"}, 5], "annotation 1 is of no photo"),
     ],
@@ -82,6 +86,12 @@ def test_notes_that_are_none(sort: str, notes: list, said: str, tmp_path: Path) 
     ("content", "said"),
     [
         (b"{", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (
+            b'{"images": [{"id": 1, "file_name": "../a.jpg", "width": 1, "height": 1}]}',
+            "a.jpg lies outside the data set",
+        ),
+        (b'{"images": [{"id": 1, "file_name": "/a.jpg", "width": 1, "height": 1}]}', "jpg lies outside"),
         (b"[]", "no list of images"),
         (b'{"images": [{"id": 1}]}', "a photo has id, file_name, width, height"),
         (b'{"images": [], "annotations": 3}', "its annotations are no list"),
@@ -92,6 +102,11 @@ def test_files_that_are_none(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=said):
         read_annotations([tmp_path / "a.json"])
+
+
+def test_a_list_without_photos(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its annotations name no photos"):
+        open_photos(coco(tmp_path, {"captions": []}, 0), 32)
 
 
 def test_compressed_run_lengths_are_the_plain_ones(tmp_path: Path) -> None:

@@ -30,6 +30,15 @@ def test_whole_segments_are_kept_and_never_none() -> None:
     np.testing.assert_array_equal(again, keep_some(SEGMENTS, np.random.default_rng(3)))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (2, 3), (3, 3), (1, 200), (300, 2), (4, 4), (8, 8), (9, 40)])
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_smallest_pictures_have_segments(shape: tuple[int, int], flat: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    found = segment(np.full_like(noise, 90) if flat else noise)
+    assert found.shape == shape
+    assert found.min() >= 1
+
+
 def test_a_control_is_silent_outside() -> None:
     one = scene(5)
     edges = canny(one.image)

@@ -88,6 +88,7 @@ def test_an_image_folder(tmp_path: Path) -> None:
         ([b'{"file_name": "1.png", "text": "caf\xe9"}'], "line 1: not UTF-8"),
         ([b"{"], "line 1: no JSON object"),
         ([b"[1]"], "line 1: no JSON object"),
+        ([b"[" * 100_000], "line 1: no JSON object"),
         ([{"text": "x"}], "line 1: no JSON object with a file_name"),
         ([{"file_name": "1.png", "text": 3}], "line 1: names of files and the text are strings"),
         ([], "is empty"),
@@ -145,6 +146,59 @@ def test_segments_by_sam_will_do(tmp_path: Path) -> None:
     samples = PhotoSamples([one], ("control:canny", "segments"), {"canny": lambda photo: np.full_like(photo, 255)})
     halves = {tuple(Balanced(samples, "canny", seed).batch([0])["control:canny"][0, 0, ::15, 0]) for seed in range(30)}
     assert {tuple(map(int, half)) for half in halves} == {(255, 255), (255, 0), (0, 255)}
+
+
+def test_splits_at_any_depth(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        folder(tmp_path / "data" / split, FULL)
+    assert (len(open_photos(tmp_path, 16)), open_photos(tmp_path, 16)[0].text) == (1, "one")
+    (tmp_path / "data" / "test" / "metadata.jsonl").unlink()
+    assert len(open_photos(tmp_path, 16)) == 1
+    (tmp_path / "data" / "train").rename(tmp_path / "data" / "album")
+    with pytest.raises(UserError, match=r"has pictures beside .*album, which alone has a metadata.jsonl"):
+        open_photos(tmp_path, 16)
+
+
+def test_splits_without_metadata(tmp_path: Path) -> None:
+    for split, count in (("train", 2), ("test", 1)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            (tmp_path / split / f"{i}.png").write_bytes(png(i))
+    assert len(open_photos(tmp_path, 16)) == 2
+    (tmp_path / "metadata.csv").write_text("file_name,text\n")
+    with pytest.raises(UserError, match=r"metadata.csv is not read: write it as metadata.jsonl"):
+        open_photos(tmp_path, 16)
+
+
+def test_what_lies_about(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", FULL)
+    shard(root / "backup.tar", {"a.png": png(1)})
+    with pytest.raises(UserError, match=r"holds both photos and backup.tar"):
+        open_photos(root, 16)
+    (tmp_path / "plain" / "more").mkdir(parents=True)
+    for name in ("a.png", "._a.png", "more/b.PNG"):
+        (tmp_path / "plain" / name).write_bytes(png(1))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "c.jpg").write_bytes(png(2))
+    (tmp_path / "plain" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "plain" / "more" / "up").symlink_to(tmp_path / "plain")
+    assert [one.name for one in open_photos(tmp_path / "plain", 16)] == ["a.png", "linked/c.jpg", "more/b.PNG"]
+    (tmp_path / "deep" / "in").mkdir(parents=True)
+    shard(tmp_path / "deep" / "in" / "0.tar", {"a.png": png(1)})
+    with pytest.raises(UserError, match=r"holds no pictures \(jpg, png or webp\); .*0.tar is read by name"):
+        open_photos(tmp_path / "deep", 16)
+
+
+def test_captions_that_are_odd(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfwith a mark")
+    assert open_photos(tmp_path, 16)[0].text == "with a mark"
+    (tmp_path / "a.txt").unlink()
+    for content, said in (('{"caption": {"en": "x"}}', "the caption is no text"), ("[" * 100_000, "holds no object")):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(UserError, match=said):
+            open_photos(tmp_path, 16)[0]
 
 
 def test_photos_as_img2dataset_leaves_them(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.data.beside import Pictures
 from counterpoint.data.coco import Ade20k, Coco, CocoPeople, openpose
-from counterpoint.data.photos import Photo, Pictures
+from counterpoint.data.photos import Photo
 from counterpoint.data.published import SETS, PublishedCases
 from counterpoint.data.samples import open_photos
 from counterpoint.types import UserError

@@ -25,17 +25,9 @@ from counterpoint.apps.record import settle, write_text, write_whole
 from counterpoint.conditions.image import read_image
 from counterpoint.conditions.recognise import WrongPicture, recognise
 from counterpoint.data.balance import keep_some, segment, silence
-from counterpoint.data.beside import beside
-from counterpoint.data.photos import (
-    METADATA,
-    MOST_DAMAGED,
-    SUFFIXES,
-    read_bytes,
-    read_caption,
-    read_metadata,
-    read_segments,
-)
-from counterpoint.data.samples import described, open_published
+from counterpoint.data.beside import made_kinds, pictures_below
+from counterpoint.data.photos import METADATA, MOST_DAMAGED, ImageFolder, beside, read_bytes, read_segments
+from counterpoint.data.samples import open_folder
 from counterpoint.data.tables import table_reader
 from counterpoint.types import CONTROL_KINDS, Image, UserError
 
@@ -48,10 +40,12 @@ _LOOKED_AT = 32
 
 @dataclass(frozen=True)
 class Filled:
-    """What a run did: condition images that are there now, and the pictures that could not be read, with reasons."""
+    """What a run did: condition images that are there now, the pictures that could not be read, with reasons, and those
+    that a folder holds and its ``metadata.jsonl`` does not name."""
 
     there: int
     damaged: dict[str, str]
+    unnamed: Sequence[Path] = ()
 
 
 def extract_batch(
@@ -63,11 +57,11 @@ def extract_batch(
     balanced: bool = False,
     listen: Callable[[int, int], None] | None = None,
 ) -> Filled:
-    """Write ``KIND/NAME.png`` for each picture of a folder, and say so in its ``metadata.jsonl``.
+    """Write ``KIND/NAME.png`` for each picture of a folder.
 
-    A folder without ``metadata.jsonl`` gets one first, with captions from ``NAME.txt`` or ``NAME.json``; a folder in
-    the layout of its publisher keeps that, and its reader finds what was made. Images that are there are not made
-    again, those that ``metadata.jsonl`` names elsewhere or the publisher drew among them.
+    A folder's ``metadata.jsonl`` says so; a folder without one, or in the layout of its publisher, stays as it is, and
+    its reader finds what was made. Images that are there are not made again, those that ``metadata.jsonl`` names
+    elsewhere or the publisher drew among them.
 
     Args:
         folder: pictures, also below it.
@@ -90,14 +84,13 @@ def extract_batch(
         raise UserError(
             f"{folder} is a table: --batch fills folders of pictures and tar files; give it a column with datasets' map"
         )
-    folder, published = described(folder) or folder, None
-    if not (folder / METADATA).exists():
-        published = open_published(folder, _SIZE)
-    rows = _rows(folder, kind) if published is None else [published.row(number) for number in range(len(published))]
-    if published is None:
+    photos = open_folder(folder, _SIZE, making=kind)
+    if isinstance(photos, ImageFolder):
+        folder, rows = photos.folder, photos.rows
         given = {row["file_name"] for row in rows if _given(folder, kind, row)}
     else:
-        given = {rows[number]["file_name"] for number in published.published(kind)}
+        folder, rows = photos.root, [photos.row(number) for number in range(len(photos))]
+        given = {rows[number]["file_name"] for number in photos.published(kind)}
     if balanced and given:
         raise UserError(
             f"--balance: {folder} came with {kind} images already, which stay as they are: train with balanced=true"
@@ -108,9 +101,8 @@ def extract_batch(
     columns = "segments_file_name", "sam_file_name"
     segments = {row["file_name"]: file for row in rows if (file := next(filter(None, map(row.get, columns)), None))}
     warn_of_maps(kind, [(name, partial(read_image, folder / name)) for name in todo])
-    settle(folder / kind, {"model": source, "balance": balanced}, "move it away first")
-    if published is None and not (folder / METADATA).exists():
-        _write_rows(folder, rows)  # killed from here on, what was made is not taken for photos
+    if todo or kind in made_kinds(folder):
+        settle(folder / kind, {"model": source, "balance": balanced}, "move it away first")
     damaged: dict[str, str] = {}
     work = partial(_Work, folder, kind, source, segments, balanced)
     for done, (name, reason) in enumerate(run(work, todo) if todo else (), len(rows) - len(todo) + 1):
@@ -120,9 +112,11 @@ def extract_batch(
         if listen is not None:
             listen(done, len(rows))
     made = {name for name in names if beside(folder, kind, name).exists()}
-    if published is None:
-        _note(folder, kind, rows, made)
-    return Filled(len(made | given), damaged)
+    if not isinstance(photos, ImageFolder):
+        return Filled(len(made | given), damaged)
+    _note(folder, kind, rows, made)
+    named = {folder / name for row in rows for key, name in row.items() if key.endswith("file_name")}
+    return Filled(len(made | given), damaged, tuple(sorted(set(pictures_below(folder)) - named)))
 
 
 _SIZE = 64
@@ -159,10 +153,9 @@ def _check_targets(folder: Path, targets: Sequence[Path]) -> None:
 
 def _given(folder: Path, kind: str, row: dict[str, str]) -> bool:
     """Whether a row names an image that is there and was not made here."""
-    file = row.get(f"{kind}_file_name")
-    return (
-        bool(file) and folder / str(file) != beside(folder, kind, row["file_name"]) and (folder / str(file)).is_file()
-    )
+    file = folder / row.get(f"{kind}_file_name", "")
+    ours = kind in made_kinds(folder) and file == beside(folder, kind, row["file_name"])
+    return file.is_file() and not ours
 
 
 def warn_of_maps(kind: str, pictures: Sequence[tuple[str, Callable[[], Image]]]) -> None:
@@ -255,29 +248,9 @@ def _do(name: str) -> tuple[str, str | None]:
     return name, _work(name)
 
 
-def _rows(folder: Path, kind: str) -> list[dict[str, str]]:
-    if (folder / METADATA).exists():
-        return read_metadata(folder, kind)
-    made = {folder / kind for kind in CONTROL_KINDS}
-    paths = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not made & set(path.parents)
-    )
-    if not paths:
-        raise UserError(f"{folder} holds no pictures (jpg, png or webp)")
-    rows = [{"file_name": path.relative_to(folder).as_posix()} for path in paths]
-    for row, path in zip(rows, paths, strict=True):
-        if text := read_caption(path):
-            row["text"] = text
-    return rows
-
-
 def _note(folder: Path, kind: str, rows: Sequence[dict[str, str]], there: set[str]) -> None:
     column = f"{kind}_file_name"
     for row in rows:
         if row["file_name"] in there:
             row[column] = beside(folder, kind, row["file_name"]).relative_to(folder).as_posix()
-    _write_rows(folder, rows)
-
-
-def _write_rows(folder: Path, rows: Sequence[dict[str, str]]) -> None:
     write_text(folder / METADATA, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

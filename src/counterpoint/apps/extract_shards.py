@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from collections.abc import Callable, Sequence
@@ -14,10 +15,13 @@ import PIL.Image
 from counterpoint.apps.extract_batch import Filled, Maps, Run, check_damage, check_kind, warn_of_maps
 from counterpoint.apps.record import settle, write_whole
 from counterpoint.conditions.image import decode_image
+from counterpoint.data.beside import made_kinds
 from counterpoint.data.photos import SEGMENTS, SUFFIXES, read_segments
-from counterpoint.data.tars import read_members
+from counterpoint.data.tars import TarShards
 from counterpoint.types import Image, UserError
 
+_SIZE = 64
+"""Shards are opened for their members, no picture of them is read at a size."""
 Members = dict[str, tuple[int, int]]
 """Suffix -> where a file lies in its shard, and its size."""
 
@@ -38,22 +42,29 @@ def extract_shards(
     :func:`counterpoint.apps.extract_batch.extract_batch`; ``listen`` hears of shards.
     """
     check_kind(kind, source, balanced)
-    pictures = {shard: _pictures(shard) for shard in shards}
-    total = sum(map(len, pictures.values()))
-    if not total:
-        raise UserError(f"{', '.join(map(str, shards))} hold no pictures (KEY.jpg, KEY.png or KEY.webp)")
-    todo = [str(shard) for shard, found in pictures.items() if not all(_map(kind) in one for one in found.values())]
-    firsts = [(shard, *next(iter(found.items()))) for shard, found in pictures.items() if found]
-    warn_of_maps(kind, [(f"{shard}:{key}", partial(_decode, shard, key, files)) for shard, key, files in firsts])
-    settle(shards[0].parent / kind, {"model": source, "balance": balanced}, "move it away first")
+    samples = TarShards(shards, _SIZE).samples  # what is wrong with them is said before the work
+    lacking = {shards[number] for number, _, files in samples if not _has(kind, files)}
+    todo = [str(shard) for shard in shards if shard in lacking]
+    firsts = {shards[number]: (key, files) for number, key, files in reversed(samples)}
+    warn_of_maps(
+        kind, [(f"{shard}:{key}", partial(_decode, shard, key, files)) for shard, (key, files) in firsts.items()]
+    )
+    place = shards[0].parent
+    if balanced and kind not in made_kinds(place) and any(_has(kind, files) for _, _, files in samples):
+        raise UserError(f"--balance: the shards hold {kind} images already: train with balanced=true")
+    settle(place / kind, {"model": source, "balance": balanced}, "begin with shards that hold none")
     damaged: dict[str, str] = {}
     work = partial(_Work, kind, source, balanced)
     for done, (shard, reasons) in enumerate(run(work, todo) if todo else (), len(shards) - len(todo) + 1):
         damaged |= {f"{shard} {number}": reason for number, reason in enumerate((reasons or "").splitlines())}
-        check_damage(damaged, total)
+        check_damage(damaged, len(samples))
         if listen is not None:
             listen(done, len(shards))
-    return Filled(total - len(damaged), damaged)
+    return Filled(len(samples) - len(damaged), damaged)
+
+
+class _NothingError(Exception):
+    """No map could be made: the shard stays."""
 
 
 class _Work:
@@ -64,20 +75,26 @@ class _Work:
 
     def __call__(self, name: str) -> str | None:
         reasons: list[str] = []
-        write_whole(Path(name), partial(self._fill, Path(name), reasons))
+        shard = Path(name).resolve()  # a link stays one
+        with contextlib.suppress(_NothingError):
+            write_whole(shard, partial(self._fill, shard, reasons))
         return "\n".join(reasons) or None
 
     def _fill(self, shard: Path, reasons: list[str], file: BinaryIO) -> None:
         """A shard's members as they are, then a map after the other."""
+        made = False
         with tarfile.open(shard, "r:") as old, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as new:
             for member in old:
                 new.addfile(member, old.extractfile(member) if member.isfile() else None)
-            for key, files in _pictures(shard).items():
-                if _map(self.kind) not in files:
+            for _, key, files in TarShards([shard], _SIZE).samples:
+                if not _has(self.kind, files):
                     try:
-                        new.addfile(*_png(f"{key}.{_map(self.kind)}", self._make(shard, key, files)))
+                        new.addfile(*_png(f"{key}.{self.kind}.png", self._make(shard, key, files)))
+                        made = True
                     except UserError as error:
                         reasons.append(" ".join(str(error).split()))
+        if not made:
+            raise _NothingError
 
     def _make(self, shard: Path, key: str, files: Members) -> Image:
         photo, segments = _decode(shard, key, files), None
@@ -95,9 +112,8 @@ def _png(name: str, picture: Image) -> tuple[tarfile.TarInfo, BinaryIO]:
     return member, content
 
 
-def _pictures(shard: Path) -> dict[str, Members]:
-    """The files of each picture."""
-    return {key: files for key, files in read_members(shard).items() if any(f".{one}" in SUFFIXES for one in files)}
+def _has(kind: str, files: Members) -> bool:
+    return any(one.startswith(f"{kind}.") for one in files)
 
 
 def _read(shard: Path, place: tuple[int, int]) -> bytes:
@@ -111,7 +127,3 @@ def _read(shard: Path, place: tuple[int, int]) -> bytes:
 
 def _decode(shard: Path, key: str, files: Members) -> Image:
     return decode_image(_read(shard, next(files[one] for one in files if f".{one}" in SUFFIXES)), f"{shard}:{key}")
-
-
-def _map(kind: str) -> str:
-    return f"{kind}.png"

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from counterpoint.data.photos import MOST_DAMAGED
+from counterpoint.data.photos import MOST_DAMAGED, is_inside
 from counterpoint.types import UserError
 
 _SLACK = 1.0
@@ -136,6 +136,8 @@ def person(note: Mapping[str, Any], entry: Entry) -> Person:
             f"annotation {note['id']} lies outside its photo {entry.name} ({entry.width} x {entry.height} pixels)"
         )
     seen, area = note.get("num_keypoints", len(visible)), note.get("area", area)
+    if not (isinstance(note["id"], int) and math.isfinite(area)):
+        raise UserError(f"{name}: its id is a whole number, its area a finite one")
     return Person(note["id"], tuple(keypoints.tolist()), int(seen), float(area), segmentation)
 
 
@@ -156,7 +158,7 @@ def _content(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: it is no JSON") from None
     if not (isinstance(content, dict) and isinstance(content.get("images"), list)):
         raise UserError(f"{path} holds no COCO annotations: it has no list of images")
@@ -171,7 +173,14 @@ def _entry(one: Any, path: Path) -> Entry:
         raise UserError(f"{path}: a photo has {', '.join(wanted)}; one is {str(one)[:80]}")
     if min(one["width"], one["height"]) < 1:
         raise UserError(f"{path}: {one['file_name']} has {one['width']} x {one['height']} pixels")
+    _check_name(one["file_name"], str(path))
     return Entry(one["id"], one["file_name"], one["width"], one["height"])
+
+
+def _check_name(name: str, where: str) -> None:
+    """Files lie in their folder, for some are written beside those that a list names."""
+    if not is_inside(name):
+        raise UserError(f"{where}: {name} lies outside the data set")
 
 
 def _annotate(entries: Mapping[int, Entry], notes: Sequence[Any], path: Path) -> None:
@@ -181,11 +190,15 @@ def _annotate(entries: Mapping[int, Entry], notes: Sequence[Any], path: Path) ->
     for entry in entries.values():
         entry.knows_people |= sort == "keypoints"
     for number, note in enumerate(notes if sort else ()):
-        entry = entries.get(note.get("image_id")) if isinstance(note, dict) else None
+        entry = entries.get(image) if isinstance(image := _of(note), int) else None
         if entry is None:
             name = note.get("id", number) if isinstance(note, dict) else number
             raise UserError(f"{path}: annotation {name} is of no photo that the file has")
         _try_add(entry, str(sort), note)
+
+
+def _of(note: Any) -> Any:
+    return note.get("image_id") if isinstance(note, dict) else None
 
 
 def _own(entry: Entry, one: Mapping[str, Any]) -> None:
@@ -193,6 +206,7 @@ def _own(entry: Entry, one: Mapping[str, Any]) -> None:
     for number, caption in enumerate(one.get("captions", ())):
         _try_add(entry, "caption", {"id": number, "caption": caption})
     entry.panoptic = one.get("panoptic_png", entry.panoptic)
+    _check_name(entry.panoptic, entry.name)
     shapes = {str(thing["bbox_xywh"]): thing["segmentation"] for thing in one.get("instances", ())
               if thing.get("category") == "person" and {"bbox_xywh", "segmentation"} <= set(thing)}  # fmt: skip
     entry.knows_people |= "person_keypoints" in one
@@ -213,8 +227,9 @@ def _try_add(entry: Entry, sort: str, note: Mapping[str, Any]) -> None:
         elif sort == "caption":
             entry.captions.append((note.get("id", 0), given.strip()))
         else:
+            _check_name(given, entry.name)
             entry.panoptic = given
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         said = str(error) if isinstance(error, UserError) else f"annotation {note.get('id', '?')} is malformed"
         entry.damage = entry.damage or said
 

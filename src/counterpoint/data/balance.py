@@ -94,6 +94,8 @@ def segment(photo: Image) -> np.ndarray:
     if cores.max() == 0:
         return np.ones((height, width), np.int32)
     flooded = cv2.watershed(np.ascontiguousarray(edges), cores)
+    if (flooded < 1).all():  # a picture so small that all of it is frame
+        return np.ones((height, width), np.int32)
     while (flooded < 1).any():  # the lines between basins, and the frame
         grown = cv2.dilate(np.maximum(flooded, 0).astype(np.float32), np.ones((3, 3), np.uint8)).astype(np.int32)
         flooded = np.where(flooded < 1, grown, flooded)

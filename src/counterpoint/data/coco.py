@@ -25,19 +25,23 @@ class AnnotatedPhotos(PublishedPhotos):
         size: to which pictures are brought.
         folder: of their files, below the root.
         segments: of the pictures of segments, likewise, if there are any.
+
+    Raises:
+        UserError: there are no photos.
     """
 
     def __init__(
         self, photos: Sequence[Entry], root: Path, size: int, folder: str = "", segments: str | None = None
     ) -> None:
+        if not photos:
+            raise UserError(f"{root}: its annotations name no photos")
         self.photos, self.root, self.size = list(photos), root, size
         self.folder, self.segments = Path(folder), None if segments is None else Path(segments)
 
     def __len__(self) -> int:
         return len(self.photos)
 
-    def row(self, number: int) -> dict[str, str]:
-        """The photo, and its panoptic picture."""
+    def _row(self, number: int) -> dict[str, str]:
         entry = self.photos[number]
         row = {"file_name": (self.folder / entry.name).as_posix()}
         if self.segments is not None and entry.panoptic:
@@ -49,7 +53,7 @@ class AnnotatedPhotos(PublishedPhotos):
         return [number for number, entry in enumerate(self.photos) if entry.knows_people] if kind == "pose" else []
 
     def _photo(self, number: int) -> Photo:
-        entry, row = self.photos[number], self.row(number)
+        entry, row = self.photos[number], self._row(number)
         if entry.damage:
             raise UserError(entry.damage)
         image = read_image(self.root / row["file_name"])
@@ -171,7 +175,7 @@ class _Labelled(PublishedPhotos):
     def __init__(self, root: Path, size: int, photos: str, notes: str, what: str) -> None:
         self.root, self.size, self.notes = root, size, root / notes
         folder = root / photos
-        self.paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+        self.paths = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES)
         if not self.paths:
             raise UserError(f"{what} is not whole: there are no photos in {folder}")
         there = {path.stem for path in self.notes.glob("*.png")}
@@ -181,15 +185,14 @@ class _Labelled(PublishedPhotos):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def row(self, number: int) -> dict[str, str]:
-        """The photo, and its numbers."""
+    def _row(self, number: int) -> dict[str, str]:
         path = self.paths[number]
         files = {"file_name": path, "segments_file_name": self.notes / f"{path.stem}.png"}
         return {key: file.relative_to(self.root).as_posix() for key, file in files.items()}
 
     def _read(self, number: int) -> tuple[Image, np.ndarray]:
         """A photo and its numbers, as squares."""
-        path, note = (self.root / name for name in self.row(number).values())
+        path, note = (self.root / name for name in self._row(number).values())
         image = read_image(path)
         labels = square_segments(read_bytes(note), str(note), self.size, image.shape[:2])
         return square(image, self.size, path), labels

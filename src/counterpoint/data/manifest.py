@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from counterpoint.data.annotations import Entry, person
+from counterpoint.data.beside import Pictures
 from counterpoint.data.coco import AnnotatedPhotos
-from counterpoint.data.photos import Photo, Pictures, read_bytes
+from counterpoint.data.photos import Photo, read_bytes
 from counterpoint.types import UserError
 
 SCHEMA = 1
@@ -52,6 +53,8 @@ def draw_pairs(
         raise UserError(
             f"there are {len(people)} photos with a whole person and {len(behind)} backgrounds; {n} pairs are asked for"
         )
+    if n is not None and 0 < len(captioned) < n:
+        raise UserError(f"there are {len(captioned)} photos with captions; {n} cases are asked for")
     if not pairs and not captioned:
         raise UserError(f"{photos} has neither captions nor, with a folder of backgrounds, whole people")
     conflicting = [

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.data.beside import PublishedPhotos
-from counterpoint.data.photos import Photo, decode_photo, read_bytes
+from counterpoint.data.photos import Photo, decode_photo, is_inside, read_bytes
 from counterpoint.types import CONTROL_KINDS, UserError
 
 TASKS = {"openpose": "pose", "hedsketch": "scribble", "segbase": "seg"}
@@ -26,9 +26,9 @@ class MultiGen(PublishedPhotos):
     """``json_files/aesthetics_plus_all_group_TASK_all.json``, a line each of ``source``, ``prompt`` and
     ``control_TASK``, which lie below ``images/`` and ``conditions/``.
 
-    A photo that several lists name has the controls of all of them. The lists name millions: only where each line
-    lies is held in memory, 16 bytes a line. What lies in an archive that was not unpacked, a folder that is not there,
-    counts as not published.
+    A photo that several lists name has the controls of all of them, and of one that names it twice the last. The lists
+    name millions: only where each line lies is held in memory, 16 bytes a line. What lies in an archive that was not
+    unpacked, a folder that is not there, counts as not published.
 
     Args:
         root: of the data set.
@@ -70,8 +70,7 @@ class MultiGen(PublishedPhotos):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def row(self, number: int) -> dict[str, str]:
-        """The photo."""
+    def _row(self, number: int) -> dict[str, str]:
         return {"file_name": f"images/{self._read(number)[0]}"}
 
     def published(self, kind: str) -> list[int]:
@@ -120,7 +119,7 @@ def _rows(path: Path) -> Iterator[tuple[int, int, Any]]:
                     yield start, number, json.loads(line)
                 except UnicodeDecodeError:
                     raise UserError(f"{path}, line {number}: not UTF-8") from None
-                except ValueError:
+                except (ValueError, RecursionError):
                     raise UserError(f"{path}, line {number}: no JSON") from None
             start += len(line)
 
@@ -138,7 +137,7 @@ def _source(row: Any, kind: str, path: Path, line: int) -> tuple[str, str]:
         text = row.get("prompt") or ""
     except (KeyError, TypeError, AttributeError, StopIteration):
         raise UserError(f"{path}, line {line}: no object with source, prompt and {controls[-1]}") from None
-    if not isinstance(text, str) or any(name.startswith("/") or ".." in name.split("/") for name in tidy):
+    if not isinstance(text, str) or not all(map(is_inside, tidy)):
         raise UserError(f"{path}, line {line}: the prompt is text, and names stay inside the data set")
     return tidy[0], tidy[1]
 

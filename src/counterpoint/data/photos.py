@@ -5,19 +5,17 @@ Every source is a sequence: a number gives the same photo each time, so a shuffl
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from counterpoint.conditions.image import MAX_PIXELS, decode_image, read_image, resize
-from counterpoint.conditions.recognise import recognise
+from counterpoint.conditions.image import MAX_PIXELS, decode_image, resize
 from counterpoint.types import CONTROL_KINDS, Image, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -49,67 +47,10 @@ class Photo:
     name: str = ""
 
 
-class Pictures:
-    """Any folder of photos, also below it, in order of their paths; ``NAME.txt`` beside one, or the ``caption`` of
-    ``NAME.json``, is its caption.
-
-    BG-20K as it is unpacked, or a sample of LAION as img2dataset writes it.
-
-    Args:
-        folder: of the photos.
-        size: to which they are brought.
-        names: paths in the folder, if only some are meant, in their order.
-
-    Raises:
-        UserError: there are none, or some have the names of others and look like maps of them.
-    """
-
-    def __init__(self, folder: Path, size: int, names: Sequence[str] = ()) -> None:
-        self.folder, self.size = folder, size
-        self.paths = [folder / name for name in names] or sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
-        )
-        if not self.paths:
-            listed = any(folder.rglob("*.parquet"))
-            raise UserError(f"{folder} holds no pictures (jpg, png or webp)" + f"; {DOWNLOAD}" * listed)
-        if (found := _map_among(self.paths)) is not None:
-            raise UserError(
-                f"{found} looks like a map of the photo of its name, not like a photo: name the folder of the photos "
-                f"alone, or say in a {METADATA} which is which"
-            )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, number: int) -> Photo:
-        path = self.paths[number]
-        image = square(read_image(path), self.size, path)
-        return Photo(image, read_caption(path), name=path.relative_to(self.folder).as_posix())
-
-
 DOWNLOAD = (
     "a list of addresses (URL, TEXT) becomes pictures with img2dataset: name the folder that it writes, files or tar "
     "shards (--output_format webdataset)"
 )
-_LOOKED_AT = 8
-
-
-def _map_among(paths: Sequence[Path]) -> Path | None:
-    """Of pictures that share their name with another, the first that is a map by its colours; a few are looked at."""
-    folders: dict[str, list[Path]] = {}
-    for path in paths:
-        folders.setdefault(path.stem, []).append(path)
-    shared = [path for same in folders.values() if len(same) > 1 for path in same]
-    for path in shared[:: max(1, len(shared) // _LOOKED_AT)][:_LOOKED_AT] + shared[:_LOOKED_AT]:
-        with contextlib.suppress(UserError, OSError), PIL.Image.open(path) as picture:
-            if picture.mode.startswith("I") or recognise(read_image(path)) is not None or _few_greys(picture):
-                return path
-    return None
-
-
-def _few_greys(picture: PIL.Image.Image) -> bool:
-    """Whether they are numbers: hardly any different ones."""
-    return picture.mode in {"P", "L"} and len(picture.getcolors() or range(256)) < 32
 
 
 class ImageFolder:
@@ -123,9 +64,9 @@ class ImageFolder:
         UserError: a row is no JSON, names a file twice or one that is not there; the message has its line.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, size: int, making: str = "") -> None:
         self.folder, self.size = folder, size
-        self.rows = read_metadata(folder)
+        self.rows = read_metadata(folder, making)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -159,6 +100,17 @@ def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes]
     if segmented is not None:
         segments = square_segments(files[segmented], f"{where} ({segmented})", size, photo.shape[:2])
     return Photo(square(photo, size, where), text, maps, segments=segments, name=where)
+
+
+def beside(root: Path, kind: str, name: str) -> Path:
+    """Where ``counterpoint extract --batch`` puts the condition image of ``ROOT/NAME``: ``ROOT/KIND/NAME.png``."""
+    return root / kind / f"{name.rpartition('.')[0]}.png"
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that a list has stays in the list's folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def check_shape(where: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
@@ -217,20 +169,20 @@ def decode_text(content: bytes, where: object) -> str:
         UserError: it is not UTF-8.
     """
     try:
-        return content.decode().strip()
+        return content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UserError(f"{where}: the caption is not UTF-8") from None
 
 
 def read_metadata(folder: Path, making: str = "") -> list[dict[str, str]]:
-    """The rows of a folder's ``metadata.jsonl``; images of the kind that is in the ``making`` need not be there.
+    """The rows of a folder's ``metadata.jsonl``; images of the kind that is in the ``making`` need not be there, if
+    they are to be :func:`beside` their photos.
 
     Raises:
         UserError: a line is not UTF-8, no JSON object with a ``file_name``, has a key twice, names a file a second
             time, or one that is not in the folder.
     """
     path = folder / METADATA
-    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     rows: list[dict[str, str]] = []
     lines: dict[str, int] = {}
     for number, line in enumerate(read_bytes(path).splitlines(), 1):
@@ -243,14 +195,15 @@ def read_metadata(folder: Path, making: str = "") -> list[dict[str, str]]:
             raise UserError(f"{path}, line {number}: not UTF-8") from None
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path}, line {number}: no JSON object with a file_name") from None
         if not all(isinstance(value, str) for value in (name, row.get("text", ""), *_files(row).values())):
             raise UserError(f"{path}, line {number}: names of files and the text are strings")
         if name in lines:
             raise UserError(f"{path}, line {number}: {name} is there twice, first in line {lines[name]}")
         for what, file in {"": name, **_files(row)}.items():
-            if file not in there and (what != making or not what):
+            made = what and what == making and Path(file) == beside(Path(), making, name)
+            if not (made or (is_inside(file) and (folder / file).is_file())):
                 raise UserError(f"{path}, line {number}: there is no file {file}")
         lines[name] = number
         rows.append(row)
@@ -281,9 +234,12 @@ def decode_record(content: bytes | None, where: str) -> str:
     if content is None:
         return ""
     try:
-        return str(json.loads(content).get("caption") or "")
-    except (ValueError, AttributeError):
+        caption = json.loads(content).get("caption") or ""
+    except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{where}: its json holds no object") from None
+    if not isinstance(caption, str):
+        raise UserError(f"{where}: the caption is no text")
+    return caption.strip()
 
 
 def read_segments(content: bytes, where: str) -> np.ndarray:
@@ -316,8 +272,8 @@ def _coded(content: bytes, where: str) -> Image:
             if picture.width * picture.height > MAX_PIXELS:
                 raise UserError(f"{where} has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}")
             given = np.asarray(picture if picture.mode in {"L", "P", "I;16", "I"} else picture.convert("RGB"))
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{where} is damaged or no image: {error}") from None
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError):
+        raise UserError(f"{where} is damaged or no image") from None
     if given.ndim == 2:
         given = np.stack([given & 255, given >> 8 & 255, given >> 16 & 255], -1)
     return given.astype(np.uint8)

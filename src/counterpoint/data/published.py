@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.data.beside import Pictures
 from counterpoint.data.coco import Ade20k, CocoPeople
 from counterpoint.data.manifest import PROMPT, open_manifest
 from counterpoint.data.pairs import Case, Layout, everywhere, silenced
-from counterpoint.data.photos import SEGMENTS, Photo, Pictures
+from counterpoint.data.photos import SEGMENTS, Photo
 from counterpoint.data.samples import Extract
 from counterpoint.data.tables import parquet
 from counterpoint.types import Image, UserError

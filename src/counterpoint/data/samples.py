@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from counterpoint.data.balance import segment
-from counterpoint.data.beside import PublishedPhotos
+from counterpoint.data.beside import Pictures, PublishedPhotos, pictures_below
 from counterpoint.data.coco import PET_TRIMAPS, Ade20k, Coco, CocoInOne, Pets, coco_splits
 from counterpoint.data.multigen import MultiGen
-from counterpoint.data.photos import DOWNLOAD, METADATA, MOST_DAMAGED, ImageFolder, Photo, Pictures
+from counterpoint.data.photos import DOWNLOAD, METADATA, MOST_DAMAGED, ImageFolder, Photo
 from counterpoint.data.tables import table_reader
 from counterpoint.data.tars import TarShards, tar_shards
 from counterpoint.types import Image, UserError
@@ -27,9 +27,8 @@ _log = logging.getLogger(__name__)
 def open_photos(
     place: Path, size: int, *, image: str = "image", text: str = "text", maps: Mapping[str, str] | None = None
 ) -> Sequence[Photo]:
-    """What a place holds: tar shards (a file, or a folder of them), a folder with ``metadata.jsonl``, photos as
-    :func:`open_published` finds them, a data set that the datasets library saved, Parquet files as the hub has them,
-    or any folder of photos.
+    """What a place holds: tar shards (a file, or a folder of them), a data set that the datasets library saved,
+    Parquet files as the hub has them, or what :func:`open_folder` reads.
 
     Args:
         place: a file or folder.
@@ -41,28 +40,30 @@ def open_photos(
     Raises:
         UserError: it is none of these, or a part of it is broken.
     """
+    shards = tar_shards(place)
     if (read := table_reader(place)) is not None:
         return read(place, size, text, maps, image=image)
     if (image, text, maps) != ("image", "text", None):
         raise UserError(f"{place} has no columns to be named: it is neither Parquet files nor a saved data set")
-    if shards := tar_shards(place):
+    if shards:
         return TarShards(shards, size)
     if not place.is_dir():
         hint = f": {DOWNLOAD}" if place.suffix == ".parquet" else ""
         raise UserError(f"there is no folder of photos and no tar file {place}{hint}")
-    if (folder := described(place)) is not None:
-        return ImageFolder(folder, size)
-    published = open_published(place, size)
-    return Pictures(place, size) if published is None else published
+    return open_folder(place, size)
 
 
-def open_published(place: Path, size: int) -> PublishedPhotos | None:
-    """Photos in a layout of their publisher: COCO 2017, ADE20K or the Oxford-IIIT pets (the split for training where
-    there are several), MultiGen-20M, ``images/`` with one ``annotations.json``; or none of these.
+def open_folder(place: Path, size: int, making: str = "") -> ImageFolder | PublishedPhotos:
+    """A folder with ``metadata.jsonl``; a layout of its publisher (COCO 2017, ADE20K, the Oxford-IIIT pets,
+    MultiGen-20M, ``images/`` with one ``annotations.json``); else the only folder below it with ``metadata.jsonl``, or
+    any photos. Of several splits it is the one for training. Condition images of the kind that is in the ``making``
+    may be named before they are there.
 
     Raises:
-        UserError: a part of it is missing or broken.
+        UserError: a part of it is missing or broken, or it is not clear which of its folders is meant.
     """
+    if (place / METADATA).exists():
+        return ImageFolder(place, size, making)
     if splits := coco_splits(place):
         return Coco(place, size, splits[0])
     if (place / "json_files").is_dir():
@@ -73,21 +74,24 @@ def open_published(place: Path, size: int) -> PublishedPhotos | None:
         return Ade20k(place, size)
     if (place / "images").is_dir() and any((place / path).is_dir() for path in PET_TRIMAPS):
         return Pets(place, size)
-    return None
+    if (table := place / "metadata.csv").exists():
+        raise UserError(f"{table} is not read: write it as {METADATA}, a JSON object a line")
+    if described := sorted(path.parent for path in place.rglob(METADATA)):
+        return ImageFolder(_training(place, described), size, making)
+    if (place / "train").is_dir() and any((place / split).is_dir() for split in ("test", "val", "validation")):
+        return Pictures(place / "train", size)
+    return Pictures(place, size)
 
 
-def described(place: Path) -> Path | None:
-    """The folder with ``metadata.jsonl``: the place, or its split ``train``, or the only one; or none.
-
-    Raises:
-        UserError: there are several splits, and none is ``train``.
-    """
-    if (place / METADATA).exists():
-        return place
-    splits = sorted(path.parent.name for path in place.glob(f"*/{METADATA}"))
-    if "train" not in splits and len(splits) > 1:
-        raise UserError(f"{place} has no split train; name one of its folders {', '.join(splits)}")
-    return place / ("train" if "train" in splits else splits[0]) if splits else None
+def _training(place: Path, described: Sequence[Path]) -> Path:
+    """Of folders with ``metadata.jsonl`` the one called ``train``, or the only one if no picture lies elsewhere."""
+    found = [folder for folder in described if folder.name == "train"] or described
+    if len(found) > 1:
+        names = ", ".join(folder.relative_to(place).as_posix() for folder in found)
+        raise UserError(f"{place} has no split train; name one of its folders {names}")
+    if found[0].name != "train" and any(found[0] not in path.parents for path in pictures_below(place)):
+        raise UserError(f"{place} has pictures beside {found[0]}, which alone has a {METADATA}: name one folder")
+    return found[0]
 
 
 class PhotoSamples:

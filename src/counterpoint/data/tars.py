@@ -7,13 +7,26 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterpoint.data.photos import SUFFIXES, Photo, decode_photo, decode_record, decode_text
+from counterpoint.data.photos import METADATA, SUFFIXES, Photo, decode_photo, decode_record, decode_text
 from counterpoint.types import UserError
 
 
 def tar_shards(place: Path) -> list[Path]:
-    """The shards of a place: a tar file, or those in a folder."""
-    return [place] if place.suffix == ".tar" else sorted(place.glob("*.tar"))
+    """The shards of a place: a tar file, or those in a folder.
+
+    Raises:
+        UserError: a folder holds pictures as well, and is probably meant for those; or it cannot be read.
+    """
+    if place.suffix == ".tar":
+        return [place]
+    try:
+        paths = sorted(place.iterdir()) if place.is_dir() else []
+    except OSError as error:
+        raise UserError(f"cannot read {place}: {error.strerror or error}") from None
+    shards = [path for path in paths if path.suffix == ".tar" and not path.name.startswith(".")]
+    if shards and any(path.name == METADATA or path.suffix.lower() in SUFFIXES for path in paths):
+        raise UserError(f"{place} holds both photos and {shards[0].name}: move one away, or name the tar file")
+    return shards
 
 
 class TarShards:
@@ -23,7 +36,7 @@ class TarShards:
     Shards are read in place: only where each file lies is held in memory.
 
     Raises:
-        UserError: a shard is cut or no tar file, or a key comes twice.
+        UserError: a shard is cut or no tar file, or a key comes twice or has two pictures.
     """
 
     def __init__(self, shards: Sequence[Path], size: int) -> None:
@@ -35,7 +48,10 @@ class TarShards:
                 if key in seen:
                     raise UserError(f"{shard}: the key {key} is there twice, first in {seen[key]}")
                 seen[key] = shard
-                if any(f".{suffix}" in SUFFIXES for suffix in files):
+                pictures = [suffix for suffix in files if f".{suffix}" in SUFFIXES]
+                if len(pictures) > 1:
+                    raise UserError(f"{shard}: the key {key} has {len(pictures)} pictures: {', '.join(pictures)}")
+                if pictures:
                     self.samples.append((number, key, files))
         if not self.samples:
             raise UserError(f"{', '.join(map(str, self.shards))} hold no pictures (KEY.jpg, KEY.png or KEY.webp)")

@@ -158,7 +158,7 @@ def encoded(
     mark = hashlib.sha256(f"{weights}-{config.resolution}-{config.image_column}".encode())
     mark.update(np.asarray(samples.numbers).tobytes())
     for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
-        status = file.stat()
+        status = file.lstat()  # a link may lead nowhere
         mark.update(f"{file}-{status.st_size}-{status.st_mtime_ns}".encode())
     name = mark.hexdigest()[:16]
     return EncodedPhotos(samples, vae, config.cache_dir / f"photos-{name}")

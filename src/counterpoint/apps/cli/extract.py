@@ -39,8 +39,8 @@ def extract(
         bool,
         typer.Option(
             "--batch",
-            help="Fill a folder: KIND/NAME.png for each picture, and KIND_file_name in its metadata.jsonl; of tar "
-            "shards, KEY.KIND.png in them.",
+            help="Fill a folder: KIND/NAME.png for each picture, and KIND_file_name in metadata.jsonl if it has one; "
+            "tar shards: KEY.KIND.png in them.",
         ),
     ] = False,
     balance: Annotated[
@@ -79,6 +79,9 @@ def extract(
         raise UserError("--balance, --workers and --ray belong to --batch")
     if photo.is_dir():
         raise UserError(f"{photo} is a folder: fill it with --batch")
+    path = out or Path(f"{photo.stem}-{kind}.png")
+    if path.suffix.lower() != ".png" or path.resolve() == photo.resolve():
+        raise UserError(f"--out {path}: a condition image is a png file, and not the photo itself")
     given, make = read_image(photo), extractor(kind, model)
     with output.spoken_warnings(WrongPicture):
         check_picture(str(photo), given, kind, photo=True)
@@ -87,7 +90,6 @@ def extract(
     if resolution is not None:
         given = resize_shorter(given, resolution)
     picture = PIL.Image.fromarray(make(given))
-    path = out or Path(f"{photo.stem}-{kind}.png")
     write_whole(path, lambda file: picture.save(file, "PNG"))
     print(path)
 
@@ -112,5 +114,10 @@ def _fill(place: Path, kind: str, model: str | None, balance: bool, workers: int
         )
     for reason in filled.damaged.values():
         output.say(f"warning: skipped: {reason}")
+    if filled.unnamed:
+        output.say(
+            f"warning: metadata.jsonl does not name {len(filled.unnamed)} pictures, such as {filled.unnamed[0]}: they "
+            "stay out"
+        )
     output.say(f"{filled.there} {kind} images, {len(filled.damaged)} pictures skipped")
     return place
