@@ -23,7 +23,7 @@ from counterpoint.fusion import FLUX_DELTA, get_fusion
 from counterpoint.metrics.maps import nearest_colour
 from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.models.openvino import port
-from counterpoint.models.probe import REVERSED, load_probe
+from counterpoint.models.probe import REVERSED, check_reads, load_probe, span_of
 from counterpoint.sampling.aggregated import check_together
 from counterpoint.sampling.amdm import Aggregation, Eta
 from counterpoint.sampling.pipeline import Pipeline
@@ -121,7 +121,7 @@ def load(
 
 
 def _readout(label: str, source: str, unet: UNet2DConditionModel) -> Readout:
-    """A probe, and how its readings compare with the control, as in training."""
+    """A probe, and how its readings compare with the control as the sampler is given it."""
     from counterpoint.recipes.aligned import LOSSES, usual_layers
     from counterpoint.recipes.worlds import shown
     from counterpoint.training.stages.probe import Target
@@ -129,16 +129,19 @@ def _readout(label: str, source: str, unet: UNet2DConditionModel) -> Readout:
     kind = kind_of(label)
     if kind not in LOSSES:
         raise UserError(f"probes read {', '.join(LOSSES)}, not {kind}")
-    probe = load_probe(Path(source.removesuffix(REVERSED)), kind)
+    probe = load_probe(Path(source.removesuffix(REVERSED)))
+    many = probe.config["out"] == len(ADE20K_PALETTE)
+    check_reads(probe, kind, len(ADE20K_PALETTE if many else SEG_PALETTE))
     for network in (unet, probe):
         network.requires_grad_(False)  # guidance wants slopes of latents, never of weights
-    palette = torch.from_numpy((ADE20K_PALETTE if probe.config["out"] == len(ADE20K_PALETTE) else SEG_PALETTE).copy())
+    palette = torch.from_numpy((ADE20K_PALETTE if many else SEG_PALETTE).copy())
 
     def classes(batch: Batch) -> Tensor:
         return nearest_colour(batch["control:seg"].cpu(), palette).to(batch["control:seg"].device)
 
     wanted = classes if kind == "seg" else lambda batch: shown(batch, kind)
-    target = Target(read_by(probe, unet, usual_layers(kind)), wanted, LOSSES[kind], probe.config["span"])
+    layers = read_by(probe, unet, usual_layers(kind))
+    target = Target(layers, wanted, LOSSES[kind], span_of(probe, kind, layers))
 
     def error(read: Tensor, hint: Tensor) -> Tensor:
         return target.losses(read, {f"control:{kind}": (255 * hint).round().byte().permute(0, 2, 3, 1)})

@@ -24,7 +24,7 @@ def family(tiny: Path, tmp_path: Path) -> Path:
     for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler", "judges"):
         shutil.copytree(tiny / part, tmp_path / "family" / part)
     unet = SCENES.unet(override(RECIPES["tiny-probe"].config, []))
-    for kind in ("depth", "seg"):
+    for kind in probe_error.READ:
         torch.manual_seed(0)
         SCENES.new_probe(unet, usual_layers(kind), kind).save_pretrained(tmp_path / "family" / "probes" / kind)
     return tmp_path / "family"
@@ -36,17 +36,17 @@ def test_a_judge_reads_clean_pictures_and_no_noise(
     monkeypatch.setattr(probe_error, "LEVELS", 2)
     out = probe_error.report(family, tmp_path / "out", n=2)
     found = json.loads((out / "probe-error.json").read_text())
-    assert found["kinds"].keys() == found["noisy_half"].keys() == {"depth", "seg"}
+    assert found["kinds"].keys() == found["noisy_half"].keys() == {*probe_error.READ}
     for curve in found["kinds"].values():
         assert curve["timesteps"] == [250, 750]
         assert 0 < curve["judge"][0] < curve["judge"][1], "what the picture shows fades"
         assert curve["judge"][0] < curve["probe"][0]
     assert found["noisy_half"]["seg"]["probe"] == found["kinds"]["seg"]["probe"][1]
     with PIL.Image.open(out / "probe-error.png") as page:
-        assert page.size == (640, 320)
+        assert page.size == (1600, 320)
 
 
 def test_a_family_without_probes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no probe for depth, hed, seg"):
+    with pytest.raises(UserError, match="has no probe for depth, hed, lineart, pose, seg"):
         probe_error.report(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

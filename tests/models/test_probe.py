@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from counterpoint.models.probe import Probe, load_probe, load_readout_head, reversed_time
+from counterpoint.models.probe import Probe, check_reads, load_probe, load_readout_head, reversed_time, span_of
 from counterpoint.training.stages.probe import Target
 from counterpoint.types import UserError
 
@@ -57,18 +57,48 @@ def test_a_head_in_the_published_form_loads(tmp_path: Path) -> None:
         load_readout_head(tmp_path / "head.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["depth", "pose", "hed"])
-def test_a_published_head_is_read_on_its_own_scale(tmp_path: Path, kind: str) -> None:
-    """Readout Guidance trains depth on -1..1, lines and poses on -0.5..0.5: a head that is right costs nothing."""
+@pytest.mark.parametrize(
+    ("kind", "layers", "narrow"),
+    [
+        ("depth", "convolution", False),
+        ("pose", "convolution", True),
+        ("hed", "convolution", True),
+        ("hed", "attention", False),
+        ("lineart", "attention", False),
+    ],
+)
+def test_a_published_head_is_read_on_its_own_scale(tmp_path: Path, kind: str, layers: str, narrow: bool) -> None:
+    """Readout Guidance trains depth on -1..1, lines and poses on -0.5..0.5, InnerControl everything on -1..1: a head
+    that is right costs nothing."""
     save_file({name: torch.zeros(shape) for name, shape in published((8,)).items()}, tmp_path / "head.safetensors")
-    head = load_probe(tmp_path / "head.safetensors", kind)
+    head = load_probe(tmp_path / "head.safetensors")
     wanted = torch.zeros(1, 1, 8, 8)
     wanted[..., 2:5] = 1
-    read = wanted.expand(-1, 3, -1, -1) * 2 - 1 if kind == "depth" else wanted.expand(-1, 3, -1, -1) - 0.5
+    read = wanted.expand(-1, 3, -1, -1) - 0.5 if narrow else wanted.expand(-1, 3, -1, -1) * 2 - 1
     for sort in ("map", "sparse"):
-        target = Target("attention", lambda _: wanted, sort, head.config["span"])
+        target = Target(layers, lambda _: wanted, sort, span_of(head, kind, layers))
         assert target.losses(read, {}).tolist() == [0.0]
         assert target.losses(read + 0.1, {}).item() > 0
+
+
+@pytest.mark.parametrize(
+    ("out", "kind", "right"),
+    [
+        (1, "depth", True),
+        (3, "hed", True),
+        (9, "depth", False),
+        (3, "seg", False),
+        (9, "seg", True),
+        (1, "pose", False),
+    ],
+)
+def test_a_probe_for_another_control_is_refused(out: int, kind: str, right: bool) -> None:
+    probe = Probe((4,), **{**SMALL, "out": out})
+    if right:
+        check_reads(probe, kind, 9)
+    else:
+        with pytest.raises(UserError, match=f"for another control than {kind}: it makes {out} maps"):
+            check_reads(probe, kind, 9)
 
 
 def test_a_published_checkpoint_loads_as_it_is_converted(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
+from safetensors.torch import load_file
 
 from counterpoint.conditions.lines import lines
 from counterpoint.data.balance import Balanced
@@ -19,10 +21,11 @@ from counterpoint.recipes import RECIPES, parts
 from counterpoint.recipes.worlds import SCENES
 from counterpoint.training.config import override
 from counterpoint.training.order import Draws
-from counterpoint.training.stage import Stage
+from counterpoint.training.stage import Job, Stage
 from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.stages.probe import AlignmentStage
 from counterpoint.training.stages.reward import RewardStage
+from counterpoint.training.trainer import train
 from counterpoint.types import UserError
 
 
@@ -74,6 +77,53 @@ def test_probes_then_aligned_controlnets(build, kind: str) -> None:
         assert extra["reward"] > 0
         loss.backward()
         assert stage.controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["depth", "hed", "lineart", "seg"])
+def test_the_reward_alone_reaches_the_controlnet(build, kind: str) -> None:
+    stage = build("tiny-controlnet++", "max_timestep_rewarding=999", f"control_type={kind}")
+    stage._weighted = lambda _, losses: 0 * losses.detach().sum()
+    loss, _ = stage(batch(kind), Draws(0, range(4)), 0)
+    loss.backward()
+    assert stage.controlnet.controlnet_mid_block.weight.grad.any()
+
+
+@pytest.mark.parametrize("recipe", ["tiny-tuned", "tiny-mi-stage1"])
+def test_a_lora_from_recipe_to_stock_diffusers(build, tmp_path: Path, recipe: str) -> None:
+    """As the recipe has it, channels last; what comes out is the merged network and what was added to the first one."""
+    place = build.family / "controls" / "pose"
+    start = [f"controlnet_model_name_or_path={place}", "control_type=pose", "rank=2", "learning_rate=0.1"]
+    settings = [f"output_dir={tmp_path / 'out'}", "max_train_steps=2", "train_batch_size=4", "mixed_precision=no"]
+    stage = build(recipe, *start, *settings)
+    config = override(RECIPES[recipe].config, [f"pretrained_model_name_or_path={build.family}", *start, *settings])
+    train(Job(stage, Few("pose")), config)
+    merged = ControlNetModel.from_pretrained(tmp_path / "out")
+    first = ControlNetModel.from_pretrained(place)
+    plain = {name: value.clone() for name, value in first.state_dict().items()}
+    first.load_lora_adapter(load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors"), prefix=None)
+    first.fuse_lora()
+    first.unload_lora()
+    changed = 0
+    for name, value in merged.state_dict().items():
+        torch.testing.assert_close(first.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+        changed += not torch.equal(value, plain[name])
+    assert changed > 10
+
+
+class Few:
+    """Four samples."""
+
+    def __init__(self, kind: str) -> None:
+        self.rows = batch(kind) | {"segments": batch(kind)["seg"].long()}
+
+    def __len__(self) -> int:
+        return 4
+
+    def batch(self, indices: list[int]) -> dict:
+        return {
+            name: [rows[i] for i in indices] if isinstance(rows, list) else rows[torch.tensor(indices)]
+            for name, rows in self.rows.items()
+        }
 
 
 @pytest.mark.parametrize("kind", ["canny", "pose"])
@@ -157,6 +207,7 @@ def test_what_is_missing_is_said(build) -> None:
     [
         ["balanced=false", "injection=sum"],
         ["injection=literal"],
+        ["control_type=depth", "injection=sum"],
         ["conservativity_estimator=paired"],
         ["conservativity_estimator=symmetric", "injection=sum"],
     ],
@@ -164,6 +215,7 @@ def test_what_is_missing_is_said(build) -> None:
 def test_controlnets_that_make_way(build, settings: list[str]) -> None:
     place = build.family / "controls" / "pose"
     start = f"controlnet_model_name_or_path={place}"
+    kind = "depth" if "control_type=depth" in settings else "pose"
     number = 2 if settings[0].startswith("conservativity") else 1
     if number == 2 and "injection=sum" not in settings:
         with pytest.raises(UserError, match="stage 2 goes on with the output of stage 1"):
@@ -171,7 +223,7 @@ def test_controlnets_that_make_way(build, settings: list[str]) -> None:
         build("tiny-mi-stage1", "control_type=pose", start).export(place)
     stage = build(f"tiny-mi-stage{number}", "control_type=pose", start, *settings)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, extra = stage(batch("pose"), Draws(0, range(4)), 0)
+        loss, extra = stage(batch(kind), Draws(0, range(4)), 0)
     assert loss.isfinite()
     assert ("asymmetry" in extra) == (number == 2)
     loss.backward()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from counterpoint.recipes import RECIPES
 from counterpoint.training.card import write_card
 from counterpoint.training.checkpoint import CheckpointError
 from counterpoint.training.config import TrainConfig, as_json, differences, override
+from counterpoint.training.machine import check_machine
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Job, Stage
 from counterpoint.training.stages.diffusion import ControlNetStage
@@ -159,6 +162,9 @@ def test_wrong_resumes_are_refused(tmp_path: Path) -> None:
     train(Job(Line(), Numbers()), config(tmp_path / "a"))
     with pytest.raises(UserError, match="already holds a run"):
         train(Job(Line(), Numbers()), config(tmp_path / "a"))
+    split = config(tmp_path / "a", train_batch_size=2, gradient_accumulation_steps=2)
+    with pytest.raises(CheckpointError, match="train_batch_size: 4 -> 2; gradient_accumulation_steps: 1 -> 2"):
+        train(Job(Line(), Numbers()), split, resume=True)
     with pytest.raises(CheckpointError, match="learning_rate"):
         train(Job(Line(), Numbers()), config(tmp_path / "a", learning_rate=1.0), resume=True)
     with pytest.raises(CheckpointError, match="marker"):
@@ -166,22 +172,22 @@ def test_wrong_resumes_are_refused(tmp_path: Path) -> None:
 
 
 def test_nan_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
-    with pytest.raises(DivergenceError, match="step 13"):
+    with pytest.raises(DivergenceError, match=r"step 13; .*checkpoint-13 holds the last good state"):
         train(Job(Line(nan_at=13), Numbers()), config(tmp_path / "a"))
     train(Job(Line(), Numbers()), config(tmp_path / "a"), resume=True)
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "a").values())
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2}])
-@pytest.mark.parametrize("step", [3, 13, 24])
+@pytest.mark.parametrize("step", [0, 3, 10, 24])
 def test_a_gradient_of_nan_under_a_finite_loss_stops_before_it_spoils_anything(
     tmp_path: Path, step: int, settings: dict
 ) -> None:
-    kept = "no checkpoint had been written" if step < 10 else f"checkpoint-{step // 10}0 holds the last good state"
+    kept = f"checkpoint-{step} holds the last good state" if step else "nothing had been learnt"
     with pytest.raises(DivergenceError, match=f"gradient's norm is nan at step {step}; .*{kept}"):
         train(Job(Line(steep_at=step), Numbers()), config(tmp_path / "a", **settings))
     assert not (tmp_path / "a" / "net.pt").exists()
-    if step > 10:
+    if step:
         train(Job(Line(), Numbers()), config(tmp_path / "a", **settings), resume=True)
         train(Job(Line(), Numbers()), config(tmp_path / "whole", **settings))
         assert equal(weights(tmp_path / "a"), weights(tmp_path / "whole"))
@@ -223,9 +229,63 @@ def test_a_precision_that_the_machine_lacks_is_refused(tmp_path: Path, monkeypat
     assert not (tmp_path / "a").exists()
 
 
-def test_reports_to_a_tracker(tmp_path: Path) -> None:
+def test_adherence_is_asked_for_and_its_rise_is_told(tmp_path: Path) -> None:
+    answers = iter((0.0, 0.01, 0.0, 0.8, 0.81))
+    heard = []
+
+    def validate() -> dict[str, float]:
+        heard.append(next(answers))
+        return {"adherence": heard[-1]}
+
+    train(Job(Line(), Numbers()), config(tmp_path / "a", validation_steps=5), validate=validate)
+    assert heard == [0.0, 0.01, 0.0, 0.8, 0.81]
+    lines = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [(one["step"], one["validation/adherence"]) for one in lines if "validation/adherence" in one] == [
+        (5 * (number + 1), value) for number, value in enumerate(heard)
+    ]
+    assert [one["sudden_convergence"] for one in lines if "sudden_convergence" in one] == [20]
+
+
+def test_eight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="use_8bit_adam needs bitsandbytes"):
+        train(Job(Line(), Numbers()), config(tmp_path / "a", use_8bit_adam=True))
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr("counterpoint.training.machine.find_spec", lambda _: True)
+    given: dict[str, object] = {}
+
+    def adamw(parameters: list[nn.Parameter], **settings: object) -> torch.optim.Optimizer:
+        given.update(settings)
+        return torch.optim.AdamW(parameters, **settings)
+
+    package = ModuleType("bitsandbytes.optim")
+    package.AdamW8bit = adamw
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", package)
+    train(Job(Line(), Numbers()), config(tmp_path / "a", use_8bit_adam=True))
+    assert given == {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.01, "eps": 1e-8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({}, "start it with torchrun"), ({"torch_compile": True}, "start"), ({"use_8bit_adam": True}, "bitsandbytes")],
+)
+def test_networks_that_cannot_be_split(tmp_path: Path, changes: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_machine(config(tmp_path, fsdp=True, **changes))
+
+
+def test_what_does_not_go_with_split_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_machine(config(tmp_path, fsdp=True))
+    with pytest.raises(UserError, match="fsdp takes no torch_compile=true"):
+        check_machine(config(tmp_path, fsdp=True, torch_compile=True))
+
+
+def test_reports_to_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    for name in ("WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, "a-secret-of-mine")
     train(Job(Line(), Numbers()), config(tmp_path / "a", report_to="tensorboard"))
     (events,) = (
         path.parent
@@ -237,6 +297,9 @@ def test_reports_to_a_tracker(tmp_path: Path) -> None:
     assert [(event.step, round(event.value, 4)) for event in reported] == [
         (line["step"], round(line["loss"], 4)) for line in logged
     ]
+    written = [path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert not any(b"a-secret-of-mine" in content for content in written)
+    assert "a-secret-of-mine" not in "".join(capfd.readouterr())
 
 
 def test_an_absent_tracker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +344,12 @@ def test_wrong_settings(tmp_path: Path, setting: str, message: str) -> None:
         ("base", ["snr_gamma=-1"], "snr_gamma"),
         ("mi-stage2", ["min_timestep_conservativity=9", "max_timestep_conservativity=8"], "no timestep is in between"),
         ("mi-stage2", ["conservativity_weight=inf"], "finite"),
+        ("mi-stage1", ["control_type=seg", "balanced=true"], "seg has no silent value"),
+        *(
+            ("mi-stage2", [f"conservativity_estimator={estimator}", f"{setting}=true"], f"--set {setting}=false, or")
+            for estimator in ("symmetric", "hutchinson")
+            for setting in ("gradient_checkpointing", "torch_compile")
+        ),
     ],
 )
 def test_nonsense_is_refused_by_the_dry_run(recipe: str, setting: list[str], message: str) -> None:
@@ -288,7 +357,21 @@ def test_nonsense_is_refused_by_the_dry_run(recipe: str, setting: list[str], mes
         override(RECIPES[f"tiny-{recipe}"].config, setting)
 
 
+def test_what_goes_with_second_derivatives() -> None:
+    for settings in (
+        ["conservativity_estimator=paired", "torch_compile=true"],
+        ["conservativity_estimator=hutchinson"],
+    ):
+        override(RECIPES["tiny-mi-stage2"].config, settings)
+    with pytest.raises(UserError, match="gradient_checkpointing=false, or the paired estimator"):
+        override(RECIPES["sd15-mi-stage2"].config, ["conservativity_estimator=hutchinson"])
+    off = ["conservativity_estimator=hutchinson", "gradient_checkpointing=false"]
+    override(RECIPES["sd15-mi-stage2"].config, off)
+
+
 def test_what_is_left_open_is_the_papers() -> None:
+    config = RECIPES["tiny-mi-stage1"].config
+    assert [override(config, [f"control_type={kind}"]).balanced for kind in ("hed", "depth")] == [True, False]
     found = override(RECIPES["sd15-innercontrol"].config, ["control_type=seg", "aligning_alpha=0.5", "snr_gamma=none"])
     paper = {"grad_scale": 0.5, "max_timestep_rewarding": 200, "min_timestep_readout": 450, "max_timestep_readout": 980}
     wanted = {**paper, "aligning_alpha": 0.5, "u_scale": 1.0, "max_train_steps": 5000, "snr_gamma": None}

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from counterpoint.apps.readers import control_readers
 from counterpoint.apps.record import write_json, write_whole
 from counterpoint.control.features import collecting, embed_time, read_by
 from counterpoint.data.scenes.maps import control_map
@@ -30,8 +31,8 @@ from counterpoint.training.losses.diffusion import add_noise
 from counterpoint.training.losses.reward import estimate_x0
 from counterpoint.types import UserError
 
-READ = {"depth": "depth", "hed": "edge", "seg": "seg"}
-"""Kind of control -> what a judge calls it."""
+READ = ("depth", "hed", "lineart", "pose", "seg")
+"""Kinds of control that are read from pictures: lines by their extractors, the others by judge A."""
 LEVELS = 20
 _SCHEMA = "counterpoint/probe-error/1"
 
@@ -45,7 +46,7 @@ def curves(family: Path, kind: str, n: int) -> dict[str, list[float]]:
 
     Args:
         family: the tiny family, or one of its layout, with a probe for this kind.
-        kind: a key of :data:`READ`.
+        kind: one of :data:`READ`.
         n: validation scenes.
 
     Raises:
@@ -55,7 +56,7 @@ def curves(family: Path, kind: str, n: int) -> dict[str, list[float]]:
     probe, unet, vae = SCENES.probe(config, kind), SCENES.unet(config), SCENES.vae(config)
     layers = read_by(probe, unet, usual_layers(kind))
     host: dict[str, Any] = SCENES.denoising(config)
-    judge = load_diffusers(family / "judges" / "a", torch.float32)
+    reader = _classes(family) if kind == "seg" else control_readers(family, {})[kind]
     scenes = [scene(number) for number in islice(SPLITS["validation"], n)]
     images = torch.stack([torch.from_numpy(one.image.copy()) for one in scenes])
     x0 = torch.from_numpy(parts.encode(vae, [images])).float()
@@ -73,12 +74,18 @@ def curves(family: Path, kind: str, n: int) -> dict[str, list[float]]:
             prediction = unet(x_t, t, text).sample
         read = probe(features, embed_time(unet, t))
         latents = estimate_x0(x_t, prediction, level, said)
-        pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].clamp(-1, 1)
-        seen = F.interpolate(getattr(judge(pictures), READ[kind]), read.shape[2:], mode="area")
+        pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].clamp(-1, 1) / 2 + 0.5
+        seen = F.interpolate(reader(pictures), read.shape[2:], mode="area")
         found["timesteps"].append(int(t[0]))
         found["probe"].append(error(read if kind == "seg" else (read + 1) / 2))
         found["judge"].append(error(seen))
     return found
+
+
+def _classes(family: Path) -> Callable[[Tensor], Tensor]:
+    """Pictures in 0..1 -> judge A's logits."""
+    judge = load_diffusers(family / "judges" / "a", torch.float32)
+    return lambda pictures: judge(pictures * 2 - 1).seg
 
 
 def _error(scenes: list[Scene], kind: str) -> Callable[[Tensor], float]:
@@ -86,8 +93,10 @@ def _error(scenes: list[Scene], kind: str) -> Callable[[Tensor], float]:
     if kind == "seg":
         classes = torch.stack([torch.from_numpy(one.seg.astype("int64")) for one in scenes])[:, None].float()
         return lambda read: float((read.argmax(1) != _sized(classes, read, "nearest-exact")[:, 0]).float().mean())
-    maps = stack([control_map(one, kind) for one in scenes])[:, :1]
-    return lambda read: float((read.mean(1, keepdim=True) - _sized(maps, read, "area")).square().mean())
+    maps = stack([control_map(one, kind) for one in scenes])
+    if kind == "pose":  # whose colours tell limbs apart
+        return lambda read: float((read - _sized(maps, read, "area")).square().mean())
+    return lambda read: float((read.mean(1, keepdim=True) - _sized(maps[:, :1], read, "area")).square().mean())
 
 
 def _sized(maps: Tensor, read: Tensor, mode: str) -> Tensor:

@@ -37,7 +37,7 @@ class Probe(ModelMixin, ConfigMixin):
         size: side to which features are brought, and of the map.
         upsample: whether the head makes the map twice as large, by a transposed convolution: for thin lines
             (InnerControl, appendix A.1).
-        span: what it says for black and for white.
+        span: what it says for black and for white; of a published head :func:`span_of` knows it.
     """
 
     @register_to_config
@@ -52,7 +52,7 @@ class Probe(ModelMixin, ConfigMixin):
         bounded: bool = True,
         size: int = 64,
         upsample: bool = False,
-        span: Sequence[float] = (-1.0, 1.0),
+        span: Sequence[float] | None = (-1.0, 1.0),
     ) -> None:
         super().__init__()
         self.size = size
@@ -118,29 +118,51 @@ class _Normed(nn.Conv2d):
         return self.norm(super().forward(x))  # type: ignore[no-any-return]
 
 
-def load_probe(place: Path, kind: str) -> Probe:
-    """A trained probe for a kind of control from its folder, or a published head from its file.
+def load_probe(place: Path) -> Probe:
+    """A trained probe from its folder, or a published head from its file.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
     if place.suffix == ".safetensors":
-        return load_readout_head(place, PUBLISHED_SPAN.get(kind, (-1.0, 1.0)))
+        return load_readout_head(place)
     if not (place / "config.json").is_file():
         raise UserError(f"there is no probe in {place}: give its folder, or a published head as a safetensors file")
     probe: Probe = Probe.from_pretrained(place, local_files_only=True, torch_dtype=torch.float32)
     return probe
 
 
+def span_of(probe: Probe, kind: str, layers: str) -> tuple[float, float]:
+    """What a probe says for black and for white.
+
+    Of the published heads, Readout Guidance's (arXiv:2312.02150), which read convolutions, say -0.5 and 0.5 for lines
+    and poses; InnerControl's, which read self-attention, say -1 and 1 for everything.
+    """
+    if probe.config["span"] is not None:
+        black, white = probe.config["span"]
+        return black, white
+    narrow = layers == "convolution" and kind in {"canny", "hed", "lineart", "pose"}
+    return (-0.5, 0.5) if narrow else (-1.0, 1.0)
+
+
+def check_reads(probe: Probe, kind: str, classes: int) -> None:
+    """Hold what a probe makes against a kind of control.
+
+    Raises:
+        UserError: it was trained for another one.
+    """
+    made = probe.config["out"]
+    if made not in {"seg": {classes}, "pose": {3}}.get(kind, {1, 3}):
+        raise UserError(f"the probe is for another control than {kind}: it makes {made} maps")
+
+
 REVERSED = "@reversed"
 """Behind a probe's place: it is told timesteps that count from the noisiest one, as in :func:`reversed_time`."""
-PUBLISHED_SPAN = dict.fromkeys(("canny", "hed", "lineart", "pose"), (-0.5, 0.5))
-"""What the published heads for lines and poses say for black and for white; depth has -1 and 1."""
 _NETWORK = "aggregation_network."
 """Before the network's names in a published checkpoint, which holds its optimizer as well."""
 
 
-def load_readout_head(file: Path, span: Sequence[float] = (-1.0, 1.0)) -> Probe:
+def load_readout_head(file: Path) -> Probe:
     """A published head (``readout_sdv15_spatial_depth`` and so on, InnerControl's) as ``models convert`` leaves it.
 
     Its sizes are read off its tensors. They were trained with the timestep counted from the noisiest step on, and are
@@ -164,7 +186,7 @@ def load_readout_head(file: Path, span: Sequence[float] = (-1.0, 1.0)) -> Probe:
     except (KeyError, IndexError) as error:
         raise UserError(f"{file} is no readout head: {error} is not in it") from None
     with torch.device("meta"):
-        probe = Probe(**sizes, span=span)
+        probe = Probe(**sizes, span=None)
     check_fit(probe.state_dict(), found, file)
     state = load_file(file)
     probe.load_state_dict({name: state[f"{prefix}{name}"] for name in found}, assign=True)

@@ -14,7 +14,8 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from counterpoint.control.features import Layers
+from counterpoint.control.features import Layers, read_by
+from counterpoint.models.probe import check_reads, span_of
 from counterpoint.recipes.worlds import TunedFields, World
 from counterpoint.training.config import check_window, filled
 from counterpoint.training.losses.reward import Window
@@ -140,13 +141,20 @@ def ctrl_u(world: World, config: Any) -> Job:
 def innercontrol(world: World, config: Any) -> Job:
     """ControlNet++, and a probe reads the control from inner features at nearly every timestep."""
     kind, reads = config.control_type, world.probe(config, config.control_type)
-    rewarded = _rewarded(world, config)
+    check_reads(reads, kind, world.classes)
+    *rewarded, unet = _rewarded(world, config)
+    layers = read_by(reads, unet, usual_layers(kind))
     stage = AlignmentStage(
         reads,
         Target(
-            usual_layers(kind), world.wanted(kind), LOSSES[kind], reads.config.span, config.reversed_timestep_readout
+            layers,
+            world.wanted(kind),
+            LOSSES[kind],
+            span_of(reads, kind, layers),
+            config.reversed_timestep_readout,
         ),
         *rewarded,
+        unet,
         alignment_weight=config.aligning_alpha,
         alignment_window=(config.min_timestep_readout, config.max_timestep_readout),
         **_reward(world, config),

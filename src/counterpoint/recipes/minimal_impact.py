@@ -10,21 +10,22 @@ from pydantic.dataclasses import dataclass
 
 from counterpoint.control.influence import trained_injection
 from counterpoint.fusion.minimal_impact import BalancedInjection
+from counterpoint.recipes.aligned import Read
 from counterpoint.recipes.worlds import TunedFields, World
-from counterpoint.training.config import check_window
+from counterpoint.training.config import check_window, filled
 from counterpoint.training.losses.conservativity import Estimator
 from counterpoint.training.stage import Job
 from counterpoint.training.stages.minimal_impact import MinimalImpactStage
-from counterpoint.types import UserError
+from counterpoint.types import CONTROL_KINDS, UserError
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class MinimalImpactFields(TunedFields):
-    """What each part of the method adds. The second stage goes on with the first one's
-    ``controlnet_model_name_or_path``."""
+    """What each part of the method adds; ``balanced`` is left open for all kinds of control that can be silent. The
+    second stage goes on with the first one's ``controlnet_model_name_or_path``."""
 
-    control_type: Literal["canny", "hed", "lineart", "pose"] = "canny"
-    balanced: bool = True
+    control_type: Read = "canny"
+    balanced: bool | None = None
     injection: Literal["sum", "min-norm", "literal"] = "min-norm"
     conservativity_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
     conservativity_estimator: Estimator = "paired"
@@ -34,9 +35,25 @@ class MinimalImpactFields(TunedFields):
     conservativity_share: float = Field(0.25, gt=0, le=1)
 
     def resolved(self) -> Any:
-        """Itself, if its window is one."""
+        """Balanced wherever the kind of control can be silent.
+
+        Raises:
+            UserError: settings that contradict each other.
+        """
         check_window("timestep_conservativity", self.min_timestep_conservativity, self.max_timestep_conservativity)
-        return self
+        can = CONTROL_KINDS[self.control_type].silent is not None
+        if self.balanced and not can:
+            raise UserError(
+                f"balanced=true: {self.control_type} has no silent value, every colour of it means something"
+            )
+        twice = self.conservativity_weight and self.conservativity_estimator != "paired"
+        for setting in ("gradient_checkpointing", "torch_compile"):
+            if twice and getattr(self, setting):
+                raise UserError(
+                    f"conservativity_estimator={self.conservativity_estimator} takes second derivatives, which "
+                    f"{setting} does not have: --set {setting}=false, or the paired estimator"
+                )
+        return filled(self, balanced=can)
 
 
 def minimal_impact(world: World, config: Any) -> Job:

@@ -154,7 +154,7 @@ class StableDiffusion15:
         place = config.probe_model_name_or_path
         if not place.exists():
             raise UserError(f"what probes for {kind}? --set probe_model_name_or_path=FOLDER (sd15-probe trains one)")
-        return load_probe(place, kind)
+        return load_probe(place)
 
     def new_probe(self, unet: UNet2DConditionModel, layers: Layers, kind: str) -> Probe:
         """As the paper has them (appendix A.1)."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+
 import torch
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import is_bf16_available
@@ -14,8 +17,12 @@ def check_machine(config: TrainConfig) -> None:
     """Hold a configuration against this machine.
 
     Raises:
-        UserError: a precision that it does not have, or a tracker that is not installed.
+        UserError: a precision that it does not have, a package that is not installed, or networks that cannot be split.
     """
+    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
+        raise UserError("use_8bit_adam needs bitsandbytes: pip install bitsandbytes")
+    if config.fsdp:
+        _check_shardable(config, int(os.environ.get("WORLD_SIZE", "1")))
     if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("mixed_precision=fp16 needs an accelerator, and here is a CPU: take bf16 or no")
     if config.mixed_precision == "bf16" and not is_bf16_available(ignore_tpu=True):
@@ -25,12 +32,7 @@ def check_machine(config: TrainConfig) -> None:
         raise UserError(f"report_to={tracker}: the package {tracker} is not installed; install it, or report nowhere")
 
 
-def check_shardable(config: TrainConfig, processes: int) -> None:
-    """Hold ``fsdp`` against the rest of a configuration.
-
-    Raises:
-        UserError: there is one process, or a setting that does not go with split networks.
-    """
+def _check_shardable(config: TrainConfig, processes: int) -> None:
     if processes == 1:
         raise UserError("fsdp splits networks among several processes: start it with torchrun")
     refused = {

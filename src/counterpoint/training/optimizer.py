@@ -5,15 +5,11 @@ from __future__ import annotations
 import torch
 
 from counterpoint.training.config import TrainConfig
-from counterpoint.types import UserError
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer that a configuration asks for.
-
-    Raises:
-        UserError: it is the 8-bit one, and bitsandbytes is not installed.
-    """
+    """The optimizer that a configuration asks for; :func:`counterpoint.training.machine.check_machine` has seen to it
+    that it can be had."""
     settings = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
@@ -22,8 +18,6 @@ def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig) ->
     }
     if not config.use_8bit_adam:
         return torch.optim.AdamW(parameters, fused=True, **settings)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        raise UserError("use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from None
+    from bitsandbytes.optim import AdamW8bit
+
     return AdamW8bit(parameters, **settings)

@@ -28,7 +28,7 @@ from counterpoint.training.card import write_card
 from counterpoint.training.compiling import check_compiler, compile_in_place
 from counterpoint.training.config import TrainConfig, as_json, differences
 from counterpoint.training.convergence import sudden_rise
-from counterpoint.training.machine import check_machine, check_shardable
+from counterpoint.training.machine import check_machine
 from counterpoint.training.optimizer import make_optimizer
 from counterpoint.training.order import Draws, Order
 from counterpoint.training.sharding import like, load_whole, shard, split_optimizer, whole
@@ -142,7 +142,6 @@ class _Run:
                 if isinstance(network, ModelMixin) and network._supports_gradient_checkpointing:
                     network.enable_gradient_checkpointing()
         if config.fsdp:
-            check_shardable(config, self.accelerator.num_processes)
             self.unsplit = {name: copy.deepcopy(module).to("meta") for name, module in trained.items()}
             self.stage.to(self.accelerator.device)
             for module in trained.values():
@@ -276,11 +275,10 @@ class _Run:
         bar.close()
 
     def _check_finite(self, what: str, value: float) -> None:
-        """Stop before a step would spoil the weights."""
+        """Stop before a step would spoil the weights, and keep them."""
         if math.isfinite(value):
             return
-        there = checkpoint.found(self.config.output_dir)
-        good = f"{there[-1][1]} holds the last good state" if there else "no checkpoint had been written"
+        good = f"{self._save()} holds the last good state" if self.step else "nothing had been learnt"
         raise DivergenceError(
             f"the {what} is {value} at step {self.step}; {good}; start again with a smaller learning_rate"
         )

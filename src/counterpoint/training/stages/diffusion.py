@@ -175,7 +175,7 @@ class ControlNetStage(DiffusionStage):
             network = ControlNetModel.from_config(self.controlnet.config)
             network.load_state_dict(self.controlnet.state_dict())
         strengthen(network, self.strength)
-        return network
+        return network.to(memory_format=torch.contiguous_format)  # nothing else is saved
 
     @property
     def _has_lora(self) -> bool:

@@ -89,10 +89,5 @@ class MinimalImpactStage(ControlNetStage):
             if self.estimator == "paired":
                 found = conservativity_loss(field, x, first[few], second=second[few], estimator="paired")
                 return found / variance
-            if any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
-                raise UserError(
-                    f"conservativity_estimator={self.estimator} takes second derivatives, and those cannot be "
-                    "checkpointed: --set gradient_checkpointing=false, or the paired estimator"
-                )
             with sdpa_kernel(SDPBackend.MATH):
                 return conservativity_loss(field, x, first[few], self.estimator) / variance
