@@ -12,6 +12,7 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
+from counterpoint.conditions.canny import canny
 from counterpoint.conditions.lines import lines
 from counterpoint.data.balance import Balanced
 from counterpoint.data.scenes.render import scene
@@ -34,7 +35,7 @@ def build(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A stage of a recipe on a family that has a ControlNet of every kind."""
     monkeypatch.setattr(parts, "latents", lambda *_: SceneShards(tmp_path, 0, 2048))
     copy = Path(shutil.copytree(family, tmp_path / "family"))
-    for kind in ("depth", "hed", "lineart", "seg"):
+    for kind in ("canny", "depth", "hed", "lineart", "seg"):
         shutil.copytree(copy / "controls" / "pose", copy / "controls" / kind)
 
     def make(recipe: str, *settings: str) -> Stage:
@@ -55,10 +56,12 @@ def batch(kind: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("kind", ["depth", "hed", "lineart", "seg"])
+@pytest.mark.parametrize("kind", ["canny", "depth", "hed", "lineart", "seg"])
 def test_probes_then_aligned_controlnets(build, kind: str) -> None:
     stage = build("tiny-probe", f"control_type={kind}")
-    assert stage.target.kind == ("classes" if kind == "seg" else "map"), "appendix A.1; the sparse loss is alignment's"
+    assert stage.target.kind == {"seg": "classes", "canny": "sparse"}.get(kind, "map"), (
+        "appendix A.1; the sparse loss is alignment's"
+    )
     loss, _ = stage(batch(kind), Draws(0, range(4)), 0)
     loss.backward()
     assert all(p.grad is not None for p in stage.probe.parameters())
@@ -69,9 +72,9 @@ def test_probes_then_aligned_controlnets(build, kind: str) -> None:
         stage = build(f"tiny-{method}", *everywhere)
         assert type(stage) is expected
         assert (stage.uncertainty is not None) == (method == "ctrl-u")
-        assert stage.weight == {"depth": 0.5, "hed": 1.0, "lineart": 10.0, "seg": 0.5}[kind]
+        assert stage.weight == {"canny": 1.0, "depth": 0.5, "hed": 1.0, "lineart": 10.0, "seg": 0.5}[kind]
         if method == "innercontrol":
-            assert (stage.target.kind == "sparse") == (kind == "hed"), "table 4"
+            assert (stage.target.kind == "sparse") == (kind in {"canny", "hed"}), "table 4"
         loss, extra = stage(batch(kind), Draws(0, range(4)), 0)
         assert loss.isfinite()
         assert extra["reward"] > 0
@@ -79,7 +82,7 @@ def test_probes_then_aligned_controlnets(build, kind: str) -> None:
         assert stage.controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("kind", ["depth", "hed", "lineart", "seg"])
+@pytest.mark.parametrize("kind", ["canny", "depth", "hed", "lineart", "seg"])
 def test_the_reward_alone_reaches_the_controlnet(build, kind: str) -> None:
     stage = build("tiny-controlnet++", "max_timestep_rewarding=999", f"control_type={kind}")
     stage._weighted = lambda _, losses: 0 * losses.detach().sum()
@@ -126,8 +129,8 @@ class Few:
         }
 
 
-@pytest.mark.parametrize("kind", ["canny", "pose"])
-def test_probes_of_what_has_no_reward(build, kind: str) -> None:
+def test_a_probe_of_what_has_no_reward(build) -> None:
+    kind = "pose"
     stage = build("tiny-probe", f"control_type={kind}")
     loss, _ = stage(batch(kind), Draws(0, range(4)), 0)
     loss.backward()
@@ -147,6 +150,24 @@ def test_drawn_lines_are_those_of_the_extractor_and_have_a_slope() -> None:
     drawn.sum().backward()
     assert picture.grad.any()
     assert (SceneShards._control(Rows(image), "lineart", 0) == lines(image)).all()
+
+
+@pytest.mark.parametrize("number", [7, 8, 9])
+def test_drawn_edges_are_those_of_opencv_but_for_hysteresis(number: int) -> None:
+    """What is beyond the higher threshold is an edge, and every edge is beyond the lower one; nothing else is kept."""
+    image = scene(number).image
+    picture = (torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 127.5 - 1).requires_grad_()
+    drawn = SCENES.reader(None, "canny")(picture)
+    edges = torch.from_numpy(canny(image)[..., 0].copy()) > 0
+    inner = drawn[0, 0, 1:-1, 1:-1]
+    strong, weak = inner > 0.8809, inner > 0.1191
+    assert not (strong & ~edges[1:-1, 1:-1]).any()
+    assert not (edges[1:-1, 1:-1] & ~weak).any()
+    assert strong.sum() > 0.5 * edges.sum()
+    drawn.sum().backward()
+    assert picture.grad.abs().sum() > 0
+    flat = SCENES.reader(None, "canny")(torch.zeros(1, 3, 8, 8))
+    assert not flat.any()
 
 
 class Rows:

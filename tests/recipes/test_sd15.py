@@ -80,7 +80,7 @@ def step(job: Job) -> dict[str, torch.Tensor]:
     return extra
 
 
-@pytest.mark.parametrize("kind", ["depth", "hed", "lineart", "seg"])
+@pytest.mark.parametrize("kind", ["canny", "depth", "hed", "lineart", "seg"])
 def test_rewards_and_probes(model: Path, networks: Path, kind: str) -> None:
     control = [f"control_type={kind}", f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"]
     job = build(model, "sd15-probe", control[0])

@@ -24,7 +24,7 @@ from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.stages.probe import AlignmentStage, ProbeStage, Target
 from counterpoint.training.stages.reward import Reward, RewardStage
 
-Kind = Literal["depth", "hed", "lineart", "seg"]
+Kind = Literal["canny", "depth", "hed", "lineart", "seg"]
 Read = Literal["depth", "hed", "lineart", "seg", "canny", "pose"]
 EDGES = ("hed", "lineart", "canny")
 LOSSES = {
@@ -52,12 +52,14 @@ class Paper:
 
 
 PAPER = {
+    "canny": Paper(1.0, 200, 0.1, (0, 800), 0.1),
     "depth": Paper(0.5, 400, 1.0, (0, 920), 0.1),
     "hed": Paper(1.0, 400, 0.1, (0, 800), 0.1),
     "lineart": Paper(10.0, 200, 2.0, (0, 700), 0.1),
     "seg": Paper(0.5, 200, 0.05, (450, 980), 1.0),
 }
-"""Kind of control -> its settings."""
+"""Kind of control -> its settings. Canny is not in that table: its reward is ControlNet++'s, its alignment that of
+the other sparse lines."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

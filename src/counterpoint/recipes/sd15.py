@@ -22,6 +22,7 @@ from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.control.features import Layers, widths
 from counterpoint.data.balance import Balanced
 from counterpoint.metrics.maps import nearest_colour
+from counterpoint.models.drawn import DrawnEdges
 from counterpoint.models.edge_networks import load_edge_network
 from counterpoint.models.probe import Probe, load_probe
 from counterpoint.recipes import aligned, minimal_impact, parts, photos
@@ -133,7 +134,9 @@ class StableDiffusion15:
         return _stretched if kind == "depth" else lambda batch: shown(batch, kind)
 
     def reader(self, config: AlignedConfig, kind: str) -> nn.Module:
-        """The user's."""
+        """The user's; edges need none."""
+        if kind == "canny":
+            return DrawnEdges()
         place = config.reader_model_name_or_path
         if kind in {"hed", "lineart"}:
             return _Lines(load_edge_network(kind, place))

@@ -6,24 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from counterpoint.conditions.lines import GAIN, RATIO, SHARPNESS, line_width
 from counterpoint.control.features import Layers, widths
 from counterpoint.data.balance import Balanced
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES
+from counterpoint.models.drawn import DRAWN
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.probe import Probe
 from counterpoint.recipes import parts
 from counterpoint.training.stages.diffusion import add_lora
 from counterpoint.types import Batch, Samples, UserError
-
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -114,13 +110,13 @@ class Scenes:
         return (lambda batch: batch["seg"].long()) if kind == "seg" else lambda batch: shown(batch, kind)
 
     def reader(self, config: parts.FamilyConfig, kind: str) -> nn.Module:
-        """Judge B; lines are drawn from the picture as they were from the scene.
+        """Judge B; lines and edges are drawn from the picture as they were from the scene.
 
         Raises:
             UserError: it is not trained.
         """
-        if kind == "lineart":
-            return _Drawn()
+        if kind in DRAWN:
+            return DRAWN[kind]()
         judge = PerceptionModel.from_pretrained(_there(config, "judges/b"), local_files_only=True)
         return _Head(parts.fast(judge), kind)
 
@@ -185,25 +181,6 @@ class _Head(nn.Module):
         reading = self.judge(pictures)
         read: Tensor = {"depth": reading.depth, "hed": reading.edge, "seg": reading.seg}[self.kind]
         return read
-
-
-class _Drawn(nn.Module):
-    """What :func:`counterpoint.conditions.lines.lines` draws, with gradients: pictures in -1..1 -> ``(b, 1, h, w)`` in
-    0..1."""
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        grey = (pictures * pictures.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True) / 2 + 0.5
-        sigma = line_width(min(grey.shape[2:]))
-        fine, coarse = (_blurred(grey, width) for width in (sigma, RATIO * sigma))
-        return (GAIN * (coarse * SHARPNESS - fine).relu()).tanh()
-
-
-def _blurred(grey: Tensor, sigma: float) -> Tensor:
-    radius = round(4 * sigma)
-    places = torch.arange(-radius, radius + 1, dtype=grey.dtype, device=grey.device)
-    kernel = (-(places**2) / (2 * sigma**2)).softmax(0)
-    padded = F.pad(grey, (radius,) * 4, "replicate")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])
 
 
 SCENES = Scenes()
