@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,13 +85,25 @@ def test_random_kills(tmp_path: Path) -> None:
     wanted, got = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("whole", "cut"))
     assert wanted.keys() == got.keys()
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
-    for name in ("whole", "cut"):  # the averaged weights, the optimizer and the log agree too
-        assert [step for step, _ in checkpoint.found(tmp_path / name)][-1] == STEPS
+    ends = [checkpoint.found(tmp_path / name)[-1] for name in ("whole", "cut")]
+    assert [step for step, _ in ends] == [STEPS, STEPS]
+    states = [torch.load(folder / "state.pt", weights_only=True) for _, folder in ends]
+    assert same(*(state["optimizer"] for state in states))
+    assert same(*(state["ema"] for state in states))
     logs = [
         [line.split('"seconds_per_step"')[0] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("whole", "cut")
     ]
     assert [line.split(",")[0] for line in logs[0]] == [line.split(",")[0] for line in logs[1]]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested states hold the same bits."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def test_ctrl_c_saves_and_stops(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.training.losses import alignment
-from counterpoint.training.losses.diffusion import add_noise, snr_weight, target
+from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
 from counterpoint.training.losses.reward import class_error, estimate_x0, map_error, masked_mean, within
 from counterpoint.training.losses.uncertainty import disagreement, divergence, uncertain_class_error, uncertain_error
 
@@ -128,6 +128,9 @@ CLASSES = torch.eye(4).long().expand(2, 4, 4) - 1
         lambda x: class_error(x, torch.zeros(2, 4, 4, dtype=torch.long)).sum(),
         lambda x: uncertain_error(map_error(x, OTHER), disagreement(x, 2 * OTHER), 0.1).sum(),
         lambda x: uncertain_class_error(map_error(x, OTHER), divergence(x, OTHER), CLASSES, 0.1).sum(),
+        lambda x: alignment.mse(x, OTHER).sum(),
+        lambda x: alignment.cross_entropy(x, torch.zeros(2, 4, 4, dtype=torch.long)).sum(),
+        lambda x: diffusion_loss(x, OTHER).sum(),
         lambda x: alignment.sparse_mse(x, torch.eye(4).double().expand(2, 3, 4, 4)).sum(),
         lambda x: estimate_x0(x, 2 * x, torch.tensor([0.3, 0.9]).double(), "epsilon").square().sum(),
         lambda x: estimate_x0(x, 2 * x, torch.tensor([0.3, 0.9]).double(), "flow_prediction").square().sum(),

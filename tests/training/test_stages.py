@@ -33,18 +33,18 @@ def test_targets_recover_the_clean_sample(kind: str) -> None:
 
 
 def test_snr_weights() -> None:
-    a = torch.tensor([0.01, 0.5, 0.99])
-    torch.testing.assert_close(snr_weight(a, 5.0, "epsilon"), torch.tensor([1.0, 1.0, 5 / 99]))
-    torch.testing.assert_close(snr_weight(a, 5.0, "epsilon", debiased=True), torch.tensor([99**0.5, 1.0, 5 / 99]))
+    a = torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64)
+    torch.testing.assert_close(snr_weight(a, 5.0, "epsilon"), a.new_tensor([1.0, 1.0, 5 / 99]))
+    torch.testing.assert_close(snr_weight(a, 5.0, "epsilon", debiased=True), a.new_tensor([99**0.5, 1.0, 5 / 99]))
     torch.testing.assert_close(
-        snr_weight(a, 5.0, "v_prediction"), torch.tensor([0.01 / 0.99 / (1 + 0.01 / 0.99), 0.5, 5 / 100])
+        snr_weight(a, 5.0, "v_prediction"), a.new_tensor([0.01 / 0.99 / (1 + 0.01 / 0.99), 0.5, 5 / 100])
     )
     with pytest.raises(ValueError, match="prediction_type"):
         target(a, a, a, "sample")
 
 
 def test_loss_is_per_sample() -> None:
-    x, y = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+    x, y = torch.randn(2, 3, 2, 4, dtype=torch.float64)
     torch.testing.assert_close(diffusion_loss(x, y), ((x - y) ** 2).mean((1, 2)))
 
 
