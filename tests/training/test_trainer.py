@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch._inductor.exc import InvalidCxxCompiler
@@ -49,7 +50,7 @@ class Line(Stage):
             os.kill(os.getpid(), signal.SIGINT)
         x = batch["x"] + 0.1 * draws.normal(1)
         loss = (self.net(x) - 2 * batch["x"]).square().mean()
-        if step == self.steep_at:
+        if 0 <= self.steep_at <= step:
             loss = loss + (0 * self.net[0].weight.sum()).sqrt()  # 0, with a slope of infinity times 0
         return loss * (float("nan") if step == self.nan_at else 1), {"size": x.abs().mean()}
 
@@ -191,6 +192,20 @@ def test_a_gradient_of_nan_under_a_finite_loss_stops_before_it_spoils_anything(
         train(Job(Line(), Numbers()), config(tmp_path / "a", **settings), resume=True)
         train(Job(Line(), Numbers()), config(tmp_path / "whole", **settings))
         assert equal(weights(tmp_path / "a"), weights(tmp_path / "whole"))
+
+
+def test_a_scaler_skips_what_overflows_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Accelerator.__init__
+
+    def with_scaler(self: Accelerator, **settings: object) -> None:
+        made(self, **settings)
+        self.scaler = torch.amp.GradScaler("cpu")
+
+    monkeypatch.setattr(Accelerator, "__init__", with_scaler)
+    train(Job(Line(steep_at=10), Numbers()), config(tmp_path / "a"))
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "a").values())
+    with pytest.raises(DivergenceError, match="gradient's norm is nan at step 50"):
+        train(Job(Line(steep_at=10), Numbers()), config(tmp_path / "b", max_train_steps=60))
 
 
 def test_another_recipe_is_another_run(tmp_path: Path) -> None:

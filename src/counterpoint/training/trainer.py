@@ -36,6 +36,8 @@ from counterpoint.training.stage import Job
 from counterpoint.types import Batch, Samples, UserError
 
 _ADHERENCE = "validation/adherence"
+_MOST_SKIPPED = 40
+"""Steps in a row that a scaler may leave out: by then it scales by less than one."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -163,7 +165,7 @@ class _Run:
         else:
             self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
-        self.step, self.stop = 0, False
+        self.step, self.skipped, self.stop = 0, 0, False
 
     @property
     def is_main(self) -> bool:
@@ -239,7 +241,9 @@ class _Run:
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = whole(accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm))
-                    if accelerator.scaler is None:  # which would leave such a step out, and scale less from then on
+                    # a scaler leaves out a step that overflows and scales less from then on, but not for ever
+                    self.skipped = 0 if math.isfinite(float(norm)) else self.skipped + 1
+                    if self.skipped > (0 if accelerator.scaler is None else _MOST_SKIPPED):
                         self._check_finite("gradient's norm", float(norm))
                     extra["grad_norm"] = norm
                 self.optimizer.step()
