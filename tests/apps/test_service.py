@@ -124,7 +124,7 @@ def test_cancelled_within_a_step_and_the_next_job_runs(client: TestClient) -> No
 
 @pytest.mark.enable_socket
 def test_a_worker_that_dies_costs_an_attempt_and_no_job(client: TestClient) -> None:
-    name = submit(client, steps=20).json()["id"]
+    name = submit(client, steps=30, n=2, width=128, height=160).json()["id"]
     worker = client.app.state.service.worker
     for _ in range(ATTEMPTS):
         attempts = client.app.state.service.store.get(
