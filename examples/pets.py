@@ -23,6 +23,7 @@ import PIL.Image
 import torch
 
 import counterpoint as cp
+from counterpoint.data.coco import PET_TRIMAPS
 from counterpoint.data.photos import ImageFolder
 from counterpoint.evaluation.statistics import bootstrap
 from counterpoint.evaluation.suite import stack, unstack
@@ -39,9 +40,9 @@ CLASSES = len(COLOURS)
 
 def prepare(pets: Path, folder: Path, held_out: bool) -> Path:
     """Every tenth photo is held out."""
-    found = next((pets / part for part in ("trimaps", "annotations/trimaps") if (pets / part).is_dir()), None)
+    found = next((pets / part for part in PET_TRIMAPS if (pets / part).is_dir()), None)
     if found is None:
-        sys.exit(f"error: {pets}: no trimaps/ and no annotations/trimaps/ in it")
+        sys.exit(f"error: {pets} holds neither {' nor '.join(PET_TRIMAPS)}")
     for part in ("images", "trimaps", "seg"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     rows = []

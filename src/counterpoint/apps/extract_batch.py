@@ -24,12 +24,12 @@ from counterpoint.apps.extractors import extractor
 from counterpoint.apps.record import settle, write_text, write_whole
 from counterpoint.conditions.image import read_image
 from counterpoint.conditions.recognise import WrongPicture, recognise
-from counterpoint.data.balance import keep_some, segment, silence
+from counterpoint.data.balance import check_can_be_silent, keep_some, segment, silence
 from counterpoint.data.beside import made_kinds, pictures_below
 from counterpoint.data.photos import METADATA, MOST_DAMAGED, ImageFolder, beside, read_bytes, read_segments
 from counterpoint.data.samples import open_folder
 from counterpoint.data.tables import table_reader
-from counterpoint.types import CONTROL_KINDS, Image, UserError
+from counterpoint.types import Image, UserError
 
 Run = Callable[[Callable[[], Callable[[str], str | None]], Sequence[str]], Iterator[tuple[str, str | None]]]
 """``(build, items) -> (item, result)``: builds what an item is given to once a worker, and gives it all items."""
@@ -87,7 +87,8 @@ def extract_batch(
     photos = open_folder(folder, _SIZE, making=kind)
     if isinstance(photos, ImageFolder):
         folder, rows = photos.folder, photos.rows
-        given = {row["file_name"] for row in rows if _given(folder, kind, row)}
+        begun = kind in made_kinds(folder)
+        given = {row["file_name"] for row in rows if _given(folder, kind, row, begun)}
     else:
         folder, rows = photos.root, [photos.row(number) for number in range(len(photos))]
         given = {rows[number]["file_name"] for number in photos.published(kind)}
@@ -130,8 +131,8 @@ def check_kind(kind: str, source: str | None, balanced: bool) -> None:
         UserError: nothing makes this kind, or it has no silent value to be balanced with.
     """
     extractor(kind, source)
-    if balanced and CONTROL_KINDS[kind].silent is None:
-        raise UserError(f"--balance: {kind} has no silent value, every colour of it means something")
+    if balanced:
+        check_can_be_silent(kind, "--balance")
 
 
 def check_damage(damaged: Mapping[str, str], total: int) -> None:
@@ -151,10 +152,10 @@ def _check_targets(folder: Path, targets: Sequence[Path]) -> None:
         raise UserError(f"two pictures of {folder} would both become {twice}: their names differ in the suffix only")
 
 
-def _given(folder: Path, kind: str, row: dict[str, str]) -> bool:
-    """Whether a row names an image that is there and was not made here."""
+def _given(folder: Path, kind: str, row: dict[str, str], begun: bool) -> bool:
+    """Whether a row names an image that is there and was not made here, where ``begun`` says that some were."""
     file = folder / row.get(f"{kind}_file_name", "")
-    ours = kind in made_kinds(folder) and file == beside(folder, kind, row["file_name"])
+    ours = begun and file == beside(folder, kind, row["file_name"])
     return file.is_file() and not ours
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from counterpoint.conditions.soft_edge import soft_edge
-from counterpoint.types import CONTROL_KINDS, Image, Samples
+from counterpoint.types import CONTROL_KINDS, Image, Samples, UserError
 
 _SIDE = 256
 """Shorter side at which a photo is segmented."""
@@ -40,6 +40,16 @@ def keep_some(segments: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     kept = np.zeros(len(names), bool)
     kept[rng.choice(len(names), rng.integers(1, len(names) + 1), replace=False)] = True
     return kept[np.searchsorted(names, segments)]
+
+
+def check_can_be_silent(kind: str, asked: str) -> None:
+    """Hold a kind of control against a wish to balance it, ``asked`` by this setting.
+
+    Raises:
+        UserError: it cannot be silent.
+    """
+    if CONTROL_KINDS[kind].silent is None:
+        raise UserError(f"{asked}: {kind} has no silent value, every colour of it means something")
 
 
 def silence(control: Image, where: np.ndarray, kind: str) -> Image:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from counterpoint.control.influence import trained_injection
+from counterpoint.data.balance import check_can_be_silent
 from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.recipes.aligned import Read
 from counterpoint.recipes.worlds import TunedFields, World
@@ -41,11 +42,8 @@ class MinimalImpactFields(TunedFields):
             UserError: settings that contradict each other.
         """
         check_window("timestep_conservativity", self.min_timestep_conservativity, self.max_timestep_conservativity)
-        can = CONTROL_KINDS[self.control_type].silent is not None
-        if self.balanced and not can:
-            raise UserError(
-                f"balanced=true: {self.control_type} has no silent value, every colour of it means something"
-            )
+        if self.balanced:
+            check_can_be_silent(self.control_type, "balanced=true")
         twice = self.conservativity_weight and self.conservativity_estimator != "paired"
         for setting in ("gradient_checkpointing", "torch_compile"):
             if twice and getattr(self, setting):
@@ -53,7 +51,7 @@ class MinimalImpactFields(TunedFields):
                     f"conservativity_estimator={self.conservativity_estimator} takes second derivatives, which "
                     f"{setting} does not have: --set {setting}=false, or the paired estimator"
                 )
-        return filled(self, balanced=can)
+        return filled(self, balanced=CONTROL_KINDS[self.control_type].silent is not None)
 
 
 def minimal_impact(world: World, config: Any) -> Job:

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from counterpoint.conditions.plain import PLAIN, Extract
-from counterpoint.data.balance import Balanced
+from counterpoint.data.balance import Balanced, check_can_be_silent
 from counterpoint.data.samples import PhotoSamples, open_photos
 from counterpoint.data.shards import save_whole
 from counterpoint.models.perception import PerceptionModel
@@ -26,7 +26,7 @@ from counterpoint.training.stage import Job
 from counterpoint.training.stages.codec import CodecStage
 from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage
 from counterpoint.training.stages.judge import JudgeStage
-from counterpoint.types import CONTROL_KINDS, UserError
+from counterpoint.types import UserError
 
 SHARD = 2048
 """Photos whose latents share a file."""
@@ -118,8 +118,8 @@ def controlnet(config: PhotoControlConfig) -> Job:
     unet = parts.unet(config)
     network: ControlNetModel = parts.new_controlnet(unet)
     stage = ControlNetStage(parts.fast(network), kind, unet, **parts.denoising(config))
-    if config.balanced and CONTROL_KINDS[kind].silent is None:
-        raise UserError(f"balanced=true: {kind} has no silent value, every colour of it means something")
+    if config.balanced:
+        check_can_be_silent(kind, "balanced=true")
     if not config.balanced:
         return Job(stage, _latents(config, f"control:{kind}"))
     return Job(stage, Balanced(_latents(config, f"control:{kind}", "segments"), kind, config.seed))
