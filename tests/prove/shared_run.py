@@ -1,4 +1,4 @@
-"""A short run for several processes: ``python -m tests.prove.shared_run OUT BATCH FSDP STOP RESUME``."""
+"""A short run for several processes: ``python -m tests.prove.shared_run METHOD OUT BATCH FSDP STOP RESUME``."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
 from counterpoint.control.features import widths
+from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.models.probe import Probe
 from counterpoint.recipes import parts
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Job
+from counterpoint.training.stages.diffusion import ControlNetStage
+from counterpoint.training.stages.minimal_impact import MinimalImpactStage
 from counterpoint.training.stages.probe import AlignmentStage, Target
-from counterpoint.training.stages.reward import Reward
+from counterpoint.training.stages.reward import Reward, RewardStage
 from counterpoint.training.trainer import Interrupted, train
 from tests.conftest import random_parts
 
@@ -34,9 +38,8 @@ class Noise:
         return {"latents": latents, "caption": ["a red ball"] * len(indices), "control:pose": images}
 
 
-class Stopping(AlignmentStage):
-    """Rewards and alignment count in windows that hold another number of samples on each process; the last of the
-    processes hears Ctrl-C."""
+class Stopping(ControlNetStage):
+    """The last of the processes hears Ctrl-C."""
 
     stop = -1
 
@@ -50,26 +53,32 @@ def wanted(batch: Batch) -> Tensor:
     return batch["control:pose"].permute(0, 3, 1, 2)[:, :1] / 255
 
 
-def main(out: str, batch: str, fsdp: str, stop: str, resume: str) -> None:
+def stage_of(method: str) -> ControlNetStage:
+    """Rewards and alignment count in windows that hold another number of samples on each process; the price on what is
+    no gradient is estimated on one sample in four."""
     given = random_parts(controls=1)
     network, unet = parts.fast(given["networks"][0]), given["unet"]
-    host = (unet, given["text_encoder"], given["tokenizer"], DDPMScheduler(num_train_timesteps=1000))
-    probe = Probe(widths(unet, "attention"), unet.time_embedding.linear_2.out_features, 32, (16, 8), 1, size=16)
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    controlled = (network, "pose", unet, given["text_encoder"], given["tokenizer"], scheduler)
     reward = Reward(lambda pictures: pictures.mean(1, keepdim=True), wanted)
-    stage = Stopping(
-        probe,
-        Target("attention", wanted),
-        reward,
-        torch.nn.Identity(),
-        given["vae"],
-        network,
-        "pose",
-        *host,
-        weight=0.3,
-        window=(0, 400),
-        alignment_weight=0.5,
-        alignment_window=(200, 900),
-    )
+    rewarded = (reward, torch.nn.Identity(), given["vae"], *controlled)
+    probe = Probe(widths(unet, "attention"), unet.time_embedding.linear_2.out_features, 32, (16, 8), 1, size=16)
+    inject = BalancedInjection("min-norm")
+    windows = {"alignment_weight": 0.5, "alignment_window": (200, 900), "weight": 0.3, "window": (0, 400)}
+    made = {
+        "innercontrol": lambda: _stopping(AlignmentStage)(probe, Target("attention", wanted), *rewarded, **windows),
+        "ctrl-u": lambda: _stopping(RewardStage)(*rewarded, weight=0.3, window=(0, 400), uncertainty=0.5),
+        "mi-stage2": lambda: _stopping(MinimalImpactStage)(*controlled, inject=inject, weight=0.01),
+    }
+    return made[method]()
+
+
+def _stopping(stage: type[ControlNetStage]) -> Any:
+    return type(f"Stopping{stage.__name__}", (Stopping, stage), {})
+
+
+def main(method: str, out: str, batch: str, fsdp: str, stop: str, resume: str) -> None:
+    stage = stage_of(method)
     stage.stop = int(stop)
     config = TrainConfig(
         output_dir=Path(out),

@@ -17,9 +17,17 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(out: Path, processes: int, batch: int, fsdp: str = "-", stop: int = -1, resume: str = "-") -> str:
+def run(
+    out: Path,
+    processes: int,
+    batch: int,
+    fsdp: str = "-",
+    stop: int = -1,
+    resume: str = "-",
+    method: str = "innercontrol",
+) -> str:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *launch, "-m", "tests.prove.shared_run", out, batch, fsdp, stop, resume]
+    command = [sys.executable, *launch, "-m", "tests.prove.shared_run", method, out, batch, fsdp, stop, resume]
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=ROOT
     )
@@ -46,6 +54,17 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         assert run(tmp_path / f"{name}-cut", 2, 4, name, resume="resume") == ""
         again = weights(tmp_path / f"{name}-cut")
         assert all(torch.equal(value, again[key]) for key, value in weights(tmp_path / name).items())
+
+
+@pytest.mark.parametrize(("method", "part", "apart"), [("ctrl-u", "reward", 1e-5), ("mi-stage2", "asymmetry", 1e-3)])
+def test_two_processes_are_one_in_the_other_methods(method: str, part: str, apart: float, tmp_path: Path) -> None:
+    """The asymmetry is the difference of two differences of predictions, 0.02 apart: rounding a thousandfold."""
+    assert run(tmp_path / "one", 1, 8, method=method) == ""
+    for name in ("ddp", "fsdp"):
+        assert run(tmp_path / name, 2, 4, name, method=method) == ""
+        for what in ("loss", part):
+            assert logged(tmp_path / name, what) == pytest.approx(logged(tmp_path / "one", what), rel=apart, abs=apart)
+        torch.testing.assert_close(weights(tmp_path / name), weights(tmp_path / "one"), rtol=0, atol=1e-3)
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
