@@ -16,6 +16,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch._inductor.exc import InvalidCxxCompiler
 
+from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.recipes import RECIPES
 from counterpoint.training.card import write_card
 from counterpoint.training.checkpoint import CheckpointError
@@ -24,6 +25,7 @@ from counterpoint.training.machine import check_machine
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Batch, Job, Stage
 from counterpoint.training.stages.diffusion import ControlNetStage
+from counterpoint.training.stages.minimal_impact import MinimalImpactStage
 from counterpoint.training.trainer import DivergenceError, Interrupted, train
 from counterpoint.types import UserError
 
@@ -436,3 +438,16 @@ def test_the_card_of_a_controlnet_says_how_to_use_it(tmp_path: Path, parts: dict
     assert "base_model: some/model" in text
     assert f'counterpoint.load("some/model", controls={{"hed": "{tmp_path}"}})' in text
     assert "2 processes" in text
+    assert "fusion=" not in text
+
+
+def test_the_card_says_how_a_network_is_taken_in(tmp_path: Path, parts: dict) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    settings = replace(
+        RECIPES["tiny-mi-stage1"].config, control_type="pose", pretrained_model_name_or_path=Path("some/model")
+    )
+    host = [parts[name] for name in ("unet", "text_encoder", "tokenizer")]
+    inject = BalancedInjection("min-norm")
+    stage = MinimalImpactStage(parts["networks"][0], "pose", *host, DDPMScheduler(), inject=inject)
+    write_card(tmp_path, stage, settings, as_json(settings))
+    assert f'fusion="{inject.rule}"' in (tmp_path / "README.md").read_text()

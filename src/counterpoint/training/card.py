@@ -35,7 +35,7 @@ named here: it depends on the data and on the model that this one started from.
 _USE = """```python
 import counterpoint
 
-pipe = counterpoint.load("{base}", controls={{"{kind}": "{folder}"}})
+pipe = counterpoint.load("{base}", controls={{"{kind}": "{folder}"}}){taken_in}
 ```
 
 """
@@ -55,7 +55,11 @@ def write_card(folder: Path, stage: Stage, config: TrainConfig, settings: str, p
     base = str(getattr(config, "pretrained_model_name_or_path", "") or "")
     kind = getattr(config, "control_type", None)
     modules = [type(module) for module in stage.trained_modules().values()]
-    use = _USE.format(base=base, kind=kind, folder=folder) if ControlNetModel in modules and base and kind else ""
+    rule = getattr(getattr(stage, "inject", None), "rule", None)
+    taken_in = f'\nimages = pipe(..., fusion="{rule}").images  # taken in as it was trained' if rule else ""
+    use = ""
+    if ControlNetModel in modules and base and kind:
+        use = _USE.format(base=base, kind=kind, folder=folder, taken_in=taken_in)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()[-_LAST:]]
     keys = list(dict.fromkeys(key for line in log for key in line if key not in {"lr", "seconds_per_step"}))
     rows = [[str(line.get(key, "")) for key in keys] for line in log]
