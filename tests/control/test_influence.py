@@ -32,3 +32,22 @@ def test_a_control_that_says_nothing_has_no_influence_and_the_host_is_a_constant
         torch.nn.init.zeros_(layer.weight)
     with torch.no_grad():
         assert torch.equal(field(seen), field(latents))
+
+
+def test_several_at_once_are_each_by_itself_on_one_encoding_of_the_hints() -> None:
+    parts = random_parts(controls=1)
+    unet, network = parts["unet"], parts["networks"][0]
+    generator = torch.Generator().manual_seed(0)
+    latents, first, second = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(3))
+    text = torch.randn(2, 7, unet.config.cross_attention_dim, generator=generator)
+    hint = torch.rand(2, 3, 8 * 8, 8 * 8, generator=generator)
+    encoded = []
+    network.controlnet_cond_embedding.register_forward_hook(lambda _, given, __: encoded.append(len(given[0])))
+    for timestep in (torch.tensor([10, 900]), torch.tensor(10)):
+        field = influence(unet, network, hint, text, timestep, latents)
+        with torch.no_grad():
+            each = torch.cat([field(first), field(second)])
+            encoded.clear()
+            torch.testing.assert_close(field(torch.cat([first, second])), each, rtol=1e-5, atol=1e-6)
+        assert encoded == [2]
+    assert len(network.controlnet_cond_embedding._forward_hooks) == 1

@@ -38,6 +38,7 @@ def influence(
 ) -> Callable[[Latents], Latents]:
     """The predicted noise as a function of the latents that the ControlNet sees, while the host sees ``latents``.
 
+    It may be asked for several of them at once, ``(k b, ...)``: the condition images are encoded once for all.
     Its Jacobian is that part of the prediction's Jacobian which goes through the ControlNet: ``J^c`` of Minimal
     Impact ControlNet (ICLR 2025, section 4.3), in units of predicted noise.
 
@@ -53,9 +54,17 @@ def influence(
     fixed = latents.detach()
 
     def predicted(seen: Latents) -> Latents:
-        down, mid = network(seen, timestep, text, hint, return_dict=False)
+        times = len(seen) // len(fixed)
+        t = timestep.repeat(times) if timestep.ndim else timestep
+        prompt, host = text.repeat(times, 1, 1), fixed.repeat(times, 1, 1, 1)
+        encoder = network.controlnet_cond_embedding
+        encoded_once = encoder.register_forward_hook(lambda _, __, code: code.repeat(times, 1, 1, 1))
+        try:
+            down, mid = network(seen, t, prompt, hint, return_dict=False)
+        finally:
+            encoded_once.remove()
         with taking_in(unet, Residuals(tuple(down), mid), inject) as extra:
-            made: Tensor = unet(fixed, timestep, text, **extra).sample
+            made: Tensor = unet(host, t, prompt, **extra).sample
         return made
 
     return predicted
