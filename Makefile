@@ -89,6 +89,7 @@ ADAPTERS := interact migc style
 
 members: runs/control-lineart/strength.json $(PROBED:%=runs/probe-%/config.json) $(ADAPTERS:%=runs/adapter-%/adapter.safetensors)
 	$(GATHER) src/counterpoint/models/tiny
+	$(BIN)/python -m counterpoint.apps.probe_error src/counterpoint/models/tiny docs
 
 runs/control-lineart/config.json: | $(READY)
 	$(TRAIN) tiny-controlnet --set control_type=lineart $(RESUME)

@@ -46,6 +46,19 @@ def test_a_judge_reads_clean_pictures_and_no_noise(
         assert page.size == (1600, 320)
 
 
+@pytest.mark.parametrize("kind", probe_error.READ)
+def test_a_shipped_probe_reads_noise_better_than_the_judge(
+    kind: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """InnerControl's figure 2, at the noisy half."""
+    if not (tiny / "probes" / kind).is_dir():
+        pytest.skip("the family has no such probe")
+    monkeypatch.setattr(probe_error, "LEVELS", 4)
+    curve = probe_error.curves(tiny, kind, 32)
+    assert sum(curve["probe"][2:]) < sum(curve["judge"][2:])
+    assert curve["judge"][0] < curve["probe"][0], "and worse where the picture shows"
+
+
 def test_a_family_without_probes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no probe for depth, hed, lineart, pose, seg"):
         probe_error.report(tmp_path, tmp_path / "out")

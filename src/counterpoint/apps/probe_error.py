@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import PIL.ImageDraw
+import PIL.ImageFont
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -124,24 +125,28 @@ def report(family: Path, out: Path, n: int = 64) -> Path:
 
 
 def draw(measured: dict[str, dict[str, list[float]]], side: int = 320) -> PIL.Image.Image:
-    """A panel a kind, error against timestep: the probe blue, the judge red."""
-    page = PIL.Image.new("RGB", (side * len(measured), side), "white")
-    pen, low, high = PIL.ImageDraw.Draw(page), 40, side - 40
+    """A panel a kind, error against timestep: the probe blue, the judge red. Drawn at twice its size and shrunk."""
+    big = 2 * side
+    page = PIL.Image.new("RGB", (big * len(measured), big), "white")
+    pen, low, high = PIL.ImageDraw.Draw(page), big // 7, big - big // 7
+    font = PIL.ImageFont.load_default(big / 22)
     for number, (kind, curve) in enumerate(measured.items()):
-        left, top = number * side, max(curve["probe"] + curve["judge"])
-        pen.line([(left + low, low), (left + low, high), (left + high, high)], fill="grey")
-        pen.text((left + low, 12), f"{kind}: error, up to {top:.3g}", fill="black")
-        pen.text((left + low, high + 8), "t = 0 .. 1000", fill="black")
-        for who, colour, row in (("probe", "blue", 28), ("judge A", "red", 44)):
-            errors = curve[who.split()[0]]
+        left, top = number * big, max(curve["probe"] + curve["judge"])
+        pen.line([(left + low, low), (left + low, high), (left + high, high)], fill="grey", width=3)
+        pen.text((left + big // 2, low // 2), kind, fill="black", font=font, anchor="mm")
+        for t in (0, 500, 1000):
+            pen.text((left + low + (high - low) * t / 1000, high + 12), str(t), fill="grey", font=font, anchor="ma")
+        for share in (0.0, 0.5, 1.0):
+            place = (left + low - 10, high - (high - low) * share)
+            pen.text(place, f"{share * top:.2g}", fill="grey", font=font, anchor="rm")
+        for who, colour, row in (("probe", "blue", 0), ("judge", "red", 1)):
             places = [
-                (left + low + (high - low) * t / 1000, high - (high - low) * error / top if top else high)
-                for t, error in zip(curve["timesteps"], errors, strict=True)
+                (left + low + (high - low) * t / 1000, high - (high - low) * error / (top or 1))
+                for t, error in zip(curve["timesteps"], curve[who], strict=True)
             ]
-            for start, end in pairwise(places):
-                pen.line([start, end], fill=colour, width=2)
-            pen.text((left + low + 8, row), who, fill=colour)
-    return page
+            pen.line(places, fill=colour, width=5, joint="curve")
+            pen.text((left + low + 20, low + row * big // 16), who, fill=colour, font=font)
+    return page.resize((side * len(measured), side), PIL.Image.Resampling.LANCZOS)
 
 
 def main() -> None:
