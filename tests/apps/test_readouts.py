@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +34,13 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def maps(tmp_path: Path) -> dict[str, Path]:
-    for kind in KINDS:
+    for kind in (*KINDS, "canny"):
         PIL.Image.fromarray(control_map(scene(0), kind)).save(tmp_path / f"{kind}.png")
-    return {kind: tmp_path / f"{kind}.png" for kind in KINDS}
+    return {kind: tmp_path / f"{kind}.png" for kind in (*KINDS, "canny")}
 
 
 def test_a_picture_is_steered_and_the_page_shows_how_closely(cli, probes: dict, maps: dict) -> None:
-    given = [f"--control=depth={maps['depth']}", f"--control=seg={maps['seg']}"]
+    given = [f"--control=depth={maps['depth']}", f"--control=canny={maps['canny']}"]
     given += [f"--probe=depth={probes['depth']}", "--steps", 4, "--json", "--report"]
     found = {}
     for share in (0, 0.1):
@@ -52,17 +51,13 @@ def test_a_picture_is_steered_and_the_page_shows_how_closely(cli, probes: dict, 
     page = Path("0.1.html").read_text()
     assert "Followed from inside" in page
     assert "error of depth over the steps" in page
-    assert "error of seg over the steps" not in page, "nothing reads it"
+    assert "error of canny over the steps" not in page, "nothing reads it"
     status, _, error = cli("replay", "0.1.png", "--verify")
     assert status == 0, error
 
 
-def test_a_model_brings_its_own(tiny: Path, probes: dict, maps: dict, tmp_path: Path) -> None:
-    family = tmp_path / "family"
-    shutil.copytree(tiny, family)
-    for kind, place in probes.items():
-        shutil.copytree(place, family / "probes" / kind)
-    pipe = counterpoint.load(str(family), ["depth", "seg:floor"])
+def test_a_model_brings_its_own(maps: dict) -> None:
+    pipe = counterpoint.load("tiny", ["depth", "seg:floor"])
     assert list(pipe.readouts) == ["depth", "seg:floor"]
     images = [PIL.Image.open(maps[kind]) for kind in KINDS]
     report = pipe("a room", images, num_inference_steps=2, report=True).report
@@ -82,7 +77,7 @@ def test_classes_are_told_by_their_colours(probes: dict, maps: dict) -> None:
 def test_what_reads_nothing_is_refused(cli, tiny: Path, probes: dict, maps: dict, tmp_path: Path) -> None:
     control = ["generate", "a room", f"--control=depth={maps['depth']}"]
     for given, said in (
-        (["--steer", "depth=0.1"], "nothing reads depth from the model's features"),
+        ([f"--control=canny={maps['canny']}", "--steer", "canny=0.1"], "nothing reads canny from the model's features"),
         (["--steer", "depth=much"], "a weight is a number such as 0.8"),
         (["--steer", "seg=0.1"], "there is no control 'seg'"),
         (["--probe", f"depth={tmp_path / 'nowhere'}"], "there is no probe in"),
