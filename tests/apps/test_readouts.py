@@ -20,6 +20,8 @@ from counterpoint.recipes.worlds import SCENES
 from counterpoint.types import UserError
 
 KINDS = ("depth", "seg")
+DRAWN = (*KINDS, "canny")
+"""... and one that nothing reads."""
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +36,9 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def maps(tmp_path: Path) -> dict[str, Path]:
-    for kind in (*KINDS, "canny"):
+    for kind in DRAWN:
         PIL.Image.fromarray(control_map(scene(0), kind)).save(tmp_path / f"{kind}.png")
-    return {kind: tmp_path / f"{kind}.png" for kind in (*KINDS, "canny")}
+    return {kind: tmp_path / f"{kind}.png" for kind in DRAWN}
 
 
 def test_a_picture_is_steered_and_the_page_shows_how_closely(cli, probes: dict, maps: dict) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -18,8 +17,7 @@ from counterpoint.models.probe import Probe
 from counterpoint.recipes import parts
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.order import Draws
-from counterpoint.training.stage import Batch, Job
-from counterpoint.training.stages.diffusion import ControlNetStage
+from counterpoint.training.stage import Batch, Job, Stage
 from counterpoint.training.stages.minimal_impact import MinimalImpactStage
 from counterpoint.training.stages.probe import AlignmentStage, Target
 from counterpoint.training.stages.reward import Reward, RewardStage
@@ -38,22 +36,21 @@ class Noise:
         return {"latents": latents, "caption": ["a red ball"] * len(indices), "control:pose": images}
 
 
-class Stopping(ControlNetStage):
-    """The last of the processes hears Ctrl-C."""
+def interrupt_at(last: int, stage: Stage) -> None:
+    """The last of the processes hears Ctrl-C before this step."""
 
-    stop = -1
-
-    def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if step == self.stop and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+    def listen(_: Stage, args: tuple[Batch, Draws, int]) -> None:
+        if args[2] == last and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return super().forward(batch, draws, step)
+
+    stage.register_forward_pre_hook(listen)
 
 
 def wanted(batch: Batch) -> Tensor:
     return batch["control:pose"].permute(0, 3, 1, 2)[:, :1] / 255
 
 
-def stage_of(method: str) -> ControlNetStage:
+def stage_of(method: str) -> Stage:
     """Rewards and alignment count in windows that hold another number of samples on each process; the price on what is
     no gradient is estimated on one sample in four."""
     given = random_parts(controls=1)
@@ -66,20 +63,16 @@ def stage_of(method: str) -> ControlNetStage:
     inject = BalancedInjection("min-norm")
     windows = {"alignment_weight": 0.5, "alignment_window": (200, 900), "weight": 0.3, "window": (0, 400)}
     made = {
-        "innercontrol": lambda: _stopping(AlignmentStage)(probe, Target("attention", wanted), *rewarded, **windows),
-        "ctrl-u": lambda: _stopping(RewardStage)(*rewarded, weight=0.3, window=(0, 400), uncertainty=0.5),
-        "mi-stage2": lambda: _stopping(MinimalImpactStage)(*controlled, inject=inject, weight=0.01),
+        "innercontrol": lambda: AlignmentStage(probe, Target("attention", wanted), *rewarded, **windows),
+        "ctrl-u": lambda: RewardStage(*rewarded, weight=0.3, window=(0, 400), uncertainty=0.5),
+        "mi-stage2": lambda: MinimalImpactStage(*controlled, inject=inject, weight=0.01),
     }
     return made[method]()
 
 
-def _stopping(stage: type[ControlNetStage]) -> Any:
-    return type(f"Stopping{stage.__name__}", (Stopping, stage), {})
-
-
 def main(method: str, out: str, batch: str, fsdp: str, stop: str, resume: str) -> None:
     stage = stage_of(method)
-    stage.stop = int(stop)
+    interrupt_at(int(stop), stage)
     config = TrainConfig(
         output_dir=Path(out),
         max_train_steps=8,

@@ -103,10 +103,9 @@ def _layer_norm(
 
 def _differences(field: Field, x: Tensor, directions: Sequence[Tensor], step: float) -> tuple[Tensor, ...]:
     """``J v`` of each direction by a central difference, in one call."""
-    x = x.detach()
-    ahead, behind = ([x + sign * step * direction for direction in directions] for sign in (1, -1))
-    made = field(torch.cat([*ahead, *behind])).chunk(2 * len(directions))
-    return tuple((plus - minus) / (2 * step) for plus, minus in zip(made, made[len(directions) :], strict=False))
+    start, move = torch.cat([x.detach()] * len(directions)), step * torch.cat(list(directions))
+    ahead, behind = field(torch.cat([start + move, start - move])).chunk(2)
+    return ((ahead - behind) / (2 * step)).chunk(len(directions))
 
 
 def _inner(first: Tensor, second: Tensor) -> Float[Tensor, " b"]:
