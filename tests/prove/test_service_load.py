@@ -30,15 +30,15 @@ KEYS = [f"{number:x}" * 16 for number in range(CLIENTS)]
 class Server:
     """``counterpoint serve`` as a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, database: str) -> None:
+        self.folder, self.database = folder, database
         (folder / "keys.txt").write_text("\n".join(KEYS))
         self.start()
 
     def start(self) -> None:
         """Until it listens."""
         command = [sys.executable, "-m", "counterpoint", "serve", "--port", "0", "--folder", str(self.folder / "jobs"),
-                   "--keys", str(self.folder / "keys.txt"), "--grace", "1"]  # fmt: skip
+                   "--keys", str(self.folder / "keys.txt"), "--database", self.database, "--grace", "1"]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert self.process.stderr is not None
@@ -73,8 +73,8 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
+def server(tmp_path: Path, database: str) -> Iterator[Server]:
+    made = Server(tmp_path, database)
     yield made
     if not made.process.stderr.closed:
         made.stop(signal.SIGKILL)
@@ -211,8 +211,9 @@ def mutated(draw: random.Random) -> bytes:
     return raw
 
 
-def test_two_thousand_malformed_requests(tmp_path: Path) -> None:
-    config = Config(tmp_path, {"tiny": "tiny"}, {"tiny": 128}, limits=Limits(queue=5, queue_each=5), threads=1, grace=0)
+def test_two_thousand_malformed_requests(tmp_path: Path, database: str) -> None:
+    limits = Limits(queue=5, queue_each=5)
+    config = Config(tmp_path, {"tiny": "tiny"}, {"tiny": 128}, database=database, limits=limits, threads=1, grace=0)
     draw, seen = random.Random(0), {}
     with TestClient(make_app(config), raise_server_exceptions=False) as service:
         for number in range(2000):

@@ -118,6 +118,7 @@ def make_app(config: Config) -> FastAPI:
             yield
         finally:
             await anyio.to_thread.run_sync(worker.stop, config.grace)
+            store.close()
 
     app = FastAPIOffline(
         title="Counterpoint",

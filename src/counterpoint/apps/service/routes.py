@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import io
 import math
+import re
 import secrets
 import shutil
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ MOST = 100
 """Jobs that a listing has."""
 _EVERY = 0.2
 """Seconds between looks at a job whose events are heard."""
+_ID = re.compile("[0-9a-f]{32}")
 _BEARER = HTTPBearer(auto_error=False, description="An API key.")
 router = APIRouter()
 
@@ -89,7 +91,7 @@ def submit(job: JobIn, owner: User, service: There) -> Accepted:
 
 
 def _found(service: Service, name: str, owner: str) -> Job:
-    job = service.store.get(name, owner)
+    job = service.store.get(name, owner) if _ID.fullmatch(name) else None  # PostgreSQL refuses some characters
     if job is None:
         raise HTTPException(404, f"there is no job {name}")
     return job

@@ -85,6 +85,10 @@ class Store:
         except (sql.exc.SQLAlchemyError, ValueError) as error:
             raise UserError(f"--database {url}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
 
+    def close(self) -> None:
+        """Give the database's connections back."""
+        self.engine.dispose()
+
     def add(
         self, job: str, owner: str, request: dict[str, Any], estimate: float, most: int = 2**31, most_each: int = 2**31
     ) -> str:
