@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 
 # What was trained stays, also where it only leads to something else.
 .SECONDARY:
-.PHONY: demo docs test prove family members methods tables card leaderboard ablations aggregation pictures lint install clean
+.PHONY: demo docs test prove family members methods card leaderboard ablations aggregation pictures lint install clean
 
 install: $(READY)
 
@@ -103,63 +103,7 @@ runs/probe-%/config.json: | $(READY)
 runs/adapter-%/adapter.safetensors: | $(READY)
 	$(TRAIN) tiny-adapter --set adapter=$* $(RESUME)
 
-# The training methods on the shipped family and its members, with equal steps and data: KIND.METHOD.SEED in
-# runs/methods. `mi-data` is Minimal Impact ControlNet's balanced data alone; its stage 2 goes on with stage 1.
-ALIGNED := tuned controlnet++ ctrl-u innercontrol
-MINIMAL := mi-plain mi-data mi-stage1 mi-stage2
-DEPTH := $(foreach method,$(ALIGNED),$(foreach seed,0 1 2 3,depth.$(method).$(seed)))
-OTHERS := $(foreach kind,hed lineart seg,$(foreach method,$(ALIGNED),$(kind).$(method).0))
-IMPACT := $(foreach kind,canny pose,$(foreach method,$(MINIMAL),$(foreach seed,0 1,$(kind).$(method).$(seed))))
-PART = $(word $(1),$(subst ., ,$(notdir $(@D))))
-TUNE = $(TRAIN) $(1) --set control_type=$(call PART,1) --set seed=$(call PART,3) $(RESUME)
-
-# InnerControl's tables 2, 5 and 6 on the same steps: which timesteps are rewarded and aligned, and how much.
-ALTERED_aligned := tiny-innercontrol --set grad_scale=0
-ALTERED_rewarded-200 := tiny-controlnet++ --set max_timestep_rewarding=200
-ALTERED_rewarded-920 := tiny-controlnet++ --set max_timestep_rewarding=920
-ALTERED_both-200 := tiny-innercontrol --set max_timestep_rewarding=200 --set max_timestep_readout=200
-ALTERED_both-920 := tiny-innercontrol --set max_timestep_rewarding=200
-ALTERED_beta-half := tiny-innercontrol --set aligning_alpha=0.5
-ALTERED_beta-two := tiny-innercontrol --set aligning_alpha=2
-ALTERED_beta-five := tiny-innercontrol --set aligning_alpha=5
-ALTERED_wide := tiny-innercontrol --set min_timestep_readout=400
-ALTERED_beta-tenth := tiny-innercontrol --set aligning_alpha=0.1
-ALTERED := $(foreach name,aligned rewarded-200 rewarded-920 both-200 both-920 beta-half beta-two beta-five,depth.$(name).0) \
-  $(foreach name,wide beta-tenth,seg.$(name).0)
-
-methods: $(patsubst %,runs/methods/%/config.json,$(DEPTH) $(OTHERS) $(IMPACT) $(ALTERED))
-
-.SECONDEXPANSION:
-$(patsubst %,runs/methods/%/config.json,$(DEPTH) $(OTHERS)): | $(READY)
-	$(call TUNE,tiny-$(call PART,2))
-
-$(patsubst %,runs/methods/%/config.json,$(ALTERED)): | $(READY)
-	$(call TUNE,$(ALTERED_$(call PART,2)))
-
-runs/methods/%/config.json: | $$(if $$(findstring mi-stage2,$$*),runs/methods/$$(subst stage2,stage1,$$*)/config.json) $(READY)
-	$(call TUNE,tiny-$(if $(findstring stage2,$*),mi-stage2,mi-stage1)) \
-	  $(if $(findstring mi-plain,$*),--set injection=sum --set balanced=false) $(if $(findstring mi-data,$*),--set injection=sum) \
-	  $(if $(findstring stage2,$*),--set controlnet_model_name_or_path=runs/methods/$(subst stage2,stage1,$*))
-
-# What they bring, on the same cases and noise: one page a kind of control, in runs/tables. The silent pages are Minimal
-# Impact ControlNet's: the plain and the balanced networks by sum and by balanced combination (its * and ***, and **),
-# the plain ones at unequal weights (^0.5 and ^1.5), and how far from a gradient each is.
-VERSUS = $(foreach run,$(filter $(1).%,$(DEPTH) $(OTHERS) $(ALTERED)),--versus $(1)=runs/methods/$(run))
-SINGLE = $(BIN)/counterpoint evaluate single --fusion sum -n 128 --out runs/tables/$(1) $(call VERSUS,$(1))
-PAIR = --versus canny=runs/methods/canny.$(1)$(COMMA)pose=runs/methods/pose.$(1)
-PAIRED = $(foreach method,$(1),$(foreach seed,0 1,$(call PAIR,$(method).$(seed))))
-SILENT = $(BIN)/counterpoint evaluate silent -n 128 --out runs/tables/$(1)
-COMMA := ,
-
-tables: methods
-	$(call SINGLE,depth)
-	$(call SINGLE,hed) --seeds 4
-	$(call SINGLE,lineart) --seeds 4
-	$(call SINGLE,seg) --seeds 4
-	$(call SILENT,silent) --gate-silence --fusion sum --fusion mgda:reading=literal $(call PAIRED,$(MINIMAL))
-	$(call SILENT,silent-canny) --fusion sum --weight canny=1.5 --weight pose=0.5 $(call PAIRED,mi-plain)
-	$(call SILENT,silent-pose) --fusion sum --weight canny=0.5 --weight pose=1.5 $(call PAIRED,mi-plain)
-	$(BIN)/counterpoint evaluate conservativity -n 64 --out runs/tables/asym $(foreach run,$(IMPACT),--versus $(firstword $(subst ., ,$(run)))=runs/methods/$(run))
+include methods.mk
 
 # What the family measures, and 64 samples that nobody picked: docs/model-card.md.
 card: $(READY)

@@ -36,7 +36,8 @@ def result(**changes: object) -> dict:
 
 
 def test_measured_and_published_tables_are_told_apart() -> None:
-    page = leaderboard([result()], 1)
+    page = leaderboard("Rules", [("run", result())], 1)
+    assert page.startswith("# Rules\n")
     measured, published = page.split("*As published*", 1)
     assert "**0.6" in measured
     assert next(line for line in measured.splitlines() if line.startswith("| cross")).endswith("▲ |")
@@ -48,7 +49,7 @@ def test_measured_and_published_tables_are_told_apart() -> None:
 def test_every_suite_has_its_papers_numbers() -> None:
     """Copied digit by digit, with a dash where a paper has no number."""
     suites = ("conflicting", "complementary", "silent", "conservativity", "single", "layout")
-    page = leaderboard([result(suite=suite) for suite in suites], 1)
+    page = leaderboard("Rules", [(suite, result(suite=suite)) for suite in suites], 1)
     for line in (
         "| Cross-ControlNet (cross) | 3.2434 | 0.0736 | 0.1008 |",
         "| ControlNet 0.5 | 65.9972 | 108.2335 | 81.5698 | 75.4173 |",
@@ -61,6 +62,13 @@ def test_every_suite_has_its_papers_numbers() -> None:
         assert line.removesuffix(" |") in page, line
 
 
+def test_runs_of_one_suite_stand_together_before_its_papers_numbers() -> None:
+    page = leaderboard("Methods", [(run, result(suite="single")) for run in ("seg", "depth")], 1)
+    order = [page.index(part) for part in ("## depth", "## seg", "*As published*: InnerControl")]
+    assert order == sorted(order)
+    assert page.count("*As published*: InnerControl, table 1") == 1
+
+
 def test_tables_are_whole() -> None:
     for table in json.loads((files("counterpoint.evaluation") / "published.json").read_text()):
         assert {len(values) for values in table["rows"].values()} == {len(table["measures"])}, table["paper"]
@@ -71,10 +79,10 @@ def test_results_that_lack_something_are_refused(missing: str) -> None:
     whole = result()
     whole.pop(missing)
     with pytest.raises(UserError, match=f"lack '{missing}': run the suite again"):
-        leaderboard([whole], 1)
+        leaderboard("Rules", [("run", whole)], 1)
 
 
 @pytest.mark.parametrize("changes", [{"schema": 0}, {"schema": None}, {"rows": []}])
 def test_results_of_another_version_are_refused(changes: dict) -> None:
     with pytest.raises(UserError, match="run the suite again"):
-        leaderboard([result(**changes)], 1)
+        leaderboard("Rules", [("run", result(**changes))], 1)

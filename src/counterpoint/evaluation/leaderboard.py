@@ -10,7 +10,7 @@ from typing import Any
 from counterpoint.evaluation.report import markdown
 from counterpoint.types import UserError
 
-_HEAD = """# Leaderboard
+_HEAD = """# {title}
 
 Every table was made by the command under it, with 95 % intervals; the best of a column is bold. A sentence for each
 pair of rows that differ is in the command's own records. Tables marked *as published* are the papers' own, on other
@@ -18,19 +18,22 @@ models and other pictures: compare orders, never numbers across the two.
 """
 
 
-def leaderboard(results: Sequence[dict[str, Any]], schema: int) -> str:
+def leaderboard(title: str, results: Sequence[tuple[str, dict[str, Any]]], schema: int) -> str:
     """The page, in Markdown.
 
     Args:
-        results: what ``results.json`` of each run holds.
+        title: its heading.
+        results: of each run its name and what its ``results.json`` holds.
         schema: the version of the records that this program writes.
 
     Raises:
         UserError: a record of another version, with no rows, or one that lacks something.
     """
-    parts = [_HEAD]
+    parts = [_HEAD.format(title=title)]
     papers = json.loads((files("counterpoint.evaluation") / "published.json").read_text())
-    for one in sorted(results, key=lambda result: str(result.get("suite"))):
+    ordered = sorted(results, key=lambda run: (str(run[1].get("suite")), run[0]))
+    last = {one.get("suite"): name for name, one in ordered}
+    for name, one in ordered:
         if one.get("schema") != schema or not one.get("rows") or "suite" not in one:
             said = f"schema {one.get('schema')}" if one.get("rows") and "suite" in one else "no rows of a suite"
             raise UserError(
@@ -38,10 +41,11 @@ def leaderboard(results: Sequence[dict[str, Any]], schema: int) -> str:
                 "run the suite again"
             )
         try:
-            parts.append(f"## {one['suite']}\n\n{_measured(one)}")
+            parts.append(f"## {name}\n\n{_measured(one)}")
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             raise UserError(f"the results of {one['suite']!r} lack {error}: run the suite again") from None
-        parts += [_published(paper) for paper in papers if paper["suite"] == one["suite"]]
+        if name == last[one["suite"]]:
+            parts += [_published(paper) for paper in papers if paper["suite"] == one["suite"]]
     return "\n".join(parts)
 
 

@@ -250,10 +250,10 @@ def _gather(folders: list[Path], out: Path | None) -> Path:
     results = []
     for path in found:
         try:
-            results.append({**loads(path.read_text())})
+            results.append((path.parent.name, {**loads(path.read_text())}))
         except (OSError, UnicodeDecodeError, JSONDecodeError, TypeError):
             raise UserError(f"{path} is no results file") from None
-    record.write_text(out, leaderboard(results, record.SCHEMA))
+    record.write_text(out, leaderboard(out.stem.capitalize(), results, record.SCHEMA))
     return out
 
 
