@@ -362,6 +362,17 @@ def test_the_comfyui_graph_is_one(saved: Path, tmp_path: Path) -> None:
     assert strengths == [0.7, 1.2]
 
 
+@pytest.mark.parametrize(("steps", "strength", "made"), [(20, 0.8, 16), (10, 1.0, 10), (3, 0.1, 1)])
+def test_comfyui_begins_a_picture_where_diffusers_does(
+    saved: Path, tmp_path: Path, steps: int, strength: float, made: int
+) -> None:
+    """Its sampler is told the steps that it makes, and divides them by the strength for the schedule."""
+    wish = request(saved, tmp_path, steps=steps, strength=strength, init_image=tmp_path / "pose.png")
+    graph = json.loads(to_comfyui(wish, 0).text)
+    sampler = next(one["inputs"] for one in graph.values() if one["class_type"] == "KSampler")
+    assert (sampler["steps"], sampler["denoise"]) == (made, strength)
+
+
 def test_a_rule_that_the_node_knows_is_in_the_graph(saved: Path, tmp_path: Path) -> None:
     found = to_comfyui(request(saved, tmp_path, fusion="pix:delta=0.5"), 0)
     graph = json.loads(found.text)

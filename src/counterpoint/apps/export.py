@@ -229,11 +229,12 @@ def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
             latent = node("SetLatentNoiseMask", samples=[latent, 0], mask=[mask, 0])
     else:
         latent = node("EmptyLatentImage", width=width, height=height, batch_size=1)
+    denoise = request.strength if request.init_image else 1.0
     sampled = node(
         "KSampler", model=parts[0], positive=positive, negative=negative, latent_image=[latent, 0], seed=seed,
-        steps=request.steps, cfg=GUIDANCE if request.guidance_scale is None else request.guidance_scale,
-        sampler_name=_SAMPLERS.get(request.scheduler, "uni_pc"), scheduler="normal",
-        denoise=request.strength if request.init_image else 1.0,
+        steps=max(int(request.steps * denoise), 1),  # ComfyUI counts those that it makes, diffusers all of the schedule
+        cfg=GUIDANCE if request.guidance_scale is None else request.guidance_scale,
+        sampler_name=_SAMPLERS.get(request.scheduler, "uni_pc"), scheduler="normal", denoise=denoise,
     )  # fmt: skip
     decoded = node("VAEDecode", samples=[sampled, 0], vae=[loaded, 2])
     node("SaveImage", images=[decoded, 0], filename_prefix=f"seed-{seed}")
