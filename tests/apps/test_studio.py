@@ -100,7 +100,9 @@ def test_pictures_are_watched_kept_and_made_again(tmp_path: Path, monkeypatch: p
     assert "Who won where" in made[0].page
     assert [path.name for path in workshop.history()] == ["000002.png", "000001.png"]
     assert read_recipe(made[0].path)["seed"] == 5
+    loaded = workshop.models.pipe
     assert workshop.again(made[1].path).distance == 0
+    assert workshop.models.pipe is loaded, "of a large model there is no room for two"
 
 
 def test_stopping_takes_a_step_and_the_next_picture_is_whole(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +15,12 @@ import PIL.Image
 
 from counterpoint.apps import record
 from counterpoint.apps.request import GenerateRequest, build
-from counterpoint.apps.run import Listener, Result, image_hashes, run
+from counterpoint.apps.run import Listener, Result, image_hashes, load_for, run
 from counterpoint.conditions.image import read_image
 from counterpoint.models.load import locate, own_control
 from counterpoint.models.probe import REVERSED
 from counterpoint.models.weights import fingerprint
+from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -168,6 +169,7 @@ def replay(
     images: Mapping[str, Path],
     inputs: Mapping[str, Path] | None = None,
     *,
+    load: Callable[[GenerateRequest], Pipeline] = load_for,
     listen: Listener | None = None,
 ) -> Replayed:
     """Make a picture again, with the pictures that were made beside it: a batch is what it was.
@@ -176,6 +178,7 @@ def replay(
         path: a PNG of ``generate``.
         images: label -> where a control's image is now.
         inputs: likewise of what :func:`inputs_of` names.
+        load: brings the pipeline that a request asks for.
         listen: hears every step.
 
     Raises:
@@ -191,7 +194,7 @@ def replay(
     for name, file in inputs_of(request).items():
         if not file.is_file():
             raise UserError(f"the {name} {file} of {path} is not here: give --input {name}=FILE")
-    result = run(request, listen=listen)
+    result = run(request, load(request), listen=listen)
     try:
         image = result.images[result.seeds.index(recipe["seed"])]
     except (KeyError, ValueError):

@@ -121,7 +121,7 @@ class Workshop:
         Raises:
             UserError: its recipe is not one of this version, or an image that it names is missing.
         """
-        return replay(path, {})
+        return replay(path, {}, load=self.models.of)
 
     def history(self, count: int = 60) -> list[Path]:
         """The pictures that were kept, newest first."""
