@@ -53,28 +53,35 @@ def batch(kind: str) -> dict:
         "caption": ["a red ball on a meadow"] * 4,
         f"control:{kind}": torch.randint(0, 256, (4, 128, 128, 3), generator=generator).byte(),
         "seg": torch.randint(len(SEG_CLASSES), (4, 128, 128), generator=generator).byte(),
+        "keypoints": 128 * torch.rand(4, 2, 18, 2, generator=generator),
     }
 
 
-@pytest.mark.parametrize("kind", ["canny", "depth", "hed", "lineart", "seg"])
+KINDS = ("canny", "depth", "hed", "lineart", "pose", "seg")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_probes_then_aligned_controlnets(build, kind: str) -> None:
     stage = build("tiny-probe", f"control_type={kind}")
-    assert stage.target.kind == {"seg": "classes", "canny": "sparse"}.get(kind, "map"), (
+    assert stage.target.kind == {"seg": "classes", "canny": "sparse", "pose": "sparse"}.get(kind, "map"), (
         "appendix A.1; the sparse loss is alignment's"
     )
     loss, _ = stage(batch(kind), Draws(0, range(4)), 0)
     loss.backward()
     assert all(p.grad is not None for p in stage.probe.parameters())
     assert sum(p.numel() for p in stage.probe.parameters()) < 200_000
+    assert stage.probe.config["out"] == {"pose": 3, "seg": len(SEG_CLASSES)}.get(kind, 1)
+    assert stage.probe.config["upsample"] == (kind in {"canny", "hed", "lineart"})
     stage.export(build.family / "probes" / kind)
     everywhere = ["max_timestep_rewarding=999", f"control_type={kind}"]
     for method, expected in (("controlnet++", RewardStage), ("ctrl-u", RewardStage), ("innercontrol", AlignmentStage)):
         stage = build(f"tiny-{method}", *everywhere)
         assert type(stage) is expected
         assert (stage.uncertainty is not None) == (method == "ctrl-u")
-        assert stage.weight == {"canny": 1.0, "depth": 0.5, "hed": 1.0, "lineart": 10.0, "seg": 0.5}[kind]
+        weights = {"canny": 1.0, "depth": 0.5, "hed": 1.0, "lineart": 10.0, "pose": 20.0, "seg": 0.5}
+        assert stage.weight == weights[kind]
         if method == "innercontrol":
-            assert (stage.target.kind == "sparse") == (kind in {"canny", "hed"}), "table 4"
+            assert (stage.target.kind == "sparse") == (kind in {"canny", "hed", "pose"}), "table 4"
         loss, extra = stage(batch(kind), Draws(0, range(4)), 0)
         assert loss.isfinite()
         assert extra["reward"] > 0
@@ -82,7 +89,7 @@ def test_probes_then_aligned_controlnets(build, kind: str) -> None:
         assert stage.controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("kind", ["canny", "depth", "hed", "lineart", "seg"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_reward_alone_reaches_the_controlnet(build, kind: str) -> None:
     stage = build("tiny-controlnet++", "max_timestep_rewarding=999", f"control_type={kind}")
     stage._weighted = lambda _, losses: 0 * losses.detach().sum()
@@ -129,14 +136,27 @@ class Few:
         }
 
 
-def test_a_probe_of_what_has_no_reward(build) -> None:
-    kind = "pose"
-    stage = build("tiny-probe", f"control_type={kind}")
-    loss, _ = stage(batch(kind), Draws(0, range(4)), 0)
+def test_a_reward_that_weighs_nothing_reads_nothing(build) -> None:
+    build("tiny-probe", "control_type=depth").export(build.family / "probes" / "depth")
+    shutil.rmtree(build.family / "judges")
+    stage = build("tiny-innercontrol", "grad_scale=0", "control_type=depth")
+    stage.vae = None
+    loss, extra = stage(batch("depth"), Draws(0, range(4)), 0)
+    assert extra["reward"] == 0
+    assert extra["alignment"] > 0
     loss.backward()
-    assert all(p.grad is not None for p in stage.probe.parameters())
-    assert stage.probe.config["out"] == (3 if kind == "pose" else 1)
-    assert stage.probe.config["upsample"] == (kind == "canny")
+    assert stage.controlnet.controlnet_mid_block.weight.grad.any()
+
+
+def test_of_poses_the_judge_sees_where_joints_are() -> None:
+    """A reading of the joints themselves costs nothing; one of people elsewhere does, and a hidden joint is nowhere."""
+    rows = batch("pose")
+    wanted = SCENES.seen("pose")(rows)
+    assert wanted.shape == (4, 18, 128, 128)
+    x, y = rows["keypoints"][0, 0, 3].int().tolist()
+    assert wanted[0, 3, y, x] > 0.8
+    rows["keypoints"][:, :, 5] = torch.nan
+    assert not SCENES.seen("pose")(rows)[:, 5].any()
 
 
 def test_drawn_lines_are_those_of_the_extractor_and_have_a_slope() -> None:

@@ -95,6 +95,20 @@ def test_rewards_and_probes(model: Path, networks: Path, kind: str) -> None:
         assert job.stage.controlnet.controlnet_mid_block.weight.grad.any(), "the reward alone reaches the ControlNet"
 
 
+def test_poses_have_no_reward_on_photos_and_a_probe_all_the_same(model: Path) -> None:
+    control = ["control_type=pose", f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"]
+    job = build(model, "sd15-probe", control[0])
+    step(job)
+    job.stage.export(model / "probe-pose")
+    control += [f"probe_model_name_or_path={model / 'probe-pose'}"]
+    with pytest.raises(UserError, match=r"nothing reads poses from photos .*: --set grad_scale=0"):
+        build(model, "sd15-innercontrol", *control)
+    job = build(model, "sd15-innercontrol", *control, "grad_scale=0")
+    without_noise_loss(job.stage)
+    assert step(job)["alignment"] > 0
+    assert job.stage.controlnet.controlnet_mid_block.weight.grad.any(), "alignment alone reaches the ControlNet"
+
+
 def without_noise_loss(stage) -> None:
     stage._weighted = lambda _, losses: 0 * losses.detach().sum()
 

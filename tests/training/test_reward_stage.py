@@ -10,7 +10,7 @@ from diffusers import ControlNetModel, DDPMScheduler
 from torch import Tensor
 
 from counterpoint.fusion.minimal_impact import BalancedInjection
-from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.perception import PerceptionModel, heat_of
 from counterpoint.training.order import Draws
 from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.stages.reward import Reward, RewardStage
@@ -22,6 +22,7 @@ BATCH = {
     "caption": ["a person", "a red ball", ""],
     "control:depth": torch.randint(0, 256, (3, 64, 64, 3), generator=torch.Generator().manual_seed(1)).byte(),
     "seg": torch.randint(CLASSES, (3, 64, 64), generator=torch.Generator().manual_seed(2)),
+    "keypoints": 64 * torch.rand(3, 1, 18, 2, generator=torch.Generator().manual_seed(4)),
 }
 
 
@@ -34,6 +35,9 @@ def rewards(judge: PerceptionModel) -> dict[str, Reward]:
         "depth": Reward(lambda pictures: judge(pictures).depth, hint),
         "hed": Reward(lambda pictures: judge(pictures).edge, hint),
         "seg": Reward(lambda pictures: judge(pictures).seg, lambda batch: batch["seg"], classes=True),
+        "pose": Reward(
+            lambda pictures: judge(pictures).joints.sigmoid(), lambda batch: heat_of(batch["keypoints"], 64)
+        ),
     }
 
 
@@ -91,7 +95,7 @@ def slope_and_difference(stage: RewardStage, *others: RewardStage) -> tuple[floa
 
 
 @pytest.mark.parametrize("uncertainty", [None, 0.1])
-@pytest.mark.parametrize("kind", ["depth", "hed", "seg"])
+@pytest.mark.parametrize("kind", ["depth", "hed", "seg", "pose"])
 def test_the_gradient_is_the_slope(make, kind: str, uncertainty: float | None) -> None:
     """Along a random direction of the ControlNet's parameters, of the reward alone, by central differences."""
     stage = make(kind, uncertainty=uncertainty, weight=1000.0)

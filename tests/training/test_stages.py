@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny, ControlNetModel, DDPMScheduler, UNet2DCon
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
-from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.perception import PerceptionModel, heat_of
 from counterpoint.models.strength import strength_of, strengthen
 from counterpoint.models.tokenizer import END, START, word_tokenizer
 from counterpoint.training.losses.contrastive import contrastive_loss
@@ -18,7 +18,7 @@ from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, sn
 from counterpoint.training.order import Draws
 from counterpoint.training.stages.codec import CodecStage
 from counterpoint.training.stages.diffusion import ControlNetStage, DiffusionStage, add_lora
-from counterpoint.training.stages.judge import JudgeStage, _heat
+from counterpoint.training.stages.judge import JudgeStage
 from counterpoint.training.stages.towers import TowersStage
 
 
@@ -213,7 +213,7 @@ def test_judge_stage(tmp_path: Path) -> None:
 def test_heat_is_where_the_joint_is() -> None:
     joints = torch.full((1, 2, 18, 2), float("nan"))
     joints[0, 1, 4] = torch.tensor([12.5, 40.5])
-    heat = _heat(joints, 64)
+    heat = heat_of(joints, 64)
     assert heat[0, 4].argmax() == 40 * 64 + 12
     torch.testing.assert_close(heat[0, 4].max(), torch.tensor(1.0))
     assert not heat[0, 5].any()

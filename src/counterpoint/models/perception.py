@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -24,6 +25,17 @@ class Reading(NamedTuple):
     depth: Float[Tensor, "b 1 h w"]
     edge: Float[Tensor, "b 1 h w"]
     joints: Float[Tensor, "b 18 h w"]
+
+
+def heat_of(
+    keypoints: Float[Tensor, "b people 18 2"], size: int, sigma: float = 2.0
+) -> Float[Tensor, "b 18 {size} {size}"]:
+    """Where each joint is, as such a network should see it: Gaussians of a height of 1 around keypoints in pixels,
+    the nearest person's counting; nothing around those that are ``nan``, because they are hidden."""
+    grid = torch.arange(size, device=keypoints.device, dtype=torch.float32) + 0.5
+    x = torch.exp(-((keypoints[..., 0, None] - grid) ** 2) / (2 * sigma**2)).nan_to_num()
+    y = torch.exp(-((keypoints[..., 1, None] - grid) ** 2) / (2 * sigma**2)).nan_to_num()
+    return (y[..., :, None] * x[..., None, :]).amax(1)
 
 
 class PerceptionModel(ModelMixin, ConfigMixin):

@@ -24,8 +24,7 @@ from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.training.stages.probe import AlignmentStage, ProbeStage, Target
 from counterpoint.training.stages.reward import Reward, RewardStage
 
-Kind = Literal["canny", "depth", "hed", "lineart", "seg"]
-Read = Literal["depth", "hed", "lineart", "seg", "canny", "pose"]
+Kind = Literal["depth", "hed", "lineart", "seg", "canny", "pose"]
 EDGES = ("hed", "lineart", "canny")
 LOSSES = {
     "depth": "map",
@@ -57,16 +56,17 @@ PAPER = {
     "hed": Paper(1.0, 400, 0.1, (0, 800), 0.1),
     "lineart": Paper(10.0, 200, 2.0, (0, 700), 0.1),
     "seg": Paper(0.5, 200, 0.05, (450, 980), 1.0),
+    "pose": Paper(20.0, 400, 0.1, (0, 800), 0.1),
 }
-"""Kind of control -> its settings. Canny is not in that table: its reward is ControlNet++'s, its alignment that of
-the other sparse lines."""
+"""Kind of control -> its settings. Canny and pose are not in that table. Canny's reward is ControlNet++'s, its
+alignment that of the other sparse lines; of poses nobody published a reward."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class PlainFields(TunedFields):
     """A ControlNet that goes on with the diffusion loss alone: what the others are compared with."""
 
-    control_type: Read = "depth"
+    control_type: Kind = "depth"
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -104,7 +104,7 @@ class AlignedFields(TunedFields):
 class ProbeFields:
     """A probe for one kind of control; steps that are left open are the paper's, 10000 for edges and else 5000."""
 
-    control_type: Read = "depth"
+    control_type: Kind = "depth"
     max_train_steps: int | None = Field(None, gt=0)
 
     def resolved(self) -> Any:
@@ -170,12 +170,14 @@ def usual_layers(kind: str) -> Layers:
 
 
 def _rewarded(world: World, config: Any) -> tuple[Any, ...]:
-    """What every stage with a reward begins with."""
+    """What every stage with a reward begins with; nothing reads where rewards weigh nothing."""
     torch.manual_seed(config.seed)
     kind = config.control_type
-    reader = world.reader(config, kind)
-    reward = Reward(reader, world.wanted(kind), kind == "seg")
-    return reward, reader, world.vae(config), world.controlnet(config, kind), kind, world.unet(config)
+    reward = reader = vae = None
+    if config.grad_scale:
+        reader, vae = world.reader(config, kind), world.vae(config)
+        reward = Reward(reader, world.seen(kind), kind == "seg")
+    return reward, reader, vae, world.controlnet(config, kind), kind, world.unet(config)
 
 
 def _reward(world: World, config: Any) -> dict[str, Any]:

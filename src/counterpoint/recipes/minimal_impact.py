@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from counterpoint.control.influence import trained_injection
 from counterpoint.data.balance import check_can_be_silent
 from counterpoint.fusion.minimal_impact import BalancedInjection
-from counterpoint.recipes.aligned import Read
+from counterpoint.recipes.aligned import Kind
 from counterpoint.recipes.worlds import TunedFields, World
 from counterpoint.training.config import check_window, filled
 from counterpoint.training.losses.conservativity import Estimator
@@ -25,7 +25,7 @@ class MinimalImpactFields(TunedFields):
     """What each part of the method adds; ``balanced`` is left open for all kinds of control that can be silent. The
     second stage goes on with the first one's ``controlnet_model_name_or_path``."""
 
-    control_type: Read = "canny"
+    control_type: Kind = "canny"
     balanced: bool | None = None
     injection: Literal["sum", "min-norm", "literal"] = "min-norm"
     conservativity_weight: float = Field(0.0, ge=0, allow_inf_nan=False)

@@ -133,8 +133,20 @@ class StableDiffusion15:
             return _classes
         return _stretched if kind == "depth" else lambda batch: shown(batch, kind)
 
+    def seen(self, kind: str) -> Callable[[Batch], Tensor]:
+        """The same."""
+        return self.wanted(kind)
+
     def reader(self, config: AlignedConfig, kind: str) -> nn.Module:
-        """The user's; edges need none."""
+        """The user's; edges need none.
+
+        Raises:
+            UserError: it is none, or nothing reads poses.
+        """
+        if kind == "pose":
+            raise UserError(
+                "nothing reads poses from photos with gradients; sd15-innercontrol goes without: --set grad_scale=0"
+            )
         if kind == "canny":
             return DrawnEdges()
         place = config.reader_model_name_or_path

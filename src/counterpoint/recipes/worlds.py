@@ -15,7 +15,7 @@ from counterpoint.control.features import Layers, widths
 from counterpoint.data.balance import Balanced
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES
 from counterpoint.models.drawn import DRAWN
-from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.perception import PerceptionModel, heat_of
 from counterpoint.models.probe import Probe
 from counterpoint.recipes import parts
 from counterpoint.training.stages.diffusion import add_lora
@@ -58,7 +58,12 @@ class World(Protocol):
         ...
 
     def wanted(self, kind: str) -> Callable[[Batch], Tensor]:
-        """What a control's reader should read: maps ``(b, 1, h, w)`` in 0..1, or classes ``(b, h, w)``."""
+        """What a control's probe should read: maps ``(b, 1, h, w)`` in 0..1, of poses in colour, or classes
+        ``(b, h, w)``."""
+        ...
+
+    def seen(self, kind: str) -> Callable[[Batch], Tensor]:
+        """What a control's :meth:`reader` should read from pictures."""
         ...
 
     def reader(self, config: Any, kind: str) -> nn.Module:
@@ -103,11 +108,16 @@ class Scenes:
         if balanced:
             scenes = parts.latents(config, f"control:{kind}", "seg").rename("seg", "segments")
             return Balanced(scenes, kind, config.seed)
-        return parts.latents(config, f"control:{kind}", *["seg"] * (kind == "seg"))
+        also = {"seg": ["seg"], "pose": ["keypoints"]}.get(kind, [])
+        return parts.latents(config, f"control:{kind}", *also)
 
     def wanted(self, kind: str) -> Callable[[Batch], Tensor]:
         """The scene's classes, or the condition image."""
         return (lambda batch: batch["seg"].long()) if kind == "seg" else lambda batch: shown(batch, kind)
+
+    def seen(self, kind: str) -> Callable[[Batch], Tensor]:
+        """The same, but of poses where each joint is."""
+        return _joints if kind == "pose" else self.wanted(kind)
 
     def reader(self, config: parts.FamilyConfig, kind: str) -> nn.Module:
         """Judge B; lines and edges are drawn from the picture as they were from the scene.
@@ -158,6 +168,10 @@ def shown(batch: Batch, kind: str) -> Tensor:
     return maps if kind == "pose" else maps[:, :1]
 
 
+def _joints(batch: Batch) -> Tensor:
+    return heat_of(batch["keypoints"], batch["control:pose"].shape[1])
+
+
 def readable(kind: str, classes: int) -> dict[str, Any]:
     """What a probe's head makes of a kind of control: logits of classes, colours, or grey."""
     return {"out": {"seg": classes, "pose": 3}.get(kind, 1), "bounded": kind != "seg"}
@@ -179,8 +193,8 @@ class _Head(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         reading = self.judge(pictures)
-        read: Tensor = {"depth": reading.depth, "hed": reading.edge, "seg": reading.seg}[self.kind]
-        return read
+        heads = {"depth": reading.depth, "hed": reading.edge, "seg": reading.seg, "pose": reading.joints.sigmoid()}
+        return heads[self.kind]
 
 
 SCENES = Scenes()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from counterpoint.models.perception import PerceptionModel
+from counterpoint.models.perception import PerceptionModel, heat_of
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Stage
 from counterpoint.training.stages.codec import pictures
@@ -41,7 +41,7 @@ class JudgeStage(Stage):
         if "control:hed" in batch:
             parts["edge"] = 4 * F.mse_loss(reading.edge.float()[:, 0], batch["control:hed"][..., 0].float() / 255)
         if "keypoints" in batch:
-            heat = _heat(batch["keypoints"], classes.shape[-1])
+            heat = heat_of(batch["keypoints"], classes.shape[-1])
             parts["joints"] = 4 * F.binary_cross_entropy_with_logits(reading.joints.float(), heat)
         right = (reading.seg.argmax(1) == classes).float().mean()
         return torch.stack(list(parts.values())).sum(), {**parts, "accuracy": right}
@@ -58,11 +58,3 @@ def _spoil(picture: Tensor, draws: Draws) -> Tensor:
     picture = picture * (0.85 + 0.3 * kind[:, 1]) + 0.15 * (kind[:, 2] - 0.5)
     tint = 0.1 * (draws.uniform(3) - 0.5)[..., None, None]
     return picture + tint + 0.12 * (kind[:, 3] - 0.4).clamp(min=0) * draws.normal(*picture.shape[1:])
-
-
-def _heat(keypoints: Tensor, size: int, sigma: float = 2.0) -> Tensor:
-    """Keypoints ``(b, people, 18, 2)`` in pixels, ``nan`` where hidden -> Gaussians ``(b, 18, size, size)``."""
-    grid = torch.arange(size, device=keypoints.device, dtype=torch.float32) + 0.5
-    x = torch.exp(-((keypoints[..., 0, None] - grid) ** 2) / (2 * sigma**2)).nan_to_num()
-    y = torch.exp(-((keypoints[..., 1, None] - grid) ** 2) / (2 * sigma**2)).nan_to_num()
-    return (y[..., :, None] * x[..., None, :]).amax(1)

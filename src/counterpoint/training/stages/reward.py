@@ -66,7 +66,7 @@ class RewardStage(ControlNetStage):
     Only samples inside the window are decoded and read.
 
     Args:
-        reward: how the control is read back; its networks are frozen.
+        reward: how the control is read back; its networks are frozen. Without one nothing is decoded.
         readers: the networks that it reads with, so that they move with the stage.
         vae: decodes the estimates; frozen.
         weight: of the reward.
@@ -78,9 +78,9 @@ class RewardStage(ControlNetStage):
 
     def __init__(
         self,
-        reward: Reward,
-        readers: nn.Module,
-        vae: AutoencoderKL | AutoencoderTiny,
+        reward: Reward | None,
+        readers: nn.Module | None,
+        vae: AutoencoderKL | AutoencoderTiny | None,
         *args: object,
         weight: float,
         window: Window = (0, 200),
@@ -106,7 +106,7 @@ class RewardStage(ControlNetStage):
             later = second, self._denoise(second, batch)
             total = (total + self._weighted(second, self._losses(*later))) / 2
         price, count = losses.new_zeros(()), mean_over_processes(inside.sum())
-        if inside.any():
+        if self.reward is not None and inside.any():
             price = self._prices(noisy, prediction, later, batch, inside).sum() / count
         extra = {"diffusion": losses.detach().mean(), "reward": price.detach()}
         weight = self.weight * min(1.0, step / self.ramp) if self.ramp else self.weight
