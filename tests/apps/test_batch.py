@@ -215,6 +215,25 @@ def test_paths_hold_on_other_machines(folder: Path, monkeypatch: pytest.MonkeyPa
     assert len(told) == 1
 
 
+def test_workers_have_what_their_jobs_run_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cores for some, a GPU of its own for others: the first that it sees."""
+    asked: dict[str, list[tuple[str, str]]] = {}
+
+    def elsewhere(_: str, __: Any, items: list[str], device: str) -> Any:
+        jobs = [job for item in items for job in json.loads(item)]
+        asked[device] = [(job["id"], job["device"]) for job in jobs]
+        yield "", json.dumps([{"id": job["id"], "images": [], "seconds": 1} for job in jobs])
+
+    monkeypatch.setattr(batch, "map_on_ray", elsewhere)
+    devices = {"a": "cpu", "b": "cuda", "c": "cuda:1", "d": "cpu"}
+    jobs = [JobRequest(id=name, prompt="x", device=device, dtype="fp32") for name, device in devices.items()]
+    assert run_jobs(jobs, folder / "out", ray="local") == {}
+    assert {device: sorted(found) for device, found in asked.items()} == {
+        "cpu": [("a", "cpu"), ("d", "cpu")],
+        "cuda": [("b", "cuda"), ("c", "cuda")],
+    }
+
+
 def test_a_file_that_is_no_job_file(cli, folder: Path) -> None:
     for content, said in (("", "holds no jobs"), (None, "cannot read the jobs")):
         path = folder / "jobs.jsonl"

@@ -255,7 +255,8 @@ def _anywhere(job: JobRequest) -> JobRequest:
     )
     named = {name: tuple(whole(one) for one in getattr(job, name)) for name in ("lora", "aggregate")}
     single = {name: whole(getattr(job, name)) for name in ("model", "config")}
-    return job.model_copy(update={"controls": controls, **named, **single}).inside(Path.cwd())
+    device = "cuda" if job.device.startswith("cuda:") else job.device  # a worker sees one GPU, which Ray chose
+    return job.model_copy(update={"controls": controls, **named, **single, "device": device}).inside(Path.cwd())
 
 
 def _carried_out(chunks: Sequence[Sequence[JobRequest]], out: Path, ray: str | None) -> Iterator[list[dict[str, Any]]]:
@@ -266,6 +267,9 @@ def _carried_out(chunks: Sequence[Sequence[JobRequest]], out: Path, ray: str | N
         for chunk in chunks:
             yield worker.carry_out(chunk)
         return
-    items = [json.dumps([_anywhere(job).model_dump(mode="json") for job in chunk]) for chunk in chunks]
-    for _, lines in map_on_ray(ray, partial(_Worker, out.resolve(), 1), items, device=chunks[0][0].device):
-        yield json.loads(lines or "[]")
+    items: dict[str, list[str]] = {}
+    for jobs in ([_anywhere(job) for job in chunk] for chunk in chunks):
+        items.setdefault(jobs[0].device, []).append(json.dumps([job.model_dump(mode="json") for job in jobs]))
+    for device, some in items.items():
+        for _, lines in map_on_ray(ray, partial(_Worker, out.resolve(), 1), some, device=device):
+            yield json.loads(lines or "[]")
