@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from counterpoint.apps import record
-from counterpoint.apps.cluster import map_on_ray
+from counterpoint.apps.cluster import its_device, map_on_ray
 from counterpoint.apps.replay import recipe_of
 from counterpoint.apps.request import GenerateRequest, build
 from counterpoint.apps.run import OneModel, Opened, alike, is_out_of_memory, model_key, open_request, run_together
@@ -255,8 +255,8 @@ def _anywhere(job: JobRequest) -> JobRequest:
     )
     named = {name: tuple(whole(one) for one in getattr(job, name)) for name in ("lora", "aggregate")}
     single = {name: whole(getattr(job, name)) for name in ("model", "config")}
-    device = "cuda" if job.device.startswith("cuda:") else job.device  # a worker sees one GPU, which Ray chose
-    return job.model_copy(update={"controls": controls, **named, **single, "device": device}).inside(Path.cwd())
+    moved = {"controls": controls, **named, **single, "device": its_device(job.device)}
+    return job.model_copy(update=moved).inside(Path.cwd())
 
 
 def _carried_out(chunks: Sequence[Sequence[JobRequest]], out: Path, ray: str | None) -> Iterator[list[dict[str, Any]]]:

@@ -94,6 +94,11 @@ class _Mapped:
         return {"item": row["item"], "result": self.work(row["item"]) or ""}
 
 
+def its_device(device: str) -> str:
+    """What a worker calls the device that is ``device`` here: of GPUs it sees one, which Ray chose."""
+    return "cuda" if device.startswith("cuda:") else device
+
+
 @contextmanager
 def cluster(address: str) -> Iterator[Any]:
     """Ray, connected.

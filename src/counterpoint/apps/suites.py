@@ -16,7 +16,7 @@ from diffusers import ControlNetModel
 from torch import Tensor
 
 from counterpoint.api import find_device, load
-from counterpoint.apps.cluster import on_ray
+from counterpoint.apps.cluster import its_device, on_ray
 from counterpoint.apps.readers import FIND, READ, check_named, family_readers, of_one, user_readers, weights_file
 from counterpoint.apps.record import SCHEMA, versions, write_json
 from counterpoint.apps.run import several
@@ -333,7 +333,10 @@ def pin(path: Path, name: str, suite: Suite, n: int) -> None:
 def executor(source: Source, maker: PipelineMaker, ray: str | None) -> Executor:
     """Who makes a suite's pictures: this process, or workers of a Ray cluster."""
     device = find_device(source.device)
-    return in_turn(maker, device) if ray is None else on_ray(ray, partial(Source.maker, source), device)
+    if ray is None:
+        return in_turn(maker, device)
+    elsewhere = replace(source, device=its_device(source.device))
+    return on_ray(ray, partial(Source.maker, elsewhere), torch.device(device.type))
 
 
 def _tiny_quality(bench: Bench) -> Suite:
