@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,14 +53,14 @@ def fuse(fusion: Fusion, said: Mapping[str, Sequence[Tensor]], names: Sequence[s
     return fused
 
 
-def stacked(said: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> list[Tensor]:
-    """At each site the features of all branches; one that is pooled over the picture says the same everywhere."""
+def stacked(said: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> Iterator[Tensor]:
+    """Site after site the features of all branches; one that is pooled over the picture says the same everywhere."""
     counts = {name: len(sites) for name, sites in said.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise UserError(f"the controls speak at different numbers of sites ({listed}): {ONE_FAMILY}")
     sites = zip(names, zip(*said.values(), strict=True), strict=True)
-    return [together(place, dict(zip(said, features, strict=True))) for place, features in sites]
+    return (together(place, dict(zip(said, features, strict=True))) for place, features in sites)
 
 
 def together(place: str, said: Mapping[str, Tensor]) -> Tensor:

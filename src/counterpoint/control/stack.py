@@ -19,6 +19,7 @@ from counterpoint.control.keys_flux import attention_layers, injecting_flux_keys
 from counterpoint.control.lockstep import Walk, run_lockstep, walk
 from counterpoint.control.reuse import Reuse
 from counterpoint.control.sites import fuse, shaped, site_names, stacked
+from counterpoint.fusion.add import add
 from counterpoint.types import Fusion, Latents, Moment, Residuals, UserError
 
 
@@ -222,14 +223,30 @@ def run_stack(
         one = by_name[name]
         return walk(one.network, latents, moment.timestep, text, one.hint, strengths[name], added)
 
+    absent = {branch.name for branch in active if branch.conditional_only}
+    if fusion.combine is add and not fusion.sites and watch is None and not absent:
+        return _added(fusion, active, alone)
     said = speak(order, fusion, alone, walked)
-    spoken = {name: shaped([*said[name].down, said[name].mid], one.region, one.decay) for name, one in by_name.items()}
-    sites = _fuse_halves(fusion, spoken, {branch.name for branch in active if branch.conditional_only})
+    spoken = {name: _shaped(said[name], one) for name, one in by_name.items()}
+    sites = _fuse_halves(fusion, spoken, absent)
     if watch is not None:
         names = site_names(len(sites))
         heard = zip(names, zip(stacked(spoken, names), sites, strict=True), strict=True)
         watch(moment, list(by_name), dict(heard))
     return Residuals(tuple(sites[:-1]), sites[-1])
+
+
+def _added(fusion: Fusion, active: Sequence[Branch], alone: Callable[[str], Residuals]) -> Residuals:
+    """A sum, branch after branch as diffusers has it: what one of them said need not wait for all others."""
+    first, *others = active
+    sites = _shaped(alone(first.name), first)
+    for branch in others:
+        sites = fuse(fusion, {first.name: sites, branch.name: _shaped(alone(branch.name), branch)})
+    return Residuals(tuple(sites[:-1]), sites[-1])
+
+
+def _shaped(said: Residuals, branch: Branch) -> list[Tensor]:
+    return shaped([*said.down, said.mid], branch.region, branch.decay)
 
 
 def _fuse_halves(fusion: Fusion, spoken: Mapping[str, Sequence[Tensor]], absent: set[str]) -> list[Tensor]:
