@@ -14,8 +14,10 @@ import torch
 
 from counterpoint import load
 from counterpoint.apps.record import read_recipe, save_png
+from counterpoint.apps.studio.actions import Actions, painted
 from counterpoint.apps.studio.form import Form, Offer, Slot, labelled, requests
 from counterpoint.apps.studio.work import Made, Progress, StoppedError, Workshop, expected
+from counterpoint.conditions.image import read_image
 from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.render import SPLITS, scene
 from counterpoint.types import UserError
@@ -103,6 +105,33 @@ def test_pictures_are_watched_kept_and_made_again(tmp_path: Path, monkeypatch: p
     loaded = workshop.models.pipe
     assert workshop.again(made[1].path).distance == 0
     assert workshop.models.pipe is loaded, "of a large model there is no room for two"
+
+
+def canvas(ground: int, at: slice | None = slice(2, 5), ink: tuple[int, ...] = (255, 255, 255)) -> dict[str, Any]:
+    """What gradio's editor says: an opaque ground, and strokes on a layer that is clear elsewhere."""
+    layer = np.zeros((8, 8, 4), np.uint8)
+    if at is not None:
+        layer[at, at] = (*ink, 255)
+    return {"background": np.full((8, 8, 4), (ground,) * 3 + (255,), np.uint8), "layers": [layer], "composite": None}
+
+
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_drawing_is_on_black_also_on_a_canvas_that_was_cleared(tmp_path: Path, ground: int) -> None:
+    do = Actions(Workshop(tmp_path), OFFER, ["canny"], [])
+    drawn = read_image(Path(do.drawing(canvas(ground))))
+    assert (drawn[2:5, 2:5] == 255).all()
+    assert drawn.sum() == 9 * 3 * 255
+
+
+def test_a_drawing_is_over_the_picture_and_a_mask_is_its_strokes(tmp_path: Path) -> None:
+    do = Actions(Workshop(tmp_path), OFFER, ["canny"], [])
+    assert set(np.unique(read_image(Path(do.drawing(canvas(90, ink=(0, 0, 0))))))) == {0, 90}
+    mask = painted(canvas(90))
+    assert (mask[2:5, 2:5] == 255).all()
+    assert mask.sum() == 9 * 3 * 255
+    for nothing in (None, canvas(90, None)):
+        with pytest.warns(UserWarning, match="paint something first"):
+            assert painted(nothing) is None
 
 
 def test_stopping_takes_a_step_and_the_next_picture_is_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -143,6 +145,53 @@ def test_a_photo_becomes_a_condition_image(page: Any, images: dict[str, str]) ->
     says(page, "#status", "made 1")
 
 
+def test_drawings_are_images_and_masks(page: Any) -> None:
+    """A stroke is seen, becomes the condition image, and where a control speaks; a cleared canvas is black again."""
+    page.locator("#paint-1 button").first.click()
+    page.locator("#canvas-1 button[aria-label=Brush]").click()
+    stroke(page)
+    before = pixels(page, "#canvas-1 canvas")
+    assert 0.005 < (before > 200).mean() < 0.2
+    page.get_by_role("button", name="Speak only here").first.click()
+    mask = picture(page, "#mask-1 img")
+    assert 0.005 < (mask > 200).mean() < 0.2
+    assert (mask < 50).mean() > 0.75
+    choose(page, "kind-1", "canny")
+    page.get_by_role("button", name="Use the drawing").first.click()
+    drawn = picture(page, "#seen-1 img")
+    assert 0.005 < (drawn > 200).mean() < 0.2
+    page.locator("#canvas-1 button[aria-label*=Clear]").click()
+    page.wait_for_timeout(1000)
+    assert (pixels(page, "#canvas-1 canvas") < 50).all()
+
+
+def stroke(page: Any) -> None:
+    page.locator("#paint-1").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    box = page.locator("#canvas-1 canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 60, y - 40)
+    page.mouse.down()
+    page.mouse.move(x + 60, y + 40, steps=20)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+
+
+def pixels(page: Any, place: str) -> np.ndarray:
+    """What is drawn on, in grey, without its surroundings."""
+    shot = PIL.Image.open(io.BytesIO(page.locator(place).first.screenshot())).convert("L")
+    side = min(shot.size) * 0.6
+    left, top = (edge / 2 - side / 2 for edge in shot.size)
+    return np.asarray(shot.crop((round(left), round(top), round(left + side), round(top + side))))
+
+
+def picture(page: Any, place: str) -> np.ndarray:
+    """An image of the page, in grey."""
+    page.wait_for_selector(place)
+    answer = page.request.get(page.locator(place).first.get_attribute("src"))
+    return np.asarray(PIL.Image.open(io.BytesIO(answer.body())).convert("L"))
+
+
 def test_cancel_takes_a_step(page: Any) -> None:
     page.locator("#sampling-panel button").first.click()
     page.locator("#n input").fill("16")
@@ -184,17 +233,29 @@ def test_on_a_phone_nothing_is_cut_off(studio: str, browser: Any) -> None:
 
 
 def test_a_tab_outlives_its_studio(tmp_path: Path, browser: Any) -> None:
+    """And keeps what was typed and chosen."""
     process, url = launch(tmp_path, "--port", "0")
     page = browser.new_page(viewport={"width": 1360, "height": 950})
     page.goto(url)
     page.wait_for_selector("#subject input")
     page.evaluate("window.before = true")
+    page.locator("#prompt textarea").fill("a red ball on a beach")
+    choose(page, "kind-1", "pose")
+    page.get_by_role("button", name="Sampling").click()
+    page.locator("#steps input[type=number]").fill("3")
+    page.locator("#steps input[type=number]").press("Tab")
+    page.wait_for_timeout(1000)
     end(process)
     page.locator("#generate").click()
     page.get_by_text("Connection to the server was lost").first.wait_for()
     process, _ = launch(tmp_path, "--port", url.rstrip("/").rpartition(":")[2])
     try:
         page.wait_for_function("!window.before && document.querySelector('#subject input')")  # it came back by itself
+        page.wait_for_function("document.querySelector('#prompt textarea').value == 'a red ball on a beach'")
+        assert page.locator("#kind-1 input").input_value() == "pose"
+        page.get_by_role("button", name="Sampling").click()
+        assert page.locator("#steps input[type=number]").input_value() == "3"
+        choose(page, "kind-1", "none")
         page.locator("#generate").click()
         says(page, "#status", "made 1")
         page.close()

@@ -30,6 +30,8 @@ NONE = "none"
 """A control's kind if the control is not used."""
 BOARD = 256
 """Side of the picture on which boxes are clicked."""
+CANVAS = 384
+"""Side of what is drawn on, in pixels."""
 _LOG = logging.getLogger(__name__)
 _Values = Mapping[str, Any]
 
@@ -131,11 +133,12 @@ class Actions:
 
     def drawing(self, canvas: Mapping[str, Any] | None) -> str | None:
         """A drawing as a control's image."""
-        picture = None if canvas is None else canvas["composite"]
-        if picture is None:
+        if canvas is None or canvas["background"] is None:
             gr.Warning("draw something first")
             return None
-        return str(keep(_flat(picture), self.workshop.folder))
+        ground = canvas["background"][..., :3]
+        ground = np.zeros_like(ground) if (ground == 255).all() else ground  # so an editor is when it was cleared
+        return str(keep(_over(ground, canvas), self.workshop.folder))
 
     def kept(self) -> list[tuple[str, str]]:
         """The pictures so far, newest first, under their names."""
@@ -265,18 +268,26 @@ def _read(path: str | None) -> Image | None:
         raise UserError(str(error).replace(path, Path(path).name)) from None
 
 
-def _flat(picture: np.ndarray) -> Image:
-    """A canvas on black, which means "no control" wherever anything does."""
-    rgba = PIL.Image.fromarray(picture).convert("RGBA")
-    return np.asarray(PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB"))
+def ground() -> dict[str, Any]:
+    """What is drawn on: black, which means "no control" wherever anything does."""
+    black = np.zeros((CANVAS, CANVAS, 3), np.uint8)
+    return {"background": black, "layers": [], "composite": black}
+
+
+def _over(ground: Image, canvas: Mapping[str, Any]) -> Image:
+    """A drawing's strokes over a picture."""
+    whole = PIL.Image.fromarray(ground).convert("RGBA")
+    for layer in canvas["layers"]:
+        whole.alpha_composite(PIL.Image.fromarray(layer))
+    return np.asarray(whole.convert("RGB"))
 
 
 def painted(canvas: Mapping[str, Any] | None) -> Image | None:
-    """A drawing as a mask."""
-    if canvas is None or canvas["composite"] is None:
+    """A drawing's strokes as a mask, whatever they were painted over."""
+    if canvas is None or not any(layer[..., 3].any() for layer in canvas["layers"]):
         gr.Warning("paint something first")
         return None
-    return _flat(canvas["composite"])
+    return _over(np.zeros_like(canvas["layers"][0][..., :3]), canvas)
 
 
 def blank() -> Image:

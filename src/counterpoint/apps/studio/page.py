@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from counterpoint.apps.studio import actions
-from counterpoint.apps.studio.actions import NONE, Actions
+from counterpoint.apps.studio.actions import CANVAS, NONE, Actions
 from counterpoint.apps.studio.form import GATES, SLOTS, Offer
 from counterpoint.apps.studio.work import Workshop
 from counterpoint.data.scenes.maps import SEG_PALETTE
@@ -32,6 +33,7 @@ CSS = """
 #who iframe { width: 100%; height: 46rem; border: 0; border-radius: 12px }
 #result, #result .grid-wrap { height: auto !important; max-height: none !important }
 #status { min-height: 1.6rem }
+#history .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)) !important }
 """
 KEYS = """
 <script>
@@ -127,13 +129,15 @@ class Page:
         modes = [(f"{name}: {summary}", name) for name, summary in MODES.items()]
         add[f"mode{i}"] = gr.Dropdown(modes, value="balanced", label="What comes first")
         with gr.Accordion("Draw it, or paint where it speaks", open=False, elem_id=f"paint-{i}"):
+            gr.Markdown("Draw the condition image; or paint white where this control may speak.")
             canvas = gr.ImageEditor(
-                label="Draw the condition image; or paint white where this control may speak",
+                actions.ground(),
+                label="Canvas",
                 type="numpy",
                 sources=["upload"],
                 transforms=(),
                 layers=False,
-                canvas_size=(384, 384),
+                canvas_size=(CANVAS, CANVAS),
                 brush=gr.Brush(default_size=8, colors=_COLOURS, default_color=_COLOURS[0]),
                 elem_id=f"canvas-{i}",
                 format="png",
@@ -142,12 +146,15 @@ class Page:
                 drawn = gr.Button("Use the drawing", size="sm")
                 region = gr.Button("Speak only here", size="sm")
                 everywhere = gr.Button("Speak everywhere", size="sm")
-            add[f"mask{i}"] = gr.Image(label="Where it speaks", interactive=False, height=130, **_PICTURE)
+            add[f"mask{i}"] = gr.Image(
+                label="Where it speaks", interactive=False, height=130, elem_id=f"mask-{i}", **_PICTURE
+            )
         given = [add[f"{name}{i}"] for name in ("kind", "photo", "image")]
         gr.on([one.change for one in given], self.do.see, given, seen, show_progress="minimal", **_PRIVATE)
         drawn.click(self.do.drawing, canvas, add[f"image{i}"], **_PRIVATE)
         region.click(actions.painted, canvas, add[f"mask{i}"], **_PRIVATE)
         everywhere.click(lambda: None, None, add[f"mask{i}"], **_PRIVATE)
+        canvas.clear(actions.ground, None, canvas, **_PRIVATE)
 
     def _rules(self) -> None:
         add = self.fields
@@ -217,8 +224,9 @@ class Page:
             self.who = gr.HTML("Generate with a control: this shows which one was heard where.", elem_id="who")
         with gr.Accordion("History", open=False, elem_id="history-panel"):
             self.history = gr.Gallery(
-                label="Newest first", columns=6, height=220, allow_preview=False, elem_id="history", interactive=False
-            )
+                label="Newest first", show_label=False, columns=6, height=220, allow_preview=False,
+                elem_id="history", interactive=False,
+            )  # fmt: skip
             self.chosen = gr.State("")
             self.verdict = gr.Markdown("Choose a picture.", elem_id="verdict")
             with gr.Row():
@@ -248,6 +256,16 @@ class Page:
         self.history.select(self.do.choose, None, [self.chosen, self.verdict], **_PRIVATE)
         self.replay.click(self.do.again, self.chosen, self.verdict, concurrency_id="model", **_PRIVATE)
         self.reuse.click(self.do.reuse, self.chosen, values, **_PRIVATE)
+        self._remember(page)
+
+    def _remember(self, page: gr.Blocks) -> None:
+        """Let a tab keep what was typed and chosen when its page loads again, as it does after the studio was away."""
+        plain = (gr.Textbox, gr.Number, gr.Slider, gr.Dropdown, gr.Radio)
+        kept = [field for name, field in self.fields.items() if isinstance(field, plain) and name != "foreground"]
+        place = json.dumps(f"counterpoint {self.offer.model} {len(kept)}")
+        gr.on([one.change for one in kept], None, kept, None, **_PRIVATE,
+              js=f"(...all) => {{ sessionStorage.setItem({place}, JSON.stringify(all)) }}")  # fmt: skip
+        page.load(None, kept, kept, **_PRIVATE, js=f"(...all) => JSON.parse(sessionStorage.getItem({place})) ?? all")
 
 
 def _upload(**settings: Any) -> gr.Image:
