@@ -95,8 +95,11 @@ def test_a_job_from_start_to_picture(client: TestClient) -> None:
     image = client.get(f"/v1/jobs/{job['id']}/images/1")
     with PIL.Image.open(io.BytesIO(image.content)) as made:
         assert made.size == (128, 64)
-        recipe = json.loads(made.text["counterpoint"])
+        text = made.text["counterpoint"]
+    recipe = json.loads(text)
     assert recipe["seed"] == 6
+    assert recipe["request"]["controls"][0]["image"] == "control-0.png"
+    assert str(client.app.state.service.config.folder) not in text, "where things are here is nobody's business"
     assert recipe["safety"] == "unchecked"
     assert client.get(f"/v1/jobs/{job['id']}/images/2").status_code == 404
     assert client.delete(f"/v1/jobs/{job['id']}").status_code == 409
@@ -283,7 +286,7 @@ def test_a_worker_outlives_a_database_that_is_away(
         return claim()
 
     monkeypatch.setattr(store, "claim", now_and_then)
-    worker = Worker(store, tmp_path, 1.0, {"models": frozenset({"tiny"})})
+    worker = Worker(store, tmp_path, 1.0, {"models": {"tiny": "tiny"}})
     worker.start()
     waits(worker, lambda: store.get("gone", "a").state == FAILED)
     assert "no longer offered" in store.get("gone", "a").reason
@@ -385,8 +388,11 @@ def test_bodies(client: TestClient) -> None:
     large = json.dumps({"prompt": "a" * 500_000}).encode()
     assert client.post("/v1/jobs", content=large).status_code == 413
     assert client.post("/v1/jobs", content=(large[i : i + 9000] for i in range(0, len(large), 9000))).status_code == 413
-    for content, kind in ((b"{", "application/json"), (b"\xff\xfe", "application/json"), (b"prompt=a", "text/plain")):
-        assert client.post("/v1/jobs", content=content, headers={"Content-Type": kind}).status_code == 422
+    for content in (b"{", b"\xff\xfe"):
+        assert client.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"}).status_code == 422
+    for content, kind in ((b"prompt=a", "text/plain"), (b'{"prompt": "a"}', "application/x-www-form-urlencoded")):
+        answer = client.post("/v1/jobs", content=content, headers={"Content-Type": kind})
+        assert (answer.status_code, "Content-Type: application/json" in answer.text) == (415, True)
     assert client.get("/v1/jobs/..%2f..%2fetc%2fpasswd").status_code == 404
     assert client.put("/v1/jobs").status_code == 405
 
@@ -481,6 +487,7 @@ def test_serve_refuses(cli, tmp_path: Path, arguments: tuple[str, ...], said: st
     status, _, error = cli("serve", "--port", 0, *arguments)
     assert status == 2
     assert said in error
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
 
 @pytest.mark.enable_socket

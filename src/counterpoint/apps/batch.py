@@ -85,6 +85,8 @@ def read_jobs(path: Path, device: str = "cpu", dtype: str = "fp32") -> Jobs:
 def _job(line: str, folder: Path, defaults: Mapping[str, str]) -> JobRequest:
     try:
         content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"it is not JSON: {error.msg} at character {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"it is not JSON: {error}") from None
     if not isinstance(content, dict):

@@ -163,6 +163,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         with PIL.Image.open(path) as picture:
             recipe = json.loads(picture.text[KEY])
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
     except (OSError, SyntaxError, AttributeError, PIL.Image.DecompressionBombError):
         raise UserError(f"{path} is not a PNG that can be read") from None
     except (KeyError, ValueError, RecursionError):

@@ -87,8 +87,10 @@ def make_app(config: Config) -> FastAPI:
         UserError: the folder cannot be written, the database cannot be reached, or there is no such safety checker.
     """
     find_check(config.safety, config.checker)
-    config.folder.mkdir(parents=True, exist_ok=True)
+    if not config.database:
+        config.folder.mkdir(parents=True, exist_ok=True)
     store = Store(config.database or f"sqlite:///{config.folder / 'jobs.db'}")
+    config.folder.mkdir(parents=True, exist_ok=True)
     sides = {source: config.sizes[name] for name, source in config.models.items()}
     pace, registry = Pace(sides, reversed(store.done(MOST))), prometheus_client.CollectorRegistry()
     requests = prometheus_client.Counter(
@@ -107,7 +109,7 @@ def make_app(config: Config) -> FastAPI:
         "safety": config.safety,
         "checker": config.checker,
         "threads": config.threads,
-        "models": frozenset(sides),
+        "models": {source: name for name, source in config.models.items()},
     }
     worker = Worker(store, config.jobs, config.limits.seconds, settings, finished)
 
@@ -135,7 +137,10 @@ def make_app(config: Config) -> FastAPI:
         return JSONResponse({"detail": _plain(" ".join(str(error).split()))}, 422)
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+        kind = request.headers.get("content-type", "application/json")
+        if request.method == "POST" and not kind.startswith("application/json"):
+            return JSONResponse({"detail": "a request is JSON: send it with Content-Type: application/json"}, 415)
         found = [
             {
                 "type": one["type"],

@@ -64,7 +64,7 @@ _CROWDED = {"description": "The queue is full; see Retry-After."}
     status_code=202,
     response_model=Accepted,
     tags=["jobs"],
-    responses={401: {}, 413: {}, 422: {}, 429: _CROWDED},
+    responses={401: {}, 413: {}, 415: {}, 422: {}, 429: _CROWDED},
 )
 def submit(job: JobIn, owner: User, service: There) -> Accepted:
     """Queue a job. What it will cost is estimated, and held against the limits, before any work."""
@@ -155,7 +155,7 @@ def cancel(name: str, owner: User, service: There) -> JobOut:
     "/v1/extract",
     tags=["tools"],
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}, 401: {}, 413: {}, 422: {}},
+    responses={200: {"content": {"image/png": {}}}, 401: {}, 413: {}, 415: {}, 422: {}},
 )
 def extract(wanted: ExtractIn, _: User, service: There) -> Response:
     """A condition image from a photo, by what needs no model."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -20,7 +21,7 @@ _PAUSE = 1.0
 """Seconds before the next try where something of ours failed, such as the database."""
 Settings = dict[str, Any]
 """What a worker is told when it starts: ``safety`` (an action), ``checker`` (what checks), ``threads``, and ``models``
-(where those are that jobs may name)."""
+(where those are that jobs may name, and what they are called)."""
 
 
 class Worker(threading.Thread):
@@ -156,23 +157,27 @@ def work(link: Connection, settings: Settings) -> None:
     from counterpoint.apps.service.safety import load_safety
 
     quiet_libraries()
-    runner = _Runner(link, load_safety(settings["safety"], settings["checker"]))
+    runner = _Runner(link, load_safety(settings["safety"], settings["checker"]), settings["models"])
     while True:
         try:
             message = link.recv()
         except EOFError:
             return
-        if message != "cancel":  # of a job that had just ended
+        if message == "cancel":  # of a job that had just ended
+            continue
+        try:
             link.send(runner.carry_out(*message))
+        except BrokenPipeError:  # the service is gone, and whoever comes next begins the job again
+            return
 
 
 class _Runner:
     """Carries jobs out."""
 
-    def __init__(self, link: Connection, safety: Any) -> None:
+    def __init__(self, link: Connection, safety: Any, names: Mapping[str, str]) -> None:
         from counterpoint.apps.run import OneModel
 
-        self.link, self.safety, self.models = link, safety, OneModel()
+        self.link, self.safety, self.names, self.models = link, safety, names, OneModel()
 
     def carry_out(self, content: dict[str, Any], folder: str) -> tuple[str, Any]:
         """What becomes of a job, and its pictures or why not."""
@@ -187,8 +192,10 @@ class _Runner:
                 return DONE, self._pictures(content, Path(folder))
         except _CancelledError:
             return CANCELLED, ""
+        except BrokenPipeError:
+            raise
         except UserError as error:
-            return FAILED, " ".join(str(error).split())
+            return FAILED, " ".join(str(error).replace(f"{folder}/", "").split())
         except Exception as error:
             if is_out_of_memory(error):
                 self.models.forget()
@@ -204,12 +211,17 @@ class _Runner:
 
         request = build(GenerateRequest, **content)
         result = run(request, self.models.of(request), listen=self._heard)
-        recipe, made, each = recipe_of(result), [], round(result.seconds / len(result.images), 4)
+        recipe, made, each = self._told(recipe_of(result), folder), [], round(result.seconds / len(result.images), 4)
         for number, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
             image, verdict = self.safety(image)
             record.save_png(image, folder / f"{number}.png", {**recipe, "seed": seed, "safety": verdict})
             made.append({"seed": seed, "safety": verdict, "seconds": each})
         return made
+
+    def _told(self, recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """A recipe as clients may read it: with the names of files and of the model, not where they are here."""
+        request = json.loads(json.dumps(recipe["request"]).replace(json.dumps(f"{folder}/")[1:-1], ""))
+        return {**recipe, "request": {**request, "model": self.names[request["model"]]}}
 
     def _heard(self, step: int, steps: int) -> None:
         self.link.send(("step", (step, steps)))
