@@ -145,3 +145,15 @@ def test_thin_lines_have_a_head_that_grows() -> None:
     probe = Probe((4,), **SMALL, upsample=True)
     assert probe([torch.randn(2, 4, 8, 8)], torch.randn(2, 16)).shape == (2, 3, 16, 16)
     assert isinstance(probe.output_head[2], torch.nn.ConvTranspose2d)
+
+
+@pytest.mark.parametrize("out", [1, 3])
+def test_a_new_probe_of_maps_starts_dark_and_can_move(out: int) -> None:
+    """From grey, a probe of poses went to where its last layer has no slope, and stayed there."""
+    torch.manual_seed(0)
+    probe = Probe((8, 16), 32, 32, (16, 8), out, size=16)
+    read = probe([torch.randn(2, 8, 8, 8), torch.randn(2, 16, 4, 4)], torch.randn(2, 32))
+    assert read.min() > -0.99
+    assert read.max() < -0.7
+    read.mean().backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in probe.output_head.parameters())
