@@ -230,7 +230,8 @@ class Actions:
                 if one.steered:
                     gr.Warning(f"the push towards {one.label} as a probe reads it cannot be put back here")
                 mask = read_image(one.mask) if one.mask else None
-                found |= {f"kind{i}": one.kind, f"weight{i}": weight.at(0.0), f"mask{i}": mask}
+                kind = one.label if one.label in self.kinds else one.kind
+                found |= {f"kind{i}": kind, f"weight{i}": weight.at(0.0), f"mask{i}": mask}
                 found |= dict(zip((f"start{i}", f"end{i}"), one.window, strict=True))
                 found |= {f"image{i}": str(one.image), f"photo{i}": one.photo, f"mode{i}": one.mode}
         return found

@@ -17,7 +17,7 @@ from counterpoint.data.scenes.maps import SEG_PALETTE
 from counterpoint.fusion import FUSIONS
 from counterpoint.sampling.controls import MODES
 from counterpoint.sampling.economy import QUALITIES
-from counterpoint.types import DEFAULT_FUSION
+from counterpoint.types import CONTROL_KINDS, DEFAULT_FUSION
 
 THEME = gr.themes.Base(
     primary_hue="violet",
@@ -64,7 +64,7 @@ class Page:
     """
 
     def __init__(self, workshop: Workshop, offer: Offer, folder: Path) -> None:
-        self.kinds = sorted({*offer.networks, *_inside(folder / "controls")})
+        self.kinds = sorted({*offer.networks, *map(_label, _inside(folder / "controls"))})
         self.adapters = _inside(folder / "adapters")
         self.offer, self.do = offer, Actions(workshop, offer, self.kinds, self.adapters)
         self.fields: dict[str, Any] = {}
@@ -266,6 +266,12 @@ class Page:
         gr.on([one.change for one in kept], None, kept, None, **_PRIVATE,
               js=f"(...all) => {{ sessionStorage.setItem({place}, JSON.stringify(all)) }}")  # fmt: skip
         page.load(None, kept, kept, **_PRIVATE, js=f"(...all) => JSON.parse(sessionStorage.getItem({place})) ?? all")
+
+
+def _label(name: str) -> str:
+    """What a request calls a model's own ControlNet: ``depth:inner`` for ``depth-inner``, another one of its kind."""
+    kind, dash, which = name.partition("-")
+    return f"{kind}:{which}" if dash and kind in CONTROL_KINDS and name not in CONTROL_KINDS else name
 
 
 def _upload(**settings: Any) -> gr.Image:
