@@ -50,7 +50,8 @@ def leaderboard(title: str, results: Sequence[tuple[str, dict[str, Any]]], schem
 
 
 def _measured(result: dict[str, Any]) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in result.get("settings", {}).items() if key != "suite")
+    plain = {key: value for key, value in result.get("settings", {}).items() if not isinstance(value, dict)}
+    settings = ", ".join(f"{key} {value}" for key, value in plain.items() if key != "suite")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
         f"{markdown(result['rows'])}\n`{result['command']}`: {result['n']} cases of each sort, "
