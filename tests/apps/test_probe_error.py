@@ -56,7 +56,8 @@ def test_a_shipped_probe_reads_noise_better_than_the_judge(
     monkeypatch.setattr(probe_error, "LEVELS", 4)
     curve = probe_error.curves(tiny, kind, 32)
     assert sum(curve["probe"][2:]) < sum(curve["judge"][2:])
-    assert curve["judge"][0] < curve["probe"][0], "and worse where the picture shows"
+    if kind != "pose":  # the judge sees joints, and limbs are drawn between them
+        assert curve["judge"][0] < curve["probe"][0], "and worse where the picture shows"
 
 
 def test_a_family_without_probes(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from counterpoint.recipes.aligned import usual_layers
 from counterpoint.recipes.worlds import SCENES
 from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.training.config import override
+from counterpoint.training.losses.alignment import sparse_mse
 from counterpoint.training.losses.diffusion import add_noise
 from counterpoint.training.losses.reward import estimate_x0
 from counterpoint.types import UserError
@@ -95,8 +96,8 @@ def _error(scenes: list[Scene], kind: str) -> Callable[[Tensor], float]:
         classes = torch.stack([torch.from_numpy(one.seg.astype("int64")) for one in scenes])[:, None].float()
         return lambda read: float((read.argmax(1) != _sized(classes, read, "nearest-exact")[:, 0]).float().mean())
     maps = stack([control_map(one, kind) for one in scenes])
-    if kind == "pose":  # whose colours tell limbs apart
-        return lambda read: float((read - _sized(maps, read, "area")).square().mean())
+    if kind == "pose":  # whose colours tell limbs apart; of thin limbs, black everywhere has the least plain error
+        return lambda read: float(sparse_mse(read, _sized(maps, read, "area")).mean())
     return lambda read: float((read.mean(1, keepdim=True) - _sized(maps[:, :1], read, "area")).square().mean())
 
 
