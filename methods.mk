@@ -2,7 +2,7 @@
 # A run is KIND.METHOD.SEED in runs/methods; what is finished is not trained again, what was begun is resumed. A group of runs
 # is measured on the same cases and noise as soon as they are there, and its numbers are kept in docs/methods: what stands there
 # is neither trained nor measured again, so take a group's folder away to have it made anew.
-.PHONY: methods
+.PHONY: methods variants
 ALIGNED := tuned controlnet++ ctrl-u innercontrol
 MINIMAL := mi-plain mi-data mi-stage1 mi-stage2
 PART = $(word $(1),$(subst ., ,$(notdir $(@D))))
@@ -68,3 +68,10 @@ $(KEPT): docs/methods/%/results.json: | $$(if $$(wildcard $$@),,$$(foreach run,$
 
 methods: $(KEPT)
 	$(BIN)/counterpoint evaluate leaderboard docs/methods --out docs/methods.md
+
+# What the family ships of them: its variants of depth, canny and pose.
+SHIPPED := depth-inner=depth.innercontrol.0 canny-mi=canny.mi-stage2.0 pose-mi=pose.mi-stage2.0
+
+variants: $(foreach one,$(SHIPPED),runs/methods/$(lastword $(subst =, ,$(one)))/config.json)
+	$(foreach one,$(SHIPPED),ln -sfn methods/$(lastword $(subst =, ,$(one))) runs/control-$(firstword $(subst =, ,$(one)));)
+	$(GATHER) src/counterpoint/models/tiny

@@ -66,9 +66,8 @@ class Probe(ModelMixin, ConfigMixin):
             nn.Conv2d(head[1], out, 1),
             nn.Tanh() if bounded else nn.Identity(),
         )
-        if (
-            bounded
-        ):  # maps are mostly black: from grey, the first steps would drive the last layer to where nothing moves
+        if bounded:
+            # Maps are mostly black: from grey, the first steps would drive the last layer to where nothing moves.
             nn.init.constant_(self.output_head[-2].bias, -1.5)
             nn.init.normal_(self.output_head[-2].weight, std=0.01)
 

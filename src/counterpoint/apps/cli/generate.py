@@ -102,8 +102,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Models that work together; the picture is the first one's. Names of the model's own adapters (tiny: "
-            "interact, migc, style), paths to adapters, or base. One alone is fine.",
+            help="Models that work together; the picture is the first one's. Names of the model's own adapters "
+            "(its folder adapters), paths to adapters, or base. One alone is fine.",
         ),
     ] = None,
     aggregation: Annotated[
