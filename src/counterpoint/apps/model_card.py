@@ -24,7 +24,8 @@ _CARD = """# Model card: the tiny family
 A Stable-Diffusion-shaped model set of {size:.1f} MB in half precision: codec, text and image towers, UNet, ControlNets
 for {controls}, probes of inner features, and judges that read controls back from pictures.
 It is the laboratory of this project, not a tool for pictures: it knows 128 x 128 procedural scenes and the words
-of their captions, nothing else. Weights: Apache-2.0, like the code. [tiny-family.md](tiny-family.md) says how it was trained and what was tried.
+of their captions, nothing else. Weights: Apache-2.0, like the code. [tiny-family.md](tiny-family.md) says how it was
+trained and what was tried.
 
 ## Measured
 `{command}`: {n} test scenes that no training has seen, 95 % intervals.
