@@ -21,6 +21,7 @@ from counterpoint.control.features import read_by
 from counterpoint.data.scenes.maps import SEG_PALETTE
 from counterpoint.fusion import FLUX_DELTA, get_fusion
 from counterpoint.metrics.maps import nearest_colour
+from counterpoint.models.compiling import check_compiler
 from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.models.openvino import port
 from counterpoint.models.probe import REVERSED, check_reads, load_probe, span_of
@@ -49,6 +50,7 @@ def load(
     device: str = "cpu",
     dtype: str | torch.dtype = "fp32",
     residency: str = "all",
+    compile: bool = False,
 ) -> Pipeline:
     """Load a model and its ControlNets.
 
@@ -68,6 +70,9 @@ def load(
         dtype: ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"auto"`` or a torch dtype.
         residency: what stays in memory: ``"all"`` networks, those of a ``"stages"`` at a time, or besides one of the
             ``"controls"`` at a time. Others wait in the machine's own memory, or, on a CPU, in files.
+        compile: let torch compile UNet and ControlNets. The first picture of a size takes minutes longer, later ones
+            less time than without, also with other weights, windows, prompts and seeds. Rules that reach into the
+            networks and adapters want them as they are.
 
     Raises:
         UserError: something is missing, damaged or does not fit; the message says what and what to do.
@@ -79,6 +84,8 @@ def load(
     """
     where = find_device(device)
     kind = DTYPES[find_dtype(dtype, device)] if isinstance(dtype, str) else dtype
+    if compile:
+        check_compile(device)
     ported, bf16 = device == OPENVINO, kind == torch.bfloat16
     if ported and kind == torch.float16:
         raise UserError("OpenVINO counts in fp32 or bf16: choose one as dtype")
@@ -87,6 +94,8 @@ def load(
     for source in lora:
         load_lora(parts, source)
     staged = None if residency == "all" else Residency(residency, where)
+    if staged and compile:
+        raise UserError("networks that come and go are not compiled: choose compile or a residency")
     if ported and staged:
         raise UserError("OpenVINO keeps its networks: only residency all goes with it")
     home = (lambda *_: None) if staged is None else staged.send_home
@@ -114,7 +123,13 @@ def load(
         unet, networks = port(pipe.unet, pipe.controls, bf16)
         return replace(pipe, unet=unet, controls=networks)
     if staged is None:
-        return pipe.to(where)
+        pipe.to(where)
+        for network in {pipe.unet, *pipe.controls.values()}:
+            if kind != torch.float32:
+                network.to(memory_format=torch.channels_last)  # in which half precision is quickest
+            if compile:
+                network.compile()
+        return pipe
     for readout in pipe.readouts.values():
         readout.probe.to(where)
     return pipe
@@ -280,6 +295,17 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"there is no device {name!r} here; cpu always works") from None
     return device
+
+
+def check_compile(device: str) -> None:
+    """Whether networks can be compiled there.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if device == OPENVINO:
+        raise UserError("OpenVINO compiles its networks itself: leave compile out")
+    check_compiler(find_device(device))
 
 
 def find_dtype(name: str, device: str) -> str:

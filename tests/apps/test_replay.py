@@ -319,6 +319,10 @@ def test_exports_fit_the_model(saved: Path, tmp_path: Path) -> None:
     assert "prompt='a red ball on a meadow'" in script.text
     assert ".to('cpu')" in script.text
     assert [line for line in script.left_out if "OpenVINO" in line]
+    compiled = tiny.model_copy(update={"compile": True})
+    assert "\nfor network in controlnet.nets:\n    network.compile()\n" in to_diffusers(compiled, 0).text
+    assert "compile" not in script.text
+    assert [line for line in to_comfyui(compiled, 0).left_out if "compiling" in line]
     graph = json.loads(to_comfyui(tiny, 0).text)
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
     assert (inputs["EmptyLatentImage"]["width"], inputs["ImageScale"]["crop"]) == (128, "center")

@@ -120,6 +120,9 @@ def to_diffusers(request: GenerateRequest, seed: int) -> Exported:
     lines += [f"pipe.load_lora_weights({path!r}, adapter_name='lora{i}')" for i, (path, _) in enumerate(loras)]
     if loras:
         lines.append(f"pipe.set_adapters({[f'lora{i}' for i in range(len(loras))]}, {[scale for _, scale in loras]})")
+    if request.compile:
+        lines.append("pipe.unet.compile()")
+        lines += ["for network in controlnet.nets:", "    network.compile()"] if request.controls else []
     lines += [
         "image = pipe(",
         *(f"    {name}={value}," for name, value in _call(request, seed, size).items()),
@@ -246,6 +249,8 @@ def _left_out_of_comfyui(request: GenerateRequest, model: _Model) -> list[str]:
     said = []
     if request.scheduler not in _SAMPLERS:
         said.append(f"the scheduler {request.scheduler}: uni_pc in its place")
+    if request.compile:
+        said.append("compiling: there are nodes for it")
     said += [f"the LoRA {source}: its clip strength is taken to be the same" for source in request.lora]
     if request.resize == "fit" and (request.controls or request.init_image):
         said.append("resizing by fit: what hangs over is cropped")

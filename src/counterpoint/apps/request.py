@@ -94,6 +94,7 @@ class GenerateRequest(Strict):
     quality: Literal["exact", "balanced", "fast"] = "exact"
     device: str = "cpu"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -70,6 +70,7 @@ def load_for(request: GenerateRequest, residency: str = "all") -> Pipeline:
         device=request.device,
         dtype=request.dtype,
         residency=residency,
+        compile=request.compile,
     )
     return several(pipe, request.aggregate, request.aggregation)
 
@@ -88,6 +89,7 @@ def model_key(request: GenerateRequest) -> str:
             request.aggregation,
             request.device,
             request.dtype,
+            request.compile,
         ]
     )
 

@@ -300,10 +300,10 @@ def _both_halves(pictures: Sequence[int], count: int, rows: int) -> list[int]:
     return [picture + start for start in range(0, rows, count) for picture in pictures]
 
 
-def _spread(scales: tuple[float, ...], hint: Tensor) -> float | Tensor:
-    """One scale for all rows of a batch, or a column of them."""
+def _spread(scales: tuple[float, ...], hint: Tensor) -> Tensor:
+    """One scale for all rows of a batch, or a column of them; no number, for which networks would be compiled anew."""
     if len(scales) == 1:
-        return scales[0]
+        return torch.tensor(scales[0], dtype=torch.promote_types(hint.dtype, torch.float32))
     return torch.tensor(scales, dtype=hint.dtype, device=hint.device).repeat(len(hint) // len(scales))[
         :, None, None, None
     ]

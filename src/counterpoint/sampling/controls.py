@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from counterpoint.control.coverage import covered, gates
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight, attention_widths
 from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
-from counterpoint.models.openvino import Ported
+from counterpoint.models.compiling import closed_by
 from counterpoint.sampling.prompt import plain_words, subject_places
 from counterpoint.types import Fusion, UserError
 
@@ -165,16 +165,16 @@ def check_injection(fusion: Fusion, networks: Mapping[str, nn.Module]) -> None:
             )
 
 
-def check_reach(fusion: Fusion, lending: Lending | None, unet: nn.Module) -> None:
+def check_reach(fusion: Fusion, lending: Lending | None, networks: Iterable[nn.Module]) -> None:
     """Hold a rule against networks that cannot be reached into.
 
     Raises:
         UserError: the rule would have to.
     """
-    if isinstance(unet, Ported):
-        injects = any(rule.inject is not torch.add for rule in fusion.rules)
-        if fusion.walks or injects or lending is not None:
-            raise UserError(f"{fusion.name} reaches into the networks, which OpenVINO keeps closed: use another device")
+    injects = any(rule.inject is not torch.add for rule in fusion.rules)
+    closed = next(filter(None, map(closed_by, networks)), None)
+    if closed and (fusion.walks or injects or lending is not None):
+        raise UserError(f"{fusion.name} reaches into the networks, {closed}")
 
 
 def check_foreground(

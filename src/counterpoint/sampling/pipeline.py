@@ -19,9 +19,9 @@ from counterpoint.control.reuse import Thrift
 from counterpoint.control.stack import Weight
 from counterpoint.fusion import get_fusion
 from counterpoint.models.adapter import load_adapter
+from counterpoint.models.compiling import closed_by
 from counterpoint.models.ip_adapter import check_encoder
 from counterpoint.models.load import load_image_encoder
-from counterpoint.models.openvino import Ported
 from counterpoint.sampling.aggregated import come_back, leave
 from counterpoint.sampling.amdm import Aggregation, sample_aggregated
 from counterpoint.sampling.controls import (
@@ -99,8 +99,8 @@ class Pipeline(Model):
         Raises:
             UserError: there is no such adapter, or it does not fit.
         """
-        if isinstance(self.unet, Ported):
-            raise UserError("adapters reach into the networks, which OpenVINO keeps closed: use another device")
+        if closed := closed_by(self.unet):
+            raise UserError(f"adapters reach into the networks, {closed}")
         for wrong, said in (
             (self.text_encoder_2, "adapters are for models of the SD1.5 layout"),
             (self.residency, "a model with a residency cannot be adapted, its networks come and go: load it with all"),
@@ -261,7 +261,7 @@ class Pipeline(Model):
                 denoiser = replace(denoiser, lending=lending)
             elif model.controls and (foreground or subject or subjects):
                 raise UserError("keys are lent within one model, and here no model has every control")
-            check_reach(rule, denoiser.lending, model.unet)
+            check_reach(rule, denoiser.lending, [model.unet, *model.controls.values()])
             economy = None if level.bound is None else Economy(level, count, guided)
             denoisers.append(replace(denoiser, economy=economy))
         shape = (count, self.unet.config.in_channels, height // self.factor, width // self.factor)

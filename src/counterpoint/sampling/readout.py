@@ -21,7 +21,7 @@ from torch import Tensor
 
 from counterpoint.control.features import Layers, collecting, embed_time
 from counterpoint.control.stack import Weight
-from counterpoint.models.openvino import Ported
+from counterpoint.models.compiling import closed_by
 from counterpoint.models.probe import Probe, reversed_time
 from counterpoint.sampling.controls import each
 from counterpoint.types import Latents, Moment, UserError
@@ -139,11 +139,12 @@ def make_readings(model: Any, hints: Mapping[str, Tensor], scale: Any, report: b
     scales = each("readout_guidance_scale", scale, list(hints))
     weights = {label: Weight.parse(str(one)) for label, one in zip(hints, scales, strict=True)}
     pushing = {label: weight for label, weight in weights.items() if any(value for _, value in weight.knots)}
-    if pushing and isinstance(model.unet, Ported):
-        raise UserError("readouts reach into the UNet, which OpenVINO keeps closed: use another device")
+    closed = closed_by(model.unet)
+    if pushing and closed:
+        raise UserError(f"readouts reach into the networks, {closed}")
     if pushing and (said := model.scheduler.config.prediction_type) != "epsilon":
         raise UserError(f"guidance by readouts is for models that predict noise, and this one says {said}")
-    if isinstance(model.unet, Ported) or not (pushing or (report and model.readouts)):
+    if closed or not (pushing or (report and model.readouts)):
         return None
     readouts = {label: readout for label, readout in model.readouts.items() if label in hints}
     return Readings(readouts, hints, pushing, model.unet)

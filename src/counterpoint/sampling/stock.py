@@ -29,6 +29,7 @@ from counterpoint.control.lockstep import Walk
 from counterpoint.control.sites import fuse, shaped
 from counterpoint.control.stack import expand_rows, speak, surround
 from counterpoint.control.subject import finding_subjects
+from counterpoint.models.compiling import is_compiled
 from counterpoint.sampling.containers import (
     ADAPTERS,
     FLUX,
@@ -295,7 +296,7 @@ class _Inside:
         reached += [module for network in self.networks if told or walks for module in network.modules()]
         reached += list(self.model.modules()) if self.watches_host else []
         for module in reached:
-            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            if is_compiled(module):
                 raise UserError(
                     f"{self.fusion.name} must reach inside {type(getattr(module, '_orig_mod', module)).__name__}, "
                     "which is compiled: attach to the pipeline as it was loaded"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from diffusers.models.upsampling import Upsample2D
 
-from counterpoint.types import UserError
-
 
 def compile_in_place(network: torch.nn.Module) -> None:
     """Compile in place, all but the layers that enlarge.
@@ -19,21 +17,3 @@ def compile_in_place(network: torch.nn.Module) -> None:
         if isinstance(module, (Upsample2D, torch.nn.Upsample)):
             module.forward = torch.compiler.disable(module.forward)
     network.compile()
-
-
-def check_compiler(device: torch.device) -> None:
-    """On a CPU, compiled networks are C++.
-
-    Raises:
-        UserError: there is no compiler.
-    """
-    if device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            raise UserError(
-                "torch_compile needs a C++ compiler, and there is none: install g++, or --set torch_compile=false"
-            ) from None

@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from counterpoint.models.compiling import check_compiler
 from counterpoint.training import checkpoint
 from counterpoint.training.card import write_card
-from counterpoint.training.compiling import check_compiler, compile_in_place
+from counterpoint.training.compiling import compile_in_place
 from counterpoint.training.config import TrainConfig, as_json, differences
 from counterpoint.training.convergence import sudden_rise
 from counterpoint.training.machine import check_machine

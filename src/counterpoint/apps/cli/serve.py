@@ -47,6 +47,9 @@ def serve(
     replicas: Annotated[int, typer.Option(help="For --ray: how many answer and work.", min=1)] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 where the hardware has it.")] = "fp32",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile networks: minutes for the first picture, faster from then on.")
+    ] = False,
 ) -> None:
     """Offer pictures over HTTP: jobs, events, results; OpenAPI at /docs."""
     from counterpoint.apps import record
@@ -64,7 +67,7 @@ def serve(
         raise UserError("serve needs packages that are not installed: pip install 'counterpoint[serve]'") from None
     import torch
 
-    from counterpoint.api import find_device
+    from counterpoint.api import check_compile, find_device
     from counterpoint.apps.service.safety import load_safety
     from counterpoint.apps.service.schema import Limits
     from counterpoint.models.load import native_size
@@ -74,6 +77,8 @@ def serve(
     if not known and not loopback(host):
         raise UserError(f"--host {host} is open to others: give --keys FILE")
     find_device(device)
+    if compile:
+        check_compile(device)
     dtype = output.told_dtype(dtype, device)
     load_safety(safety, safety_checker)
     output.quiet_libraries()
@@ -81,7 +86,7 @@ def serve(
     sizes = {name: native_size(source) for name, source in models.items()}
     limits = Limits(max_bytes, max_pixels, max_controls, max_steps, max_images, max_queue, max_queue_each, max_seconds)
     config = Config(
-        folder.resolve(), models, sizes, known, database, limits, device, dtype, safety, safety_checker, grace,
+        folder.resolve(), models, sizes, known, database, limits, device, dtype, compile, safety, safety_checker, grace,
         torch.get_num_threads(),
     )  # fmt: skip
     with listening(host, port) as probe:

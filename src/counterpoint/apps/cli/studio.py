@@ -23,6 +23,9 @@ def studio(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 where the hardware has it.")] = "fp32",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile networks: minutes for the first picture, faster from then on.")
+    ] = False,
 ) -> None:
     """Open a page in the browser: controls by upload, drawing or photo, rules side by side, history."""
     import os
@@ -55,9 +58,9 @@ def studio(
     with listening(host, port) as probe:
         port = probe.getsockname()[1]
     dtype = output.told_dtype(dtype, device)
-    pipe = load(model, networks, device=device, dtype=dtype)
+    pipe = load(model, networks, device=device, dtype=dtype, compile=compile)
     folder.mkdir(parents=True, exist_ok=True)
-    offer = Offer(model, pipe.native_size, pipe.guidance_scale, networks, device, dtype)
+    offer = Offer(model, pipe.native_size, pipe.guidance_scale, networks, device, dtype, compile)
     page = Page(Workshop(folder), offer, locate(model)).build()
     del pipe
     try:

@@ -69,7 +69,7 @@ _CROWDED = {"description": "The queue is full; see Retry-After."}
 def submit(job: JobIn, owner: User, service: There) -> Accepted:
     """Queue a job. What it will cost is estimated, and held against the limits, before any work."""
     config = service.config
-    device = {"device": config.device, "dtype": config.dtype}
+    device = {"device": config.device, "dtype": config.dtype, "compile": config.compile}
     checked = check(job, config.models, config.sizes, config.limits, device)
     estimate = service.pace.estimate(checked.request.model_dump(), config.limits.seconds)
     if estimate > config.limits.seconds:

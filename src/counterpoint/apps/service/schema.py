@@ -212,7 +212,7 @@ class Checked:
 
 
 def check(
-    job: JobIn, models: Mapping[str, str], sizes: Mapping[str, int], limits: Limits, device: Mapping[str, str]
+    job: JobIn, models: Mapping[str, str], sizes: Mapping[str, int], limits: Limits, device: Mapping[str, object]
 ) -> Checked:
     """Hold a job against the limits before anything is done for it.
 
@@ -221,7 +221,7 @@ def check(
         models: name -> where the model is.
         sizes: model -> side of its pictures.
         limits: of this service.
-        device: ``device`` and ``dtype`` of this service.
+        device: ``device``, ``dtype`` and ``compile`` of this service.
 
     Raises:
         UserError: the first thing that is wrong.

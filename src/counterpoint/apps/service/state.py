@@ -28,6 +28,7 @@ class Config:
         limits: of requests.
         device: where models run.
         dtype: of models.
+        compile: whether torch compiles their networks.
         safety: an action of :mod:`counterpoint.apps.service.safety`.
         checker: folder of diffusers' safety checker, ``MODULE:FUNCTION``, or a function of a module.
         grace: seconds that the job at hand may take when the service ends.
@@ -42,6 +43,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     device: str = "cpu"
     dtype: str = "fp32"
+    compile: bool = False
     safety: str = "off"
     checker: str | Path | Check | None = None
     grace: float = 30.0

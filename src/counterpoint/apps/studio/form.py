@@ -34,6 +34,7 @@ class Offer:
         networks: kind -> ControlNet, besides the model's own.
         device: where it runs.
         dtype: of its numbers.
+        compile: whether torch compiles its networks.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Offer:
     networks: Mapping[str, str]
     device: str
     dtype: str
+    compile: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +141,7 @@ def requests(form: Form, folder: Path, offer: Offer) -> list[GenerateRequest]:
                 height=form.size,
                 device=offer.device,
                 dtype=offer.dtype,
+                compile=offer.compile,
             )
         )
     return made
