@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from counterpoint.training.losses.conservativity import conservativity_loss, full_conservativity_loss
 
@@ -30,11 +32,8 @@ def asymmetry(matrix: Tensor) -> Tensor:
 
 
 def mean_loss(net: nn.Module, x: Tensor, estimator: str) -> Tensor:
-    """Over every probe, or every pair of them."""
-    if estimator != "paired":
-        return conservativity_loss(net, x.expand(len(SIGNS), D), SIGNS, estimator).mean()
-    first, second = (torch.stack(list(part)) for part in zip(*itertools.product(SIGNS, SIGNS), strict=True))
-    return conservativity_loss(net, x.expand(len(first), D), first, "paired", second=second, step=1e-4).mean()
+    """Over every probe."""
+    return conservativity_loss(net, x.expand(len(SIGNS), D), SIGNS, estimator, step=1e-4).mean()
 
 
 def gradient(loss: Tensor, net: nn.Module) -> Tensor:
@@ -93,6 +92,46 @@ def test_the_full_loss_is_the_whole_models_less_a_constant() -> None:
     assert got <= 2 * 2**0.5 * outer.norm() * simple.sqrt() + simple
 
 
-def test_paired_wants_two_probes() -> None:
-    with pytest.raises(ValueError, match="second probe"):
-        conservativity_loss(network(0), torch.zeros(1, D, dtype=torch.float64), SIGNS[:1], "paired")
+class Once(torch.autograd.Function):
+    """A tanh without a second derivative, as fused attention is."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        made = x.tanh()
+        context.save_for_backward(made)
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, slope: Tensor) -> Tensor:
+        return slope * (1 - context.saved_tensors[0] ** 2)
+
+
+def test_paired_is_symmetric_without_second_derivatives() -> None:
+    """Sample by sample, value and gradient."""
+    net, (x, probe) = network(5), torch.randn(2, 7, D, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+
+    def fused(x: Tensor) -> Tensor:
+        first, _, last = net
+        return last(Once.apply(first(x)))
+
+    wanted = conservativity_loss(net, x, probe)
+    got = conservativity_loss(fused, x, probe, "paired", step=1e-4)
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-12)
+    for one, other in zip(got, wanted, strict=True):
+        slope, right = (
+            torch.autograd.grad(loss, list(net.parameters())[:3], retain_graph=True) for loss in (one, other)
+        )
+        torch.testing.assert_close(slope, right, rtol=1e-4, atol=1e-7)
+    with pytest.raises(RuntimeError, match="used in the graph"):
+        gradient(conservativity_loss(fused, x, probe).sum(), net)
+
+
+def test_paired_is_zero_where_nothing_is_asymmetric() -> None:
+    """And its gradient a number: what is fixed has no direction there."""
+    weight = torch.eye(D, dtype=torch.float64, requires_grad=True)
+    x, probe = torch.randn(2, 4, D, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    for field in (lambda x: x @ weight.T, lambda x: 0 * (x @ weight.T)):
+        loss = conservativity_loss(field, x, probe, "paired").sum()
+        assert loss < 1e-12
+        assert torch.autograd.grad(loss, weight)[0].isfinite().all()

@@ -56,7 +56,8 @@ def test_the_gradient_is_the_slope(make, estimator: str, injection) -> None:
     assert abs(float((loss(stage) - loss(make(inject=injection))).detach())) > 1e-6
     wanted, found = slope_and_difference(stage)
     assert wanted != 0
-    assert found == pytest.approx(wanted, rel=1e-5), "torch's own layer norm would be off by a hundredth"
+    rel = 2e-3 if estimator == "paired" else 1e-5  # what its differences miss
+    assert found == pytest.approx(wanted, rel=rel), "torch's own layer norm would be off by a hundredth"
 
 
 def test_a_score_is_steeper_and_a_window_leaves_samples_out(make) -> None:

@@ -24,30 +24,26 @@ def conservativity_loss(
     probe: Float[Tensor, "b ..."],
     estimator: Estimator = "symmetric",
     *,
-    second: Float[Tensor, "b ..."] | None = None,
     step: float = 1e-2,
 ) -> Float[Tensor, " b"]:
     """One estimate for each sample, differentiable with respect to the field's parameters.
 
     ``"hutchinson"`` is the paper's: ``|J^T v|^2 - <J^T v, J v>``. ``"symmetric"`` (ours) is ``|J v - J^T v|^2 / 2``:
-    the same cost, never negative, and the surer the nearer ``J`` is to symmetric. ``"paired"`` (ours) is
-    ``(u.J v - v.J u)^2 / 2`` by central differences: no second derivative, so it works with fused attention,
-    checkpointing and sharding, for more variance (average it over a batch) and an error of the order of ``step^2``.
+    the same cost, never negative, and the surer the nearer ``J`` is to symmetric. ``"paired"`` (ours) is the same
+    number, and its gradient that of ``u.J v - v.J u`` with ``u = J v - J^T v`` held fixed, by central differences: no
+    second derivative, so it works with fused attention, checkpointing and sharding, for an error of the order of
+    ``step^2``. (With an independent ``u`` the value is unbiased as well, but the gradient is lost in its noise.)
 
     Args:
         field: what the ControlNet does, ``(b, ...) -> (b, ...)`` sample by sample;
-            :func:`counterpoint.control.influence.influence`. ``"paired"`` asks for four times as many at once.
+            :func:`counterpoint.control.influence.influence`. ``"paired"`` asks twice, for twice as many each time.
         x: where.
         probe: independent entries of mean 0 and variance 1.
         estimator: which.
-        second: another probe, for ``"paired"``.
-        step: of its differences, in units of ``x``.
+        step: of the differences of ``"paired"``, in units of ``x``.
     """
     if estimator == "paired":
-        if second is None:
-            raise ValueError("the paired estimator wants a second probe")
-        along, across = _differences(field, x, (probe, second), step)
-        return (_inner(second, along) - _inner(probe, across)).square() / 2
+        return _paired(field, x.detach(), probe, step)
     forward, backward = _products(field, x, probe)
     if estimator == "symmetric":
         return _inner(forward - backward, forward - backward) / 2
@@ -101,11 +97,21 @@ def _layer_norm(
     return made if bias is None else made + bias
 
 
-def _differences(field: Field, x: Tensor, directions: Sequence[Tensor], step: float) -> tuple[Tensor, ...]:
-    """``J v`` of each direction by a central difference, in one call."""
-    start, move = torch.cat([x.detach()] * len(directions)), step * torch.cat(list(directions))
-    ahead, behind = field(torch.cat([start + move, start - move])).chunk(2)
-    return ((ahead - behind) / (2 * step)).chunk(len(directions))
+def _paired(field: Field, x: Tensor, probe: Tensor, step: float) -> Float[Tensor, " b"]:
+    ends = torch.cat([x + step * probe, x - step * probe]).requires_grad_()
+    with torch.enable_grad():
+        made = field(ends)
+    ahead, behind = made.chunk(2)
+    forward = (ahead - behind) / (2 * step)
+    (slopes,) = torch.autograd.grad(made, ends, torch.cat([probe, probe]) / 2, retain_graph=True)
+    fixed = (forward - sum(slopes.chunk(2))).detach()
+    size = _inner(fixed, fixed)
+    scale = (size / fixed[0].numel()).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+    scale = scale.reshape(-1, *[1] * (x.ndim - 1))  # differences are taken along vectors as long as the probe
+    ahead, behind = field(torch.cat([x + step * fixed / scale, x - step * fixed / scale])).chunk(2)
+    across = scale * (ahead - behind) / (2 * step)
+    slope = _inner(fixed, forward) - _inner(probe, across)
+    return slope - slope.detach() + size / 2
 
 
 def _inner(first: Tensor, second: Tensor) -> Float[Tensor, " b"]:

@@ -79,7 +79,7 @@ class MinimalImpactStage(ControlNetStage):
     def _asymmetry(self, noisy: Noisy, batch: Batch, draws: Draws, few: Tensor) -> Tensor:
         """One estimate for each of a few samples."""
         shape = noisy.x0.shape[1:]
-        first, second = (2.0 * (draws.uniform(*shape) < 0.5) - 1 for _ in range(2))
+        probe = (2.0 * (draws.uniform(*shape) < 0.5) - 1)[few]
         x = noisy.x_t[few]
         field = influence(
             self.unet, self.controlnet, self._hint(batch)[few], noisy.text[few], noisy.t[few], x, self.inject
@@ -87,7 +87,6 @@ class MinimalImpactStage(ControlNetStage):
         variance = 1 - noisy.level[few] if self.of == "score" else 1.0
         with torch.autocast(x.device.type, enabled=False):  # differences want all digits
             if self.estimator == "paired":
-                found = conservativity_loss(field, x, first[few], second=second[few], estimator="paired")
-                return found / variance
+                return conservativity_loss(field, x, probe, "paired") / variance
             with sdpa_kernel(SDPBackend.MATH):
-                return conservativity_loss(field, x, first[few], self.estimator) / variance
+                return conservativity_loss(field, x, probe, self.estimator) / variance
