@@ -41,6 +41,7 @@ def picture(size: tuple[int, int] = (128, 128), form: str = "PNG") -> str:
 
 
 LARGE = base64.b64encode(cv2.imencode(".png", np.zeros((128, 160, 3), np.uint8))[1].tobytes()).decode()
+POSE_SEG = [{"label": label, "image": picture()} for label in ("pose", "seg")]
 EVEN = base64.b64encode(cv2.imencode(".png", np.zeros((400, 400, 3), np.uint8))[1].tobytes()).decode()
 
 
@@ -212,6 +213,10 @@ def test_full_queues_say_when(client: TestClient) -> None:
         ({"layout": {"reference": {"image": picture(), "zzz": 1}}}, "the reference of a layout"),
         ({"layout": {"reference": {"image": picture(), "weight": "x"}}}, "the weight of a reference"),
         ({"subject_mask": [picture((8, 8))] * 3}, "subject_mask: 3 are more"),
+        ({"subject": ["dragon"], "fusion": "cross", "controls": POSE_SEG}, "the subject 'dragon' is not in the prompt"),
+        ({"subject": ["person"], "fusion": "sum", "controls": POSE_SEG}, "foreground and subject belong to cross"),
+        ({"foreground": ["depth"], "fusion": "cross", "controls": POSE_SEG}, "the foreground 'depth' is no control"),
+        ({"subject": ["a", "a"], "fusion": "cross", "controls": POSE_SEG}, "2 subjects for 1 foregrounds"),
         ({"controls": [{"label": "pose", "image": LARGE, "mask": LARGE}], "init_image": LARGE, "inpaint_mask": LARGE},
          "more than 61,440 pixels together"),
     ],

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 import PIL.Image
 from pydantic import BaseModel, ConfigDict, Field
+from torch.nn import Module
+from transformers import CLIPTokenizer
 
 from counterpoint.apps.extractors import MODELS
 from counterpoint.apps.request import ControlRequest, GenerateRequest, build
@@ -20,7 +22,10 @@ from counterpoint.apps.run import BASE
 from counterpoint.conditions.image import decode_image
 from counterpoint.conditions.layout import MOST_WEIGHT, parse_layout
 from counterpoint.conditions.plain import PLAIN
+from counterpoint.fusion import get_fusion
 from counterpoint.models.load import locate
+from counterpoint.sampling.controls import check_foreground
+from counterpoint.sampling.prompt import plain_words, subject_places
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.types import CONTROL_KINDS, DEFAULT_FUSION, Image, UserError, kind_of
 
@@ -304,6 +309,11 @@ def _check_parts(job: JobIn, source: str) -> None:
         raise UserError(
             f"controls: {job.model} has {networks} ControlNets, for as many controls, not {len(job.controls)}"
         )
+    told = len(job.subject_mask or job.subject)
+    check_foreground(get_fusion(job.fusion), {one.label: Module() for one in job.controls}, job.foreground, told)
+    if job.subject and (tokenizer := _tokenizer(source)) is not None:
+        for words in job.subject:
+            subject_places(tokenizer, plain_words(job.prompt), words)
 
 
 @lru_cache(maxsize=64)
@@ -316,6 +326,13 @@ def _parts(source: str) -> tuple[list[str], list[str], int]:
         for part in ("adapters", "controls")
     )
     return [BASE, *adapters], kinds, len([one for one in folder.glob("controlnet*") if one.is_dir()])
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(source: str) -> CLIPTokenizer | None:
+    """What reads a model's prompts first; a single file has none beside it."""
+    folder = locate(source) / "tokenizer"
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True) if folder.is_dir() else None
 
 
 def _layout(content: dict[str, Any], kept: Any) -> dict[str, Any]:
