@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -16,9 +19,11 @@ class Stage(nn.Module):
     """One training objective. ``forward`` is the step's loss, so that DDP can wrap the whole of it.
 
     Sub-modules named in :attr:`trained` are optimised, averaged, checkpointed and exported; everything else is frozen.
+    :attr:`weighed` names the parts of the loss that have a weight, and the attribute that is it.
     """
 
     trained: tuple[str, ...] = ()
+    weighed: Mapping[str, str] = MappingProxyType({})
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of a batch and what else is worth logging."""
@@ -44,6 +49,11 @@ class Job:
     stage: Stage
     samples: Samples
     recipe: str = ""
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The tensors of a batch where they are worked on; the rest as it is."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def mean_over_processes(number: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from counterpoint.training.machine import check_machine
 from counterpoint.training.optimizer import make_optimizer
 from counterpoint.training.order import Draws, Order
 from counterpoint.training.sharding import like, load_whole, shard, split_optimizer, whole
-from counterpoint.training.stage import Job
+from counterpoint.training.stage import Job, to_device
 from counterpoint.types import Batch, Samples, UserError
 
 _ADHERENCE = "validation/adherence"
@@ -234,7 +234,7 @@ class _Run:
             draws = Draws(config.seed, ordinals, accelerator.device)
             with accelerator.accumulate(self.model):
                 with accelerator.autocast():  # a network that is split is not wrapped in it
-                    loss, extra = self.model(_to(batch, accelerator.device), draws, self.step)
+                    loss, extra = self.model(to_device(batch, accelerator.device), draws, self.step)
                 # one process's trouble, or its signal, is everybody's: none must wait for one that has stopped
                 heard = torch.stack([loss.detach().float(), loss.new_tensor(float(self.stop)).float()])
                 value, stop = self.accelerator.reduce(heard, "mean").tolist()
@@ -368,10 +368,6 @@ class _Run:
         path.write_text(
             "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
         )
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 @contextmanager

@@ -23,6 +23,14 @@ def train(
         ),
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+    gradients: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BATCHES",
+            help="Print how long the gradient of every part of the loss is and how far batches agree on it, and stop.",
+            min=2,
+        ),
+    ] = None,
 ) -> None:
     """Train a model by a recipe."""
     from counterpoint.recipes import RECIPES
@@ -46,8 +54,12 @@ def train(
     from counterpoint.training.trainer import Interrupted, resumable
     from counterpoint.training.trainer import train as run
 
-    start = resume == LATEST or (Path(resume) if resume else False)
     output.quiet_libraries()
+    if gradients is not None:
+        check_machine(config)
+        _pulls(RECIPES[recipe].build(config), config, gradients)
+        return
+    start = resume == LATEST or (Path(resume) if resume else False)
     resumable(config, start, recipe)  # before the data is prepared: a wrong setting should not cost a minute
     check_machine(config)
     try:
@@ -56,6 +68,18 @@ def train(
     except Interrupted as stop:
         output.say(str(stop))
         raise KeyboardInterrupt from stop
+
+
+def _pulls(job: Any, config: Any, batches: int) -> None:
+    from counterpoint.apps.cli import output
+    from counterpoint.training.gradients import pulls
+
+    with output.progress("gradients", unit="batch") as listen:
+        found = pulls(job, config, batches, listen)
+    print(f"{'part':<12}{'length':>12}{'agreement':>12}" + "".join(f"{f'cos {part}':>16}" for part in found))
+    for part, one in found.items():
+        beside = "".join(f"{one.beside.get(other, 1):>16.3f}" for other in found)
+        print(f"{part:<12}{one.length:>12.3g}{one.agreement:>12.3f}{beside}")
 
 
 def _validation(stage: Any, config: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -34,6 +35,8 @@ class MinimalImpactStage(ControlNetStage):
         share: samples of each batch on which it is estimated, spread evenly: two estimators ask for second derivatives,
             the third for four more predictions.
     """
+
+    weighed = MappingProxyType({"asymmetry": "weight"})
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,8 @@ class AlignmentStage(RewardStage):
     Raises:
         UserError: the probe is for another denoiser.
     """
+
+    weighed = MappingProxyType({**RewardStage.weighed, "alignment": "alignment_weight"})
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
@@ -75,6 +76,8 @@ class RewardStage(ControlNetStage):
             without one, ControlNet++'s plain reward.
         ramp: optimizer steps over which the weight grows from 0, as in Ctrl-U's code for depth and seg.
     """
+
+    weighed = MappingProxyType({"reward": "weight"})
 
     def __init__(
         self,
