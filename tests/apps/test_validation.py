@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ from diffusers import ControlNetModel
 
 from counterpoint.apps import validation
 from counterpoint.apps.cli.train import _validation
-from counterpoint.models.strength import strengthen
+from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
+from counterpoint.models.strength import strength_of, strengthen
 from counterpoint.recipes import RECIPES, parts
 from counterpoint.recipes.family import STRENGTH, assemble
 from counterpoint.recipes.worlds import SCENES
@@ -79,3 +80,24 @@ def test_the_family_takes_the_strength_that_was_found(
         for folder in (run, family / "controls" / "seg")
     )
     torch.testing.assert_close(shipped, trained * found["strength"], rtol=1e-3, atol=1e-5)
+
+
+def test_a_balanced_injection_is_tried_either_way(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strength is the one nearest to 1 that is good enough, taken in as the network was trained."""
+    network, injection = ControlNetModel.from_pretrained(tiny / "controls" / "pose"), BalancedInjection("min-norm")
+    strengthen(network, 1 / strength_of(network))
+    network.register_to_config(**{INJECTION: asdict(injection)})
+    network.save_pretrained(tmp_path)
+
+    class Known:
+        def __init__(self, *settings: object) -> None:
+            assert settings[-1] == injection.rule
+
+        def __call__(self, network: ControlNetModel) -> dict[str, float]:
+            return {"adherence": 0.7 if strength_of(network) in {0.4, 0.65, 2.0} else 0.6}
+
+    monkeypatch.setattr(validation, "Adherence", Known)
+    validation.calibrate(tmp_path, tiny, "pose")
+    found = json.loads((tmp_path / STRENGTH).read_text())
+    assert found["strength"] == 0.65
+    assert min(map(float, found["adherence"])) < 1 < max(map(float, found["adherence"]))

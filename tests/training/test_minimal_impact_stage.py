@@ -15,6 +15,7 @@ from counterpoint.control.influence import influence
 from counterpoint.fusion import get_fusion
 from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.metrics.conservativity import jacobian_products
+from counterpoint.models.strength import strength_of, strengthen
 from counterpoint.sampling.controls import check_injection
 from counterpoint.training.order import Draws
 from counterpoint.training.stages.diffusion import ControlNetStage
@@ -95,6 +96,20 @@ def test_the_price_is_that_of_the_first_samples(make) -> None:
     torch.testing.assert_close(extra["asymmetry"], wanted, rtol=1e-6, atol=0)
     total, plain = loss(stage), loss(stage, ControlNetStage.forward)
     torch.testing.assert_close(total - plain, 2 * wanted, rtol=1e-6, atol=1e-12)
+
+
+def test_a_strength_that_was_found_for_a_sum_is_not_that_of_an_injection(make, tmp_path: Path) -> None:
+    """Of a smaller control, the min-norm injection takes in more."""
+    network, balanced = make().controlnet, BalancedInjection("min-norm")
+    trained = network.controlnet_mid_block.weight.detach().clone()
+    strengthen(network, 2.5)
+    make(network, inject=balanced).export(tmp_path / "one")
+    out = ControlNetModel.from_pretrained(tmp_path / "one")
+    assert strength_of(out) == 1
+    torch.testing.assert_close(out.controlnet_mid_block.weight.double(), trained.double())
+    strengthen(out, 0.5)
+    make(out, inject=balanced).export(tmp_path / "two")
+    assert strength_of(ControlNetModel.from_pretrained(tmp_path / "two")) == 0.5
 
 
 def test_what_was_trained_with_an_injection_is_not_used_without(make, parts: dict, tmp_path: Path) -> None:

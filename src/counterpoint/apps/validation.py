@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from counterpoint.api import load
 from counterpoint.apps.readers import family_readers
 from counterpoint.apps.record import write_json
 from counterpoint.apps.suites import PipelineMaker, round_trip
+from counterpoint.control.influence import trained_injection
 from counterpoint.evaluation.suite import KINDS, Method
 from counterpoint.evaluation.suites.tiny_quality import TinyQuality
 from counterpoint.fusion.minimal_impact import BalancedInjection
@@ -26,7 +28,9 @@ SCENES = 16
 """That a training run is measured on."""
 STEPS = 20
 STRENGTHS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
-"""Factors that :func:`calibrate` tries."""
+"""Factors that :func:`calibrate` tries for networks that are added."""
+EITHER_WAY = (0.4, 0.5, 0.65, 0.8, *STRENGTHS[:4])
+"""... and for those with a balanced injection, of which some are heard the better the smaller they are."""
 ENOUGH = 0.01
 """Adherence that a stronger control has to bring to be preferred."""
 
@@ -87,18 +91,21 @@ def adherence(stage: ControlNetStage, family: Path) -> Validate | None:
 def calibrate(run: Path, family: Path, kind: str, n: int = 64) -> None:
     """Find out how strong a ControlNet has to be at a conditioning scale of 1, and write it beside the network.
 
-    See :mod:`counterpoint.models.strength`. The weakest of :data:`STRENGTHS` is taken that
-    the best does not surpass by :data:`ENOUGH`, as read by judge B: judge A only evaluates.
+    See :mod:`counterpoint.models.strength`. The factor nearest to 1 is taken that the best does not surpass by
+    :data:`ENOUGH`, as read by judge B: judge A only evaluates.
     """
-    measure = Adherence(family, kind, n, "b")
+    inject = trained_injection(ControlNetModel.from_pretrained(run, local_files_only=True))
+    balanced = isinstance(inject, BalancedInjection)
+    measure = Adherence(family, kind, n, "b", inject.rule if balanced else "sum")
     found = {}
-    for strength in STRENGTHS:
+    for strength in EITHER_WAY if balanced else STRENGTHS:
         network = ControlNetModel.from_pretrained(run, local_files_only=True)
         strengthen(network, strength)
         found[strength] = measure(network)["adherence"]
         print(f"{kind}: adherence {found[strength]:.3f} at strength {strength}", flush=True)
     enough = max(found.values()) - ENOUGH
-    write_json(run / STRENGTH, {"strength": min(one for one in found if found[one] >= enough), "adherence": found})
+    near = sorted(found, key=lambda one: abs(math.log(one)) if one else math.inf)
+    write_json(run / STRENGTH, {"strength": next(one for one in near if found[one] >= enough), "adherence": found})
 
 
 def main() -> None:

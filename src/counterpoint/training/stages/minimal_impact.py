@@ -23,7 +23,8 @@ from counterpoint.types import Batch, Inject, UserError
 class MinimalImpactStage(ControlNetStage):
     """The diffusion loss with the control taken in by a rule, and a price on what is no gradient.
 
-    Stage 1 of the paper has ``weight`` 0, stage 2 has 0.01. Silent-signal balancing is a matter of the samples.
+    Stage 1 of the paper has ``weight`` 0, stage 2 has 0.01. Silent-signal balancing is a matter of the samples. A
+    strengthened network that is to be taken in by another rule than a sum from now on is exported as it was trained.
 
     Args:
         inject: how the host takes the control in; the network's configuration keeps it.
@@ -60,6 +61,8 @@ class MinimalImpactStage(ControlNetStage):
                 f"the ControlNet was trained with the injection {self.controlnet.config[INJECTION]}: go on so"
             )
         if trained:
+            if INJECTION not in self.controlnet.config:  # its strength was found for a sum, and this is none
+                self.strength = 1.0
             self.controlnet.register_to_config(**{INJECTION: trained})
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
