@@ -193,3 +193,21 @@ def test_what_must_be_named(model: Path, networks: Path) -> None:
         build(model, "sd15-controlnet++")
     with pytest.raises(UserError, match="layout"):
         build(model, "sd15-controlnet", f"pretrained_model_name_or_path={model}")
+
+
+def test_pickles_and_other_networks_are_refused(model: Path, tmp_path: Path) -> None:
+    """Where training begins as where pictures are made."""
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text((model / "model" / "unet" / "config.json").read_text())
+    torch.save({}, pickled / "diffusion_pytorch_model.bin")
+    for place, said in ((pickled, "safetensors"), (model / "model" / "unet", "holds a UNet2DConditionModel")):
+        with pytest.raises(UserError, match=said):
+            build(model, "sd15-tuned", "control_type=depth", f"controlnet_model_name_or_path={place}")
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("sd15-")])
+@pytest.mark.parametrize("setting", ["snr_gamma=-1", "proportion_empty_prompts=7"])
+def test_what_would_turn_the_loss_round_is_refused(recipe: str, setting: str) -> None:
+    with pytest.raises(UserError, match=setting.partition("=")[0]):
+        override(RECIPES[recipe].config, [setting])

@@ -159,6 +159,21 @@ def test_only_the_named_modules_learn(tmp_path: Path) -> None:
     assert torch.equal(stage.frozen.weight, before)
 
 
+def test_no_run_takes_the_place_of_another(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        train(Job(Line(), Numbers()), config(tmp_path / name, seed=seed))
+    before = (tmp_path / "b" / "train.json").read_text()
+    with pytest.raises(UserError, match=r"b holds another run than .*a/checkpoint-10: choose another output_dir"):
+        train(Job(Line(), Numbers()), config(tmp_path / "b"), resume=tmp_path / "a" / "checkpoint-10")
+    assert (tmp_path / "b" / "train.json").read_text() == before
+    bare = tmp_path / "model"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="model already holds a model"):
+        train(Job(Line(), Numbers()), config(bare))
+    assert [one.name for one in bare.iterdir()] == ["config.json"]
+
+
 def test_wrong_resumes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume"):
         train(Job(Line(), Numbers()), config(tmp_path / "typo"), resume=True)

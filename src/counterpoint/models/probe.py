@@ -6,6 +6,7 @@ uses it: a bottleneck for every layer, told the timestep, their softmax-weighted
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,9 +131,13 @@ def load_probe(place: Path) -> Probe:
     """
     if place.suffix == ".safetensors":
         return load_readout_head(place)
-    if not (place / "config.json").is_file():
+    try:
+        named = json.loads((place / "config.json").read_text()).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        named = None
+    if named != Probe.__name__:
         raise UserError(f"there is no probe in {place}: give its folder, or a published head as a safetensors file")
-    probe: Probe = Probe.from_pretrained(place, local_files_only=True, torch_dtype=torch.float32)
+    probe: Probe = Probe.from_pretrained(place, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32)
     return probe
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDPMSched
 from diffusers.models.attention_processor import AttnProcessor
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from counterpoint.data.shards import SHARD, SceneShards
-from counterpoint.models.load import TINY
+from counterpoint.models.load import TINY, load_diffusers
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.stages.codec import pictures
 from counterpoint.types import UserError, known_kind
@@ -50,7 +51,7 @@ def scenes(config: TrainConfig, *fields: str, first: int = 0) -> SceneShards:
 def latents(config: FamilyConfig, *fields: str) -> SceneShards:
     """Scenes with their latents under the family's codec, scaled as the UNet sees them."""
     folder = config.pretrained_model_name_or_path / "vae"
-    vae = fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
+    vae = fast(network(AutoencoderTiny, folder))
 
     def make(images: np.ndarray) -> np.ndarray:
         return encode(vae, (torch.from_numpy(part) for part in np.array_split(np.asarray(images), 64)))
@@ -87,7 +88,7 @@ def denoising(config: FamilyConfig) -> dict[str, object]:
         raise UserError(f"{folder} has no scheduler/scheduler_config.json: a model's noise schedule stands there")
     return {
         "text_encoder": CLIPTextModel.from_pretrained(
-            folder / "text_encoder", local_files_only=True, dtype=torch.float32
+            folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
         ),
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         "scheduler": DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
@@ -97,10 +98,21 @@ def denoising(config: FamilyConfig) -> dict[str, object]:
     }
 
 
+def network(kind: type[nn.Module], folder: Path) -> Any:
+    """A network of a model in float32, from safetensors alone.
+
+    Raises:
+        UserError: it is another one, or its weights are missing, damaged or pickled.
+    """
+    found = load_diffusers(folder)
+    if not isinstance(found, kind):
+        raise UserError(f"{folder} holds a {type(found).__name__}, and a {kind.__name__} is wanted")
+    return found
+
+
 def unet(config: FamilyConfig) -> UNet2DConditionModel:
     """The family's UNet, laid out for training beside it."""
-    host = UNet2DConditionModel.from_pretrained(config.pretrained_model_name_or_path / "unet", local_files_only=True)
-    return fast(host)
+    return fast(network(UNet2DConditionModel, config.pretrained_model_name_or_path / "unet"))
 
 
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:

@@ -101,7 +101,7 @@ class EncodedPhotos:
 
 def codec(config: PhotoConfig) -> Job:
     """Goes on with the family's autoencoder."""
-    model = AutoencoderTiny.from_pretrained(config.pretrained_model_name_or_path / "vae", local_files_only=True)
+    model = parts.network(AutoencoderTiny, config.pretrained_model_name_or_path / "vae")
     return Job(CodecStage(parts.fast(model)), _photos(config, "image"))
 
 
@@ -166,7 +166,7 @@ def encoded(
 
 def _latents(config: PhotoConfig, *fields: str) -> EncodedPhotos:
     folder = config.pretrained_model_name_or_path / "vae"
-    return encoded(config, parts.fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True)), *fields)
+    return encoded(config, parts.fast(parts.network(AutoencoderTiny, folder)), *fields)
 
 
 _SETTINGS = {

@@ -44,8 +44,8 @@ class Sd15Config(photos.PhotoConfig):
 
     pretrained_model_name_or_path: Path = Path("stable-diffusion-v1-5")
     resolution: int = Field(512, gt=0, multiple_of=32)
-    proportion_empty_prompts: float = 0.0
-    snr_gamma: float | None = None
+    proportion_empty_prompts: float = Field(0.0, ge=0, le=1)
+    snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -104,7 +104,7 @@ class StableDiffusion15:
 
     def unet(self, config: Sd15Config) -> UNet2DConditionModel:
         """The model's."""
-        return UNet2DConditionModel.from_pretrained(_part(config, "unet"), local_files_only=True)
+        return parts.network(UNet2DConditionModel, _part(config, "unet"))
 
     def denoising(self, config: Sd15Config) -> dict[str, object]:
         """The model's text encoder and tokenizer, and the noise schedule of its training."""
@@ -113,7 +113,7 @@ class StableDiffusion15:
 
     def vae(self, config: Sd15Config) -> AutoencoderKL:
         """The model's."""
-        return AutoencoderKL.from_pretrained(_part(config, "vae"), local_files_only=True)
+        return parts.network(AutoencoderKL, _part(config, "vae"))
 
     def controlnet(self, config: Any, kind: str) -> ControlNetModel:
         """The one that the configuration names: the papers start from ControlNet 1.1's."""

@@ -16,7 +16,7 @@ from counterpoint.data.balance import Balanced
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES
 from counterpoint.models.drawn import DRAWN
 from counterpoint.models.perception import PerceptionModel, heat_of
-from counterpoint.models.probe import Probe
+from counterpoint.models.probe import Probe, load_probe
 from counterpoint.recipes import parts
 from counterpoint.training.stages.diffusion import add_lora
 from counterpoint.types import Batch, Samples, UserError
@@ -96,7 +96,7 @@ class Scenes:
     def vae(self, config: parts.FamilyConfig) -> AutoencoderTiny:
         """The family's."""
         folder = config.pretrained_model_name_or_path / "vae"
-        return parts.fast(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
+        return parts.fast(parts.network(AutoencoderTiny, folder))
 
     def controlnet(self, config: Any, kind: str) -> ControlNetModel:
         """The family's own, unless the configuration names one."""
@@ -127,12 +127,12 @@ class Scenes:
         """
         if kind in DRAWN:
             return DRAWN[kind]()
-        judge = PerceptionModel.from_pretrained(_there(config, "judges/b"), local_files_only=True)
+        judge = parts.network(PerceptionModel, _there(config, "judges/b"))
         return _Head(parts.fast(judge), kind)
 
     def probe(self, config: parts.FamilyConfig, kind: str) -> Probe:
         """The family's."""
-        return parts.fast(Probe.from_pretrained(_there(config, f"probes/{kind}"), local_files_only=True))
+        return parts.fast(load_probe(_there(config, f"probes/{kind}")))
 
     def new_probe(self, unet: UNet2DConditionModel, layers: Layers, kind: str) -> Probe:
         """A small one: thin lines want more than other maps (InnerControl, appendix A.1)."""
@@ -156,7 +156,7 @@ def tuned(place: Path, rank: int = 0) -> ControlNetModel:
     """
     if not place.is_dir():
         raise UserError(f"there is no ControlNet {place}: train it first, or name one as controlnet_model_name_or_path")
-    network = ControlNetModel.from_pretrained(place, local_files_only=True)
+    network: ControlNetModel = parts.network(ControlNetModel, place)
     if rank:
         add_lora(network, rank)
     return network

@@ -110,7 +110,11 @@ def resumable(config: TrainConfig, resume: Path | bool, recipe: str = "") -> Pat
     if not resume:
         if checkpoint.found(output):
             raise UserError(f"{output} already holds a run: continue it with --resume, or choose another output_dir")
+        if (output / "config.json").exists():
+            raise UserError(f"{output} already holds a model: choose another output_dir")
         return None
+    if resume is not True and resume.resolve().parent != output.resolve() and checkpoint.found(output):
+        raise UserError(f"{output} holds another run than {resume}: choose another output_dir")
     folder = checkpoint.newest(output, lambda message: print(message, file=sys.stderr)) if resume is True else resume
     checkpoint.verify(folder)
     changed = differences(json.loads((folder / "train.json").read_text()), config, recipe)
