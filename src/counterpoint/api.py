@@ -70,9 +70,9 @@ def load(
         dtype: ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"auto"`` or a torch dtype.
         residency: what stays in memory: ``"all"`` networks, those of a ``"stages"`` at a time, or besides one of the
             ``"controls"`` at a time. Others wait in the machine's own memory, or, on a CPU, in files.
-        compile: let torch compile UNet and ControlNets. The first picture of a size takes minutes longer, later ones
-            less time than without, also with other weights, windows, prompts and seeds. Rules that reach into the
-            networks and adapters want them as they are.
+        compile: let torch compile UNet and ControlNets. The first picture of a size takes minutes longer; other
+            weights, windows, prompts and seeds compile nothing anew. Rules that reach into the networks and adapters
+            want them as they are.
 
     Raises:
         UserError: something is missing, damaged or does not fit; the message says what and what to do.

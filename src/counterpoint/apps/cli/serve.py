@@ -48,7 +48,7 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 where the hardware has it.")] = "fp32",
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile networks: minutes for the first picture, faster from then on.")
+        bool, typer.Option("--compile", help="Let torch compile the networks: minutes for the first picture.")
     ] = False,
 ) -> None:
     """Offer pictures over HTTP: jobs, events, results; OpenAPI at /docs."""
