@@ -239,12 +239,12 @@ def test_a_tab_outlives_its_studio(tmp_path: Path, browser: Any) -> None:
     page.goto(url)
     page.wait_for_selector("#subject input")
     page.evaluate("window.before = true")
+    page.get_by_role("button", name="Sampling").click()  # first: what is typed before a panel has settled is not heard
     page.locator("#prompt textarea").fill("a red ball on a beach")
     choose(page, "kind-1", "pose")
-    page.get_by_role("button", name="Sampling").click()
-    page.locator("#steps input[type=number]").fill("3")
+    page.locator("#steps input[type=number]").fill("7")
     page.locator("#steps input[type=number]").press("Tab")
-    page.wait_for_timeout(1000)
+    page.wait_for_function("Object.values(sessionStorage).some(kept => JSON.parse(kept).includes(7))")
     end(process)
     page.locator("#generate").click()
     page.get_by_text("Connection to the server was lost").first.wait_for()
@@ -254,7 +254,7 @@ def test_a_tab_outlives_its_studio(tmp_path: Path, browser: Any) -> None:
         page.wait_for_function("document.querySelector('#prompt textarea').value == 'a red ball on a beach'")
         assert page.locator("#kind-1 input").input_value() == "pose"
         page.get_by_role("button", name="Sampling").click()
-        assert page.locator("#steps input[type=number]").input_value() == "3"
+        page.wait_for_function("document.querySelector('#steps input[type=number]')?.value == '7'")
         choose(page, "kind-1", "none")
         page.locator("#generate").click()
         says(page, "#status", "made 1")
