@@ -146,7 +146,7 @@ def _readout(label: str, source: str, unet: UNet2DConditionModel) -> Readout:
         raise UserError(f"probes read {', '.join(LOSSES)}, not {kind}")
     probe = load_probe(Path(source.removesuffix(REVERSED)))
     many = probe.config["out"] == len(ADE20K_PALETTE)
-    check_reads(probe, kind, len(ADE20K_PALETTE if many else SEG_PALETTE))
+    check_reads(probe, kind, len(ADE20K_PALETTE if many else SEG_PALETTE), source)
     for network in (unet, probe):
         network.requires_grad_(False)  # guidance wants slopes of latents, never of weights
     palette = torch.from_numpy((ADE20K_PALETTE if many else SEG_PALETTE).copy())

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from counterpoint.apps.cli.main import main
 from counterpoint.apps.record import read_recipe
+from counterpoint.models.load import TINY
 from tests.conftest import noise
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -68,6 +69,15 @@ def test_generate(cli, maps: Path) -> None:
         assert recipe["request"]["controls"][0]["window"] == [0.0, 0.6]
         assert set(recipe["controls"]) == {"pose", "seg"}
     assert "controlnet" in cli("cite", record["images"][0])[1]
+
+
+def test_the_familys_own_control_beside_a_users(cli, maps: Path) -> None:
+    own, both = (
+        f"seg={TINY / 'controls' / 'seg'}",
+        ("--control", f"pose={maps}/pose.png", "--control", f"seg={maps}/seg.png"),
+    )
+    status, _, err = cli("generate", "x", *both, "--controlnet", own, "--steps", 1)
+    assert status == 0, err
 
 
 def test_same_command_same_pixels_and_nothing_is_overwritten(cli, maps: Path) -> None:
@@ -197,6 +207,10 @@ MISTAKES = [
     (("generate", "x", "--out", "a.png", "--n", "2"), "give a folder"),
     (("generate",), "'prompt'"),
     (("generate", "x", "--speed", "9"), "--speed"),
+    (("train", "tiny-probe", "--set", "output_dir=maps/seg.png/inside"), "cannot write"),
+    (("train", "tiny-probe", "--set", "cache_dir=maps/seg.png/inside"), "cannot write"),
+    (("train", "sd15-controlnet", "--set", "validation_steps=1"), "validation_steps measures adherence"),
+    (("train", "--resume", "tiny-probe", "--set", "output_dir=maps"), "nothing to resume"),
     (("extract", "smell", "maps/seg.png"), "unknown control 'smell'"),
     (("extract", "hed", "maps/seg.png", "--model", "missing.safetensors"), "no weight file missing.safetensors"),
     (("extract", "depth", "maps/seg.png", "--model", "missing"), "there is no model"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import ControlNetModel
 
 from counterpoint.data.shards import SceneShards
 from counterpoint.recipes import RECIPES, parts
@@ -35,4 +38,12 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         export("tiny-controlnet", "control-pose", folder, "control_type=pose")
         for name in "ab":
             export("tiny-judge", f"judge-{name}", f"judge={name}")
+        place = runs / "control-pose"
+        network = ControlNetModel.from_pretrained(place)
+        for last in network.controlnet_down_blocks:
+            torch.nn.init.normal_(last.weight, std=0.01)  # what says nothing learns nothing by some rules
+        network.save_pretrained(place)
+        config = json.loads((place / "config.json").read_text())
+        assert config.pop("_control_type") == "pose"
+        (place / "config.json").write_text(json.dumps(config))  # it will do for every kind
         return assemble(runs, runs / "family")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file
 
+from counterpoint.api import load
 from counterpoint.conditions.canny import canny
 from counterpoint.conditions.lines import lines
 from counterpoint.data.balance import Balanced
@@ -283,3 +285,34 @@ def test_balanced_scenes(build, tmp_path: Path) -> None:
     )
     assert isinstance(job.samples, Balanced)
     assert "segments" in job.samples.samples.fields.values()
+
+
+def test_a_network_says_what_it_was_trained_for(build, tmp_path: Path) -> None:
+    """And stock diffusers takes no notice."""
+    build("tiny-probe", "control_type=depth").export(build.family / "probes" / "hed")
+    with pytest.raises(UserError, match="was trained for depth, and is asked for hed"):
+        build("tiny-innercontrol", "control_type=hed")
+    build("tiny-probe", "control_type=canny").export(tmp_path / "probe")
+    build("tiny-innercontrol", "control_type=canny", f"probe_model_name_or_path={tmp_path / 'probe'}")
+    with pytest.raises(UserError, match=r"train it first .* or name one as probe_model_name_or_path"):
+        build("tiny-innercontrol", "control_type=canny")
+    build("tiny-tuned", "control_type=depth").export(tmp_path / "depth")
+    for recipe in ("tiny-tuned", "tiny-mi-stage1"):
+        with pytest.raises(UserError, match="was trained for depth, and is asked for pose"):
+            build(recipe, "control_type=pose", f"controlnet_model_name_or_path={tmp_path / 'depth'}")
+    with pytest.raises(UserError, match="was trained for depth, and is asked for pose"):
+        load(str(build.family), {"pose": str(tmp_path / "depth")})
+    load(str(build.family), {"depth:mine": str(tmp_path / "depth")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, unused = ControlNetModel.from_pretrained(tmp_path / "depth", output_loading_info=True)
+    assert not any(unused.values())
+
+
+def test_what_says_nothing_learns_nothing_by_the_literal_injection(build) -> None:
+    parts.new_controlnet(parts.network(UNet2DConditionModel, build.family / "unet")).save_pretrained(
+        build.family / "controls" / "pose"
+    )
+    with pytest.raises(UserError, match="says nothing yet"):
+        build("tiny-mi-stage1", "control_type=pose")
+    build("tiny-mi-stage1", "control_type=pose", "injection=min-norm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
+from transformers import DPTImageProcessor
 
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.control.features import widths
@@ -32,8 +34,6 @@ __all__ = ["networks"]
 @pytest.fixture(scope="module")
 def model(saved: Path, networks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a KL autoencoder, photos, and what reads them."""
-    import shutil
-
     root = tmp_path_factory.mktemp("sd15")
     shutil.copytree(saved, root / "model")
     shutil.rmtree(root / "model" / "vae")
@@ -211,3 +211,34 @@ def test_pickles_and_other_networks_are_refused(model: Path, tmp_path: Path) -> 
 def test_what_would_turn_the_loss_round_is_refused(recipe: str, setting: str) -> None:
     with pytest.raises(UserError, match=setting.partition("=")[0]):
         override(RECIPES[recipe].config, [setting])
+
+
+def test_a_reader_of_other_things_is_refused(model: Path, networks: Path, tmp_path: Path) -> None:
+    start = f"controlnet_model_name_or_path={model / 'model' / 'controlnet'}"
+
+    def reward(kind: str, reader: Path) -> None:
+        build(model, "sd15-controlnet++", f"control_type={kind}", start, f"reader_model_name_or_path={reader}")
+
+    with pytest.raises(UserError, match="knows 4 classes, and seg images show ADE20K's 150"):
+        reward("seg", networks / "few")
+    metric = Path(shutil.copytree(networks / "depth", tmp_path / "metric"))
+    said = json.loads((metric / "config.json").read_text())
+    (metric / "config.json").write_text(json.dumps(said | {"depth_estimation_type": "metric"}))
+    with pytest.raises(UserError, match="reads distances"):
+        reward("depth", metric)
+    (metric / "config.json").write_text(json.dumps(said))
+    (metric / "preprocessor_config.json").write_text('{"size": {"width": 3}}')
+    with pytest.raises(UserError, match=r"preprocessor_config\.json does not say"):
+        reward("depth", metric)
+
+
+def test_a_reader_sees_pictures_as_its_folder_says(model: Path, networks: Path) -> None:
+    """With gradients, what transformers' own processor shows it."""
+    settings = ["control_type=depth", f"reader_model_name_or_path={networks / 'depth'}"]
+    config = override(RECIPES["sd15-controlnet++"].config, settings)
+    reader, seen = SD15_WORLD.reader(config, "depth"), []
+    reader.network.register_forward_pre_hook(lambda _, __, given: seen.append(given["pixel_values"]), with_kwargs=True)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    reader(torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1)
+    wanted = DPTImageProcessor.from_pretrained(networks / "depth")(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(seen[0], wanted, rtol=0, atol=1e-5)

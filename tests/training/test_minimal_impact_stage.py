@@ -73,7 +73,7 @@ def test_a_score_is_steeper_and_a_window_leaves_samples_out(make) -> None:
     found = make(**settings, window=(0, middle))(BATCH, Draws(0, range(3)), 0)[1]["asymmetry"]
     estimated = make(**settings)(BATCH, Draws(0, range(3)), 0)[1]["asymmetry"]
     assert found != estimated
-    assert make(**settings, window=(2000, 2001))(BATCH, Draws(0, range(3)), 0)[1]["asymmetry"] == 0
+    assert make(**settings, window=(2000, 2001))(BATCH, Draws(0, range(3)), 0)[1]["asymmetry"].isnan()
 
 
 def test_two_processes_price_the_samples_of_one(make) -> None:
@@ -121,7 +121,7 @@ def test_what_was_trained_with_an_injection_is_not_used_without(make, parts: dic
     check_injection(get_fusion(trained.rule), {"depth": network})
     for folder in (tmp_path, tmp_path / "half"):
         for name in ("sum", "minimal-impact:injection=literal", f"0:{trained.rule},0.5:mean"):
-            with pytest.raises(UserError, match=f"trained to be taken in by .* use {trained.rule}"):
+            with pytest.raises(UserError, match=f"trained to be taken in by {trained.rule}"):
                 check_injection(get_fusion(name), {"depth": ControlNetModel.from_pretrained(folder)})
     stock, _ = families.union({**parts, "networks": [network]}, 1)
     stock.controlnet = network

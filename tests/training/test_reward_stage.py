@@ -110,7 +110,7 @@ def test_the_gradient_is_the_slope(make, kind: str, uncertainty: float | None) -
 def test_outside_the_window_it_is_the_diffusion_loss(make, parts: dict) -> None:
     stage = make(window=(1000, 1001))
     loss, extra = stage(BATCH, Draws(0, range(3)), 0)
-    assert float(extra["reward"]) == 0
+    assert extra["reward"].isnan(), "the log has no number for it"
     plain = ControlNetStage.forward(stage, BATCH, Draws(0, range(3)), 0)[0]
     assert torch.equal(loss, plain)
 

@@ -76,7 +76,7 @@ def gradients(stage: torch.nn.Module, batch: dict, count: int) -> list[str]:
     """Names of trained parameters without a gradient."""
     loss, extra = stage(batch, Draws(0, range(count)), 0)
     assert torch.isfinite(loss)
-    assert all(torch.isfinite(value) for value in extra.values())
+    assert not any(torch.isinf(value) for value in extra.values())  # NaN: no sample to speak of
     loss.backward()
     return [
         name

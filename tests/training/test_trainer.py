@@ -145,6 +145,51 @@ def test_resume_from_an_older_checkpoint(tmp_path: Path) -> None:
     assert equal(wanted, weights(tmp_path / "whole"))
 
 
+class Rarely(Line):
+    """Has something to log at every third step only."""
+
+    def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, extra = super().forward(batch, draws, step)
+        return loss, extra | {"rare": torch.tensor(1.0 + step if step % 3 == 0 else torch.nan)}
+
+
+def test_the_log_leaves_out_what_there_was_nothing_of(tmp_path: Path) -> None:
+    """And means of steps before and after an interruption are those of an uninterrupted run."""
+    train(Job(Rarely(), Numbers()), config(tmp_path / "whole", logging_steps=6, max_train_steps=12))
+    with pytest.raises(Interrupted):
+        train(Job(Rarely(stop_at=3), Numbers()), config(tmp_path / "cut", logging_steps=6, max_train_steps=12))
+    train(Job(Rarely(), Numbers()), config(tmp_path / "cut", logging_steps=6, max_train_steps=12), resume=True)
+    whole, cut = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
+    assert [line["rare"] for line in whole] == [(1 + 4) / 2, (7 + 10) / 2]
+    for line in (*whole, *cut):
+        del line["seconds_per_step"]
+    assert cut == whole
+    train(Job(Rarely(), Numbers()), config(tmp_path / "short", logging_steps=2, max_train_steps=6))
+    lines = [json.loads(line) for line in (tmp_path / "short" / "log.jsonl").read_text().splitlines()]
+    assert [line.get("rare") for line in lines] == [1, 4, None]
+
+
+class Told(Numbers):
+    def __init__(self, says: str, length: int = 37) -> None:
+        super().__init__(length)
+        self.says = says
+
+    def batch(self, indices: list[int]) -> Batch:
+        return super().batch(indices) | {"caption": [f"{self.says} {index}" for index in indices]}
+
+
+def test_a_run_goes_on_with_its_own_samples_only(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(Job(Line(stop_at=3), Told("ball")), config(tmp_path))
+    for samples, said in ((Told("ball", 38), "37 samples, and there are 38"), (Told("cube"), "other captions")):
+        with pytest.raises(CheckpointError, match=said):
+            train(Job(Line(), samples), config(tmp_path), resume=True)
+    train(Job(Line(), Told("ball")), config(tmp_path), resume=True)
+
+
 def test_batch_split_changes_nothing_but_rounding(tmp_path: Path) -> None:
     train(Job(Line(), Numbers()), config(tmp_path / "a", train_batch_size=4))
     train(Job(Line(), Numbers()), config(tmp_path / "b", train_batch_size=2, gradient_accumulation_steps=2))

@@ -23,10 +23,11 @@ from counterpoint.conditions.plain import Extract
 from counterpoint.conditions.recognise import check_picture
 from counterpoint.control.reuse import Thrift
 from counterpoint.fusion import get_fusion
+from counterpoint.models.load import locate, own_controls
 from counterpoint.sampling.amdm import Aggregation
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.report import Report
-from counterpoint.types import Image, UserError
+from counterpoint.types import Image
 
 BASE = "base"
 """Among aggregated models, the one without an adapter."""
@@ -58,11 +59,12 @@ def load_for(request: GenerateRequest, residency: str = "all") -> Pipeline:
     """The pipeline that a request asks for, of which so much stays in memory."""
     named = {control.label: control.controlnet for control in request.controls if control.controlnet}
     labels = [control.label for control in request.controls]
-    if named and len(named) < len(labels):
-        raise UserError(f"--controlnet is given for {', '.join(named)} only; name one for each control or for none")
+    if named:  # the model's own for the others
+        rest = [label for label in labels if label not in named]
+        named |= own_controls(locate(request.model), rest, request.model)
     pipe = load(
         request.model,
-        named or labels,
+        {label: named[label] for label in labels} if named else labels,
         probes={control.label: control.probe for control in request.controls if control.probe},
         scheduler=request.scheduler,
         lora=request.lora,

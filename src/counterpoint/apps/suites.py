@@ -166,8 +166,7 @@ class PipelineMaker:
         return list(np.rint(output.images * 255).astype(np.uint8))
 
     def _network(self, place: str) -> ControlNetModel:
-        network: ControlNetModel = load_controlnet(place, self.pipe.unet, self.pipe.unet.dtype).to(self.pipe.device)
-        return network
+        return load_controlnet(place, self.pipe.unet, self.pipe.unet.dtype).to(self.pipe.device)
 
     def _model(self, names: tuple[str, ...], aggregation: str) -> Pipeline:
         return several(replace(self.pipe, controls={}), names, aggregation)

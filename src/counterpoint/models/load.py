@@ -31,8 +31,9 @@ from transformers.utils import logging as transformers_logging
 
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.single_file import components_from_file, controlnet_from_file
+from counterpoint.models.trained_for import check_kind
 from counterpoint.models.weights import PICKLES, check_fit, on_meta, shapes, verify_folder, weight_files
-from counterpoint.types import UserError, kind_of
+from counterpoint.types import CONTROL_KINDS, UserError, kind_of
 
 TINY = Path(__file__).parent / "tiny"
 """The tiny family, shipped inside the package."""
@@ -144,7 +145,7 @@ def load_controls(
         loaded_one: hears each network before the next one is loaded.
 
     Raises:
-        UserError: one is not there or does not fit.
+        UserError: one is not there, does not fit, or was trained for another kind of control.
     """
     sources = dict(controls) if isinstance(controls, Mapping) else own_controls(host.origin, list(controls), model)
     loaded: dict[str, ControlNetModel] = {}
@@ -153,6 +154,8 @@ def load_controls(
         if source not in networks:
             networks[source] = load_controlnet(source, host.unet, dtype)
             loaded_one(networks[source])
+        if (kind := kind_of(label)) in CONTROL_KINDS:
+            check_kind(networks[source], kind, source)
         loaded[label] = networks[source]
     return loaded
 

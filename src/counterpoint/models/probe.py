@@ -19,6 +19,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from counterpoint.models.trained_for import check_kind
 from counterpoint.models.weights import check_fit, shapes
 from counterpoint.types import UserError
 
@@ -154,15 +155,16 @@ def span_of(probe: Probe, kind: str, layers: str) -> tuple[float, float]:
     return (-0.5, 0.5) if narrow else (-1.0, 1.0)
 
 
-def check_reads(probe: Probe, kind: str, classes: int) -> None:
-    """Hold what a probe makes against a kind of control.
+def check_reads(probe: Probe, kind: str, classes: int, place: str | Path = "the probe") -> None:
+    """Hold what a probe from some place makes against a kind of control.
 
     Raises:
         UserError: it was trained for another one.
     """
+    check_kind(probe, kind, place)
     made = probe.config["out"]
     if made not in {"seg": {classes}, "pose": {3}}.get(kind, {1, 3}):
-        raise UserError(f"the probe is for another control than {kind}: it makes {made} maps")
+        raise UserError(f"{place} is for another control than {kind}: it makes {made} maps")
 
 
 REVERSED = "@reversed"

@@ -8,6 +8,7 @@ control (table 4), so that methods differ in nothing but what they add.
 from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from counterpoint.control.features import Layers, read_by
 from counterpoint.models.probe import check_reads, span_of
+from counterpoint.models.trained_for import remember_kind
 from counterpoint.recipes.worlds import TunedFields, World
 from counterpoint.training.config import check_window, filled
 from counterpoint.training.losses.reward import Window
@@ -72,9 +74,11 @@ class PlainFields(TunedFields):
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class AlignedFields(TunedFields):
     """Settings of a tuned ControlNet; ``None`` is the paper's. ``reward_ramp_steps`` is Ctrl-U's (5000 in its code for
-    depth and seg). ``reversed_timestep_readout`` tells the probe timesteps as the published heads had them."""
+    depth and seg). ``probe_model_name_or_path`` is the folder of a probe or a published readout head;
+    ``reversed_timestep_readout`` tells it timesteps as those had them."""
 
     control_type: Kind = "depth"
+    probe_model_name_or_path: Path | None = None
     grad_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     max_timestep_rewarding: int | None = Field(None, ge=0, le=999)
     reward_ramp_steps: int = Field(0, ge=0)
@@ -117,7 +121,9 @@ def probe(world: World, config: Any) -> Job:
     torch.manual_seed(config.seed)
     kind, unet = config.control_type, world.unet(config)
     target = Target(usual_layers(kind), world.wanted(kind), TAUGHT[kind])
-    stage = ProbeStage(world.new_probe(unet, target.layers, kind), target, unet, **world.denoising(config))
+    network = world.new_probe(unet, target.layers, kind)
+    remember_kind(network, kind)
+    stage = ProbeStage(network, target, unet, **world.denoising(config))
     return Job(stage, world.samples(config, kind))
 
 
@@ -143,7 +149,7 @@ def ctrl_u(world: World, config: Any) -> Job:
 def innercontrol(world: World, config: Any) -> Job:
     """ControlNet++, and a probe reads the control from inner features at nearly every timestep."""
     kind, reads = config.control_type, world.probe(config, config.control_type)
-    check_reads(reads, kind, world.classes)
+    check_reads(reads, kind, world.classes, config.probe_model_name_or_path or "the probe")
     *rewarded, unet = _rewarded(world, config)
     layers = read_by(reads, unet, usual_layers(kind))
     stage = AlignmentStage(

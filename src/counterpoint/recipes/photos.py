@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -31,6 +32,8 @@ from counterpoint.types import UserError
 SHARD = 2048
 """Photos whose latents share a file."""
 _ENCODED = 16
+_LOOKED_AT = 4
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -144,7 +147,9 @@ def _photos(
         config.train_data_dir, config.resolution, image=config.image_column, text=config.caption_column, maps=maps
     )
     samples = PhotoSamples(photos, fields, extract, find_segments=find_segments, most=config.max_train_samples)
-    samples.batch([0])  # what they lack is said now
+    first = samples.batch(range(min(_LOOKED_AT, len(samples))))  # what they lack is said now
+    if not any(first.get("caption", ["none is wanted"])):
+        _log.warning("%s has no captions: every prompt is empty", config.train_data_dir)
     return samples
 
 

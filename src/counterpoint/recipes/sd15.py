@@ -5,6 +5,7 @@ Nobody has run these to their end here: they are built, stepped and checked on a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from counterpoint.training.stages.diffusion import ControlNetStage
 from counterpoint.types import Batch, Samples, UserError
 
 _STRICT = ConfigDict(extra="forbid")
-_DPT, _NORMAL = 384, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_DPT, _IMAGENET = ([0.5] * 3, [0.5] * 3, 384), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 512)
+"""How readers see pictures whose folder does not say it: mean and deviation of the channels, and the side."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -78,12 +80,10 @@ class PlainConfig(aligned.PlainFields, TunedConfig):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AlignedConfig(aligned.AlignedFields, TunedConfig):
-    """``reader_model_name_or_path`` reads the control from pictures: a folder of transformers for depth (DPT) and seg
-    (ADE20K), a safetensors file for hed and lineart. ``probe_model_name_or_path`` is the folder of a probe, or a
-    published readout head."""
+    """``reader_model_name_or_path`` reads the control from pictures: a folder of transformers for depth (DPT, Depth
+    Anything) and seg (ADE20K's classes), a safetensors file for hed and lineart."""
 
     reader_model_name_or_path: Path = Path("reader")
-    probe_model_name_or_path: Path = Path("probe")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -119,7 +119,7 @@ class StableDiffusion15:
         """The one that the configuration names: the papers start from ControlNet 1.1's."""
         if config.controlnet_model_name_or_path is None:
             raise UserError(f"name the {kind} ControlNet to go on with: --set controlnet_model_name_or_path=FOLDER")
-        return tuned(config.controlnet_model_name_or_path, config.rank)
+        return tuned(config.controlnet_model_name_or_path, kind, config.rank)
 
     def samples(self, config: Sd15Config, kind: str, *, balanced: bool = False) -> Samples:
         """Photos with their latents."""
@@ -152,22 +152,25 @@ class StableDiffusion15:
         place = config.reader_model_name_or_path
         if kind in {"hed", "lineart"}:
             return _Lines(load_edge_network(kind, place))
-        wrap, auto = {
-            "depth": (_Depth, AutoModelForDepthEstimation),
-            "seg": (_Segmenter, AutoModelForSemanticSegmentation),
-        }[kind]
+        auto = AutoModelForDepthEstimation if kind == "depth" else AutoModelForSemanticSegmentation
         try:
             network = auto.from_pretrained(place, local_files_only=True, use_safetensors=True, dtype=torch.float32)
         except (OSError, ValueError):
             raise UserError(
                 f"{place} does not read {kind} from pictures: --set reader_model_name_or_path=FOLDER of transformers"
             ) from None
-        return wrap(network.eval())
+        if kind == "depth":
+            if getattr(network.config, "depth_estimation_type", "relative") == "metric":
+                raise UserError(f"{place} reads distances, and depth images show nearness: take a relative model")
+            return _Depth(network.eval(), *_seen_as(place, *_DPT))
+        if (classes := network.config.num_labels) != self.classes:
+            raise UserError(f"{place} knows {classes} classes, and seg images show ADE20K's {self.classes}")
+        return _Segmenter(network.eval(), *_seen_as(place, *_IMAGENET)[:2])
 
     def probe(self, config: AlignedConfig, kind: str) -> Probe:
         """One that ``sd15-probe`` trained, or a published head."""
         place = config.probe_model_name_or_path
-        if not place.exists():
+        if place is None or not place.exists():
             raise UserError(f"what probes for {kind}? --set probe_model_name_or_path=FOLDER (sd15-probe trains one)")
         return load_probe(place)
 
@@ -192,32 +195,57 @@ def controlnet(config: ControlConfig) -> Job:
     return Job(stage, SD15_WORLD.samples(config, kind))
 
 
-class _Depth(nn.Module):
-    """DPT at its own size; a share of the nearest place's, as ControlNet++ has it."""
+class _Reader(nn.Module):
+    """A network that sees pictures of -1..1 as it was trained to: less a mean, by a deviation."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, mean: list[float], deviation: list[float]) -> None:
         super().__init__()
         self.network = network
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation)[:, None, None], persistent=False)
+
+    def seen(self, pictures: Tensor) -> Tensor:
+        return ((pictures + 1) / 2 - self.mean) / self.deviation
+
+
+class _Depth(_Reader):
+    """At the network's own size; a share of the nearest place's, as ControlNet++ has it."""
+
+    def __init__(self, network: nn.Module, mean: list[float], deviation: list[float], side: int) -> None:
+        super().__init__(network, mean, deviation)
+        self.side = side
 
     def forward(self, pictures: Tensor) -> Tensor:
-        small = F.interpolate(pictures, (_DPT, _DPT), mode="bicubic", antialias=True)
+        small = F.interpolate(self.seen(pictures), (self.side, self.side), mode="bicubic", antialias=True)
         near = self.network(pixel_values=small).predicted_depth[:, None]
         near = F.interpolate(near, pictures.shape[2:], mode="bilinear")
         return near / near.amax((2, 3), keepdim=True).clamp(min=1e-6)
 
 
-class _Segmenter(nn.Module):
+class _Segmenter(_Reader):
     """Logits of ADE20K's classes at a quarter of the size."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        for name, values in zip(("mean", "deviation"), _NORMAL, strict=True):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
-
     def forward(self, pictures: Tensor) -> Tensor:
-        logits = self.network(pixel_values=((pictures + 1) / 2 - self.mean) / self.deviation).logits
+        logits = self.network(pixel_values=self.seen(pictures)).logits
         return F.interpolate(logits, _quarter(pictures), mode="bilinear")
+
+
+def _seen_as(place: Path, mean: list[float], deviation: list[float], side: int) -> tuple[list[float], list[float], int]:
+    """The same as its folder's ``preprocessor_config.json`` has them.
+
+    Raises:
+        UserError: that file is damaged.
+    """
+    file = place / "preprocessor_config.json"
+    if not file.is_file():
+        return mean, deviation, side
+    try:
+        said = json.loads(file.read_text())
+        size = said.get("size", side)
+        size = size.get("height") or size["shortest_edge"] if isinstance(size, dict) else size
+        return list(said.get("image_mean", mean)), list(said.get("image_std", deviation)), int(size)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{file} does not say how pictures are shown to the network") from None
 
 
 class _Lines(nn.Module):

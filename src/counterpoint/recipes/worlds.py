@@ -17,6 +17,7 @@ from counterpoint.data.scenes.vocabulary import SEG_CLASSES
 from counterpoint.models.drawn import DRAWN
 from counterpoint.models.perception import PerceptionModel, heat_of
 from counterpoint.models.probe import Probe, load_probe
+from counterpoint.models.trained_for import check_kind
 from counterpoint.recipes import parts
 from counterpoint.training.stages.diffusion import add_lora
 from counterpoint.types import Batch, Samples, UserError
@@ -101,7 +102,7 @@ class Scenes:
     def controlnet(self, config: Any, kind: str) -> ControlNetModel:
         """The family's own, unless the configuration names one."""
         family = config.pretrained_model_name_or_path / "controls" / kind
-        return parts.fast(tuned(config.controlnet_model_name_or_path or family, config.rank))
+        return parts.fast(tuned(config.controlnet_model_name_or_path or family, kind, config.rank))
 
     def samples(self, config: parts.FamilyConfig, kind: str, *, balanced: bool = False) -> Samples:
         """Scenes, whose segments are their classes."""
@@ -130,9 +131,14 @@ class Scenes:
         judge = parts.network(PerceptionModel, _there(config, "judges/b"))
         return _Head(parts.fast(judge), kind)
 
-    def probe(self, config: parts.FamilyConfig, kind: str) -> Probe:
-        """The family's."""
-        return parts.fast(load_probe(_there(config, f"probes/{kind}")))
+    def probe(self, config: Any, kind: str) -> Probe:
+        """The family's own, unless the configuration names one.
+
+        Raises:
+            UserError: it has none for this kind.
+        """
+        place = config.probe_model_name_or_path
+        return parts.fast(load_probe(place or _there(config, f"probes/{kind}", "name one as probe_model_name_or_path")))
 
     def new_probe(self, unet: UNet2DConditionModel, layers: Layers, kind: str) -> Probe:
         """A small one: thin lines want more than other maps (InnerControl, appendix A.1)."""
@@ -148,15 +154,16 @@ class Scenes:
         return parts.fast(network)
 
 
-def tuned(place: Path, rank: int = 0) -> ControlNetModel:
+def tuned(place: Path, kind: str, rank: int = 0) -> ControlNetModel:
     """A ControlNet to go on with, with a LoRA if it has a rank.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it was trained for another kind of control.
     """
     if not place.is_dir():
         raise UserError(f"there is no ControlNet {place}: train it first, or name one as controlnet_model_name_or_path")
     network: ControlNetModel = parts.network(ControlNetModel, place)
+    check_kind(network, kind, place)
     if rank:
         add_lora(network, rank)
     return network
@@ -177,10 +184,13 @@ def readable(kind: str, classes: int) -> dict[str, Any]:
     return {"out": {"seg": classes, "pose": 3}.get(kind, 1), "bounded": kind != "seg"}
 
 
-def _there(config: parts.FamilyConfig, place: str) -> Path:
+def _there(config: parts.FamilyConfig, place: str, otherwise: str = "") -> Path:
     folder = config.pretrained_model_name_or_path / place
     if not folder.is_dir():
-        raise UserError(f"{config.pretrained_model_name_or_path} has no {place}: train it first (counterpoint train)")
+        hint = f", or {otherwise}" if otherwise else ""
+        raise UserError(
+            f"{config.pretrained_model_name_or_path} has no {place}: train it first (counterpoint train){hint}"
+        )
     return folder
 
 

@@ -160,8 +160,8 @@ def check_injection(fusion: Fusion, networks: Mapping[str, nn.Module]) -> None:
             ) from None
         if any(rule.inject != wanted for rule in fusion.rules):
             raise UserError(
-                f"the control {label} was trained to be taken in by {wanted}, and {fusion.name} does otherwise: "
-                f"use {wanted.rule}"
+                f"the control {label} was trained to be taken in by {wanted.rule}, and {fusion.name} does otherwise: "
+                "choose that rule"
             )
 
 

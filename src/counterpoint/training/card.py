@@ -56,7 +56,11 @@ def write_card(folder: Path, stage: Stage, config: TrainConfig, settings: str, p
     kind = getattr(config, "control_type", None)
     modules = [type(module) for module in stage.trained_modules().values()]
     rule = getattr(getattr(stage, "inject", None), "rule", None)
-    taken_in = f'\nimages = pipe(..., fusion="{rule}").images  # taken in as it was trained' if rule else ""
+    taken_in = (
+        f'\nimages = pipe(..., fusion="{rule}").images  # taken in as it was trained; stock diffusers would add it'
+        if rule
+        else ""
+    )
     use = ""
     if ControlNetModel in modules and base and kind:
         use = _USE.format(base=base, kind=kind, folder=folder, taken_in=taken_in)

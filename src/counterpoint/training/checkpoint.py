@@ -7,13 +7,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from counterpoint.types import UserError
+from counterpoint.types import Samples, UserError
 
 MARKER = "complete.json"
 """Written last: file name -> SHA-256 of everything else in the folder. Without it a checkpoint does not exist."""
+
+_LOOKED_AT = 8
+"""Samples whose captions tell them from others."""
 
 
 class CheckpointError(UserError):
@@ -96,6 +99,26 @@ def newest(output_dir: Path, warn: Callable[[str], None]) -> Path:
         except CheckpointError as error:
             warn(f"{error}; trying the one before")
     raise CheckpointError(f"nothing to resume: {output_dir} has no complete checkpoint")
+
+
+def fingerprint(samples: Samples) -> tuple[int, str]:
+    """Tells samples from others: how many there are, and a hash of some captions, if they have any."""
+    count = len(samples)
+    few = samples.batch(sorted({number * count // _LOOKED_AT for number in range(_LOOKED_AT)}))
+    return count, hashlib.sha256(json.dumps(few.get("caption", [])).encode()).hexdigest()
+
+
+def check_samples(folder: Path, before: Sequence[int | str] | None, samples: Samples) -> None:
+    """Hold the samples of a run against those that a checkpoint was made with; an old one does not say.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    now = fingerprint(samples)
+    if before is None or tuple(before) == now:
+        return
+    changed = f"{before[0]} samples, and there are {now[0]}" if before[0] != now[0] else "other captions"
+    raise CheckpointError(f"{folder} was made with {changed}: the result would not be that of one run")
 
 
 def _digest(path: Path) -> str:

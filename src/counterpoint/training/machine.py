@@ -9,6 +9,7 @@ import torch
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import is_bf16_available
 
+from counterpoint.models.compiling import check_compiler
 from counterpoint.training.config import TrainConfig
 from counterpoint.types import UserError
 
@@ -17,7 +18,8 @@ def check_machine(config: TrainConfig) -> None:
     """Hold a configuration against this machine.
 
     Raises:
-        UserError: a precision that it does not have, a package that is not installed, or networks that cannot be split.
+        UserError: a precision that it does not have, a package or compiler that is not installed, or networks that
+            cannot be split.
     """
     if config.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise UserError("use_8bit_adam needs bitsandbytes: pip install bitsandbytes")
@@ -27,6 +29,8 @@ def check_machine(config: TrainConfig) -> None:
         raise UserError("mixed_precision=fp16 needs an accelerator, and here is a CPU: take bf16 or no")
     if config.mixed_precision == "bf16" and not is_bf16_available(ignore_tpu=True):
         raise UserError("mixed_precision=bf16: this accelerator does not have it: take fp16 or no")
+    if config.torch_compile:
+        check_compiler(torch.accelerator.current_accelerator() or torch.device("cpu"))
     tracker = config.report_to
     if tracker != "none" and tracker not in map(str, get_available_trackers()):
         raise UserError(f"report_to={tracker}: the package {tracker} is not installed; install it, or report nowhere")

@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from counterpoint.models.compiling import check_compiler
 from counterpoint.training import checkpoint
 from counterpoint.training.card import write_card
 from counterpoint.training.compiling import compile_in_place
@@ -162,7 +161,6 @@ class _Run:
             num_training_steps=config.max_train_steps,
         )
         if config.torch_compile:
-            check_compiler(self.accelerator.device)
             for network in self.stage.children():
                 compile_in_place(network)
         if config.fsdp:  # it synchronises by itself; on a CPU accelerate would wrap it a second time
@@ -171,6 +169,8 @@ class _Run:
             self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
         self.step, self.skipped, self.stop = 0, 0, False
+        self.seen: dict[str, tuple[float, float]] = {}
+        """Since the last line of the log: sums of what is logged, and of how many numbers."""
 
     @property
     def is_main(self) -> bool:
@@ -230,7 +230,6 @@ class _Run:
             disable=not (self.is_main and sys.stderr.isatty()),
             unit="step",
         )
-        seen: dict[str, list[float]] = {}
         micro, since, began = 0, self.step, time.perf_counter()
         for ordinals, batch in loader:
             if isinstance(batch, UserError):
@@ -254,7 +253,9 @@ class _Run:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, number in {"loss": loss, **extra}.items():
-                seen.setdefault(name, []).append(float(whole(number.detach())))
+                total, count = self.seen.get(name, (0.0, 0.0))
+                value = float(whole(number.detach()))
+                self.seen[name] = (total, count) if math.isnan(value) else (total + value, count + 1)
             micro += 1
             if micro % config.gradient_accumulation_steps:
                 continue
@@ -265,13 +266,9 @@ class _Run:
             bar.update()
             if self.step % config.logging_steps == 0 or self.step == config.max_train_steps:
                 pace = (time.perf_counter() - began) / (self.step - since)
-                means = torch.tensor([sum(values) / len(values) for values in seen.values()])
-                everybody = self.accelerator.reduce(means.to(self.accelerator.device), "mean").tolist()
-                self._log(
-                    dict(zip(seen, everybody, strict=True))
-                    | {"lr": self.schedule.get_last_lr()[0], "seconds_per_step": pace}
-                )
-                seen, since, began = {}, self.step, time.perf_counter()
+                means = {name: total / count for name, (total, count) in self._everybody().items() if count}
+                self._log(means | {"lr": self.schedule.get_last_lr()[0], "seconds_per_step": pace})
+                self.seen, since, began = {}, self.step, time.perf_counter()
             if self.validate and config.validation_steps and self.step % config.validation_steps == 0:
                 with self._averaged():
                     self._log({f"validation/{name}": value for name, value in self.validate().items()})
@@ -282,6 +279,13 @@ class _Run:
                 if stop:
                     raise Interrupted(path)
         bar.close()
+
+    def _everybody(self) -> dict[str, tuple[float, float]]:
+        """What was seen by all processes; all of them must ask together."""
+        if not self.seen:
+            return {}
+        sums = torch.tensor(list(self.seen.values()), device=self.accelerator.device)
+        return dict(zip(self.seen, map(tuple, self.accelerator.reduce(sums, "sum").tolist()), strict=True))
 
     def _check_finite(self, what: str, value: float) -> None:
         """Stop before a step would spoil the weights, and keep them."""
@@ -313,6 +317,8 @@ class _Run:
             "optimizer": whole(self.optimizer.state_dict(), main),
             "schedule": self.schedule.state_dict(),
             "processes": self.accelerator.num_processes,
+            "samples": checkpoint.fingerprint(self.samples),
+            "seen": self._everybody(),
         }
         if self.ema:
             state["ema"] = whole(self.ema.state_dict(), main)
@@ -337,6 +343,9 @@ class _Run:
             raise checkpoint.CheckpointError(
                 f"{folder} was made by {before} processes, here are {now}: steps would have other samples"
             )
+        checkpoint.check_samples(folder, state.get("samples"), self.samples)
+        if self.is_main:  # the others' numbers are among them
+            self.seen = state.get("seen", {})
         for name, module in self.stage.trained_modules().items():
             load_whole(module, load_file(folder / f"{name}.safetensors"))
         self.optimizer.load_state_dict(split_optimizer(state["optimizer"], self.parameters))

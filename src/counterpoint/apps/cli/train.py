@@ -37,6 +37,8 @@ def train(
     from counterpoint.training.config import as_json, nearest_first, override
     from counterpoint.types import UserError
 
+    if not recipe and resume in RECIPES:  # the recipe came behind --resume
+        recipe, resume = resume, LATEST
     if not recipe:
         for name, one in RECIPES.items():
             print(f"{name}\t{one.summary}")
@@ -49,6 +51,7 @@ def train(
         print(as_json(config, recipe))
         return
 
+    from counterpoint.apps import record
     from counterpoint.apps.cli import output
     from counterpoint.training.machine import check_machine
     from counterpoint.training.trainer import Interrupted, resumable
@@ -62,6 +65,9 @@ def train(
     start = resume == LATEST or (Path(resume) if resume else False)
     resumable(config, start, recipe)  # before the data is prepared: a wrong setting should not cost a minute
     check_machine(config)
+    _check_validation(config)
+    for folder in (config.output_dir, config.cache_dir):
+        record.check_writable(folder)
     try:
         job = RECIPES[recipe].build(config)
         print(run(job, config, resume=start, validate=_validation(job.stage, config)))
@@ -82,21 +88,31 @@ def _pulls(job: Any, config: Any, batches: int) -> None:
         print(f"{part:<12}{one.length:>12.3g}{one.agreement:>12.3f}{beside}")
 
 
-def _validation(stage: Any, config: Any) -> Any:
-    """Adherence, for a ControlNet on scenes, if it is to be validated."""
+_MEASURES = "validation_steps measures adherence: of a ControlNet, on scenes, with a family that has judge a"
+
+
+def _check_validation(config: Any) -> None:
+    """Said before anything is prepared: what can be validated, as far as the settings tell."""
     from counterpoint.recipes.parts import FamilyConfig
     from counterpoint.recipes.photos import PhotoConfig
+    from counterpoint.types import UserError
+
+    if not config.validation_steps:
+        return
+    if config.fsdp:
+        raise UserError("validation_steps wants whole networks: leave out fsdp")
+    if isinstance(config, PhotoConfig) or not (isinstance(config, FamilyConfig) and hasattr(config, "control_type")):
+        raise UserError(_MEASURES)
+
+
+def _validation(stage: Any, config: Any) -> Any:
+    """Adherence, if it is to be validated."""
+    from counterpoint.apps.validation import adherence
     from counterpoint.training.stages.diffusion import ControlNetStage
     from counterpoint.types import UserError
 
     if not config.validation_steps:
         return None
-    if config.fsdp:
-        raise UserError("validation_steps wants whole networks: leave out fsdp")
-    on_scenes = isinstance(config, FamilyConfig) and not isinstance(config, PhotoConfig)
-    if isinstance(stage, ControlNetStage) and on_scenes:
-        from counterpoint.apps.validation import adherence
-
-        if validate := adherence(stage, config.pretrained_model_name_or_path):
-            return validate
-    raise UserError("validation_steps measures adherence: of a ControlNet, on scenes, with a family that has judge a")
+    if isinstance(stage, ControlNetStage) and (validate := adherence(stage, config.pretrained_model_name_or_path)):
+        return validate
+    raise UserError(_MEASURES)

@@ -47,6 +47,11 @@ def masked_mean(
     return torch.where(mask, losses, 0.0).sum() / torch.where(count > 0, count, 1)
 
 
+def logged(number: Float[Tensor, ""], mask: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
+    """A number as the log should have it: none (NaN) for a batch of which nothing lay in the mask."""
+    return torch.where(mask.any(), number.detach(), torch.nan)
+
+
 def valid_mean(error: Float[Tensor, "b h w"], classes: Int[Tensor, "b h w"], ignore: int = -1) -> Float[Tensor, " b"]:
     """Of each sample the mean over places whose class counts; 0 where none does."""
     valid = classes != ignore

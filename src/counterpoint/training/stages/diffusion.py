@@ -15,8 +15,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from counterpoint.control.attach import taking_in
 from counterpoint.control.influence import trained_injection
 from counterpoint.models.strength import strength_of, strengthen
+from counterpoint.models.trained_for import remember_kind
 from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
-from counterpoint.training.losses.reward import masked_mean
+from counterpoint.training.losses.reward import logged, masked_mean
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Stage
 from counterpoint.types import Batch, Residuals
@@ -77,8 +78,8 @@ class DiffusionStage(Stage):
         noisy = self._noisy(batch, draws)
         losses = self._losses(noisy, self._denoise(noisy, batch))
         late = noisy.t < 300
-        extra = {"late": masked_mean(losses.detach(), late), "early": masked_mean(losses.detach(), ~late)}
-        return self._weighted(noisy, losses), extra
+        extra = {name: logged(masked_mean(losses, rows), rows) for name, rows in (("late", late), ("early", ~late))}
+        return self._weighted(noisy, losses), {"diffusion": losses.detach().mean(), **extra}
 
     def _noisy(self, batch: Batch, draws: Draws) -> Noisy:
         times = self.noises_per_sample
@@ -175,6 +176,7 @@ class ControlNetStage(DiffusionStage):
             network = ControlNetModel.from_config(self.controlnet.config)
             network.load_state_dict(self.controlnet.state_dict())
         strengthen(network, self.strength)
+        remember_kind(network, self.field.removeprefix("control:"))
         return network.to(memory_format=torch.contiguous_format)  # nothing else is saved
 
     @property

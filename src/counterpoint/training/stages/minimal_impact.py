@@ -7,13 +7,14 @@ from types import MappingProxyType
 from typing import Literal
 
 import torch
+from diffusers import ControlNetModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from counterpoint.control.influence import influence
 from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
 from counterpoint.training.losses.conservativity import Estimator, conservativity_loss
-from counterpoint.training.losses.reward import Window, masked_mean, within
+from counterpoint.training.losses.reward import Window, logged, masked_mean, within
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import mean_over_processes
 from counterpoint.training.stages.diffusion import ControlNetStage, Noisy
@@ -60,22 +61,28 @@ class MinimalImpactStage(ControlNetStage):
             raise UserError(
                 f"the ControlNet was trained with the injection {self.controlnet.config[INJECTION]}: go on so"
             )
-        if trained:
-            if INJECTION not in self.controlnet.config:  # its strength was found for a sum, and this is none
-                self.strength = 1.0
-            self.controlnet.register_to_config(**{INJECTION: trained})
+        if trained and INJECTION not in self.controlnet.config:  # its strength was found for a sum, and this is none
+            self.strength = 1.0
+        self.trained_with = trained
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(batch, draws)
         losses = self._losses(noisy, self._denoise(noisy, batch))
         total = self._weighted(noisy, losses)
+        extra = {"diffusion": losses.detach().mean()}
         if self.weight == 0:
-            return total, {}
+            return total, extra
         few = self._few(len(noisy.t))
         inside = within(noisy.t[few], self.window)
         asymmetry = self._asymmetry(noisy, batch, draws, few)
         asymmetry = masked_mean(asymmetry, inside, mean_over_processes(inside.sum()))
-        return total + self.weight * asymmetry, {"diffusion": losses.detach().mean(), "asymmetry": asymmetry.detach()}
+        return total + self.weight * asymmetry, {**extra, "asymmetry": logged(asymmetry, inside)}
+
+    def _copy(self) -> ControlNetModel:
+        network = super()._copy()
+        if self.trained_with:
+            network.register_to_config(**{INJECTION: self.trained_with})
+        return network
 
     def _few(self, samples: int) -> Tensor:
         """Places of the samples on which the price is estimated."""

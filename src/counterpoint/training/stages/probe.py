@@ -14,7 +14,7 @@ from torch import Tensor
 from counterpoint.control.features import Layers, collecting, embed_time, read_by
 from counterpoint.models.probe import Probe, reversed_time
 from counterpoint.training.losses import alignment
-from counterpoint.training.losses.reward import Window, masked_mean, within
+from counterpoint.training.losses.reward import Window, logged, masked_mean, within
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import mean_over_processes
 from counterpoint.training.stages.diffusion import DiffusionStage, Noisy
@@ -75,8 +75,8 @@ class ProbeStage(DiffusionStage):
         read = self.probe(features, embed_time(self.unet, noisy.t)).float()
         losses = self.target.losses(read, batch)
         noisiest = noisy.t >= self.scheduler.config.num_train_timesteps // 2
-        extra = {"noisy": masked_mean(losses.detach(), noisiest), "clean": masked_mean(losses.detach(), ~noisiest)}
-        return losses.mean(), extra
+        halves = (("noisy", noisiest), ("clean", ~noisiest))
+        return losses.mean(), {name: logged(masked_mean(losses, rows), rows) for name, rows in halves}
 
     def export(self, folder: Path) -> None:
         self.probe.save_pretrained(folder)
@@ -112,10 +112,11 @@ class AlignmentStage(RewardStage):
         self.layers = read_by(probe, self.unet, target.layers)
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        self.aligned: list[Tensor] = []
+        self.aligned: list[tuple[Tensor, Tensor]] = []
         total, extra = super().forward(batch, draws, step)
-        price = torch.stack(self.aligned).mean()
-        return total + self.alignment_weight * price, {**extra, "alignment": price.detach()}
+        prices, rows = zip(*self.aligned, strict=True)
+        price = torch.stack(prices).mean()
+        return total + self.alignment_weight * price, {**extra, "alignment": logged(price, torch.stack(rows))}
 
     def _denoise(self, noisy: Noisy, batch: Batch) -> Tensor:
         with collecting(self.unet, self.layers) as features:
@@ -125,5 +126,5 @@ class AlignmentStage(RewardStage):
             read = self.probe(features, embed_time(self.unet, t)).float()
         inside = within(noisy.t, self.alignment_window)
         count = mean_over_processes(inside.sum())
-        self.aligned.append(masked_mean(self.target.losses(read, batch), inside, count))
+        self.aligned.append((masked_mean(self.target.losses(read, batch), inside, count), inside))
         return prediction
