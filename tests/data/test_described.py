@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from counterpoint.data import shards
-from counterpoint.data.described import Described, Subset, crowded
+from counterpoint.data.described import Described, Subset, Untold, crowded
 from counterpoint.data.scenes.render import scene
 from counterpoint.data.scenes.vocabulary import ACTIONS, COLOURS, TEXTURES
 
@@ -53,6 +53,21 @@ def test_half_of_the_captions_leave_the_action_to_the_layout(laid_out: shards.Sc
     assert 0.2 < np.mean(changed) < 0.8
     assert told.batch([5, 99])["caption"] == [batch["caption"][5], batch["caption"][99]], "whoever is beside it"
     assert Described(laid_out, 1, mislead=False).batch(range(128))["caption"] != batch["caption"]
+
+
+def test_half_of_the_captions_leave_place_and_style_to_a_picture(laid_out: shards.SceneShards) -> None:
+    told = Untold(laid_out, 0)
+    before, batch = laid_out.batch(range(128)), told.batch(range(128))
+    assert batch.keys() == before.keys() - {"layout"}
+    changed = [number for number in range(128) if batch["caption"][number] != before["caption"][number]]
+    assert 40 < len(changed) < 88
+    for number in changed:
+        said = batch["caption"][number]
+        assert sorted(said.replace(" and ", ", ").split(", ")) == sorted(
+            one.phrase for one in before["layout"][number].instances
+        )
+        assert not {*WORDS, "photo", "on", "in"} & {*said.split()}
+    assert told.batch([5, 99])["caption"] == [batch["caption"][5], batch["caption"][99]], "whoever is beside it"
 
 
 def test_colours_of_chance_tell_nothing(laid_out: shards.SceneShards) -> None:

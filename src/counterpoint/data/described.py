@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.conditions.layout import Layout
+from counterpoint.data.scenes.caption import listed
 from counterpoint.data.scenes.vocabulary import COLOURS, TEXTURES
 from counterpoint.types import Samples
 
@@ -44,6 +45,31 @@ class Described:
         if self.mislead:
             layouts = [_misled(layout, rng) for layout, rng in zip(layouts, draws, strict=True)]
         return {**batch, "caption": captions, "layout": layouts}
+
+
+class Untold:
+    """Samples in which half of the captions name people and things only, without colour, place and style: a reference
+    picture has something to tell.
+
+    Args:
+        samples: with the fields ``caption`` and ``layout``.
+        seed: of what is drawn, once for each sample.
+    """
+
+    def __init__(self, samples: Samples, seed: int) -> None:
+        self.samples, self.seed = samples, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The same samples, described so."""
+        batch = self.samples.batch(indices)
+        layouts = batch.pop("layout")
+        bare = [listed([one.phrase for one in layout.instances]) for layout in layouts]
+        few = [np.random.default_rng((self.seed, index)).random() < 0.5 for index in indices]
+        told = zip(batch["caption"], bare, few, strict=True)
+        return {**batch, "caption": [short if less else full for full, short, less in told]}
 
 
 class Subset:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from counterpoint.data.scenes.figure import POSES, Figure
@@ -43,7 +45,12 @@ def content(layout: Layout, *, detailed: bool) -> str:
     if layout.triplets:
         (subject, action, target) = layout.triplets[0]
         return f"{said[subject]} {action} {said[target]}"
-    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+    return listed(said)
+
+
+def listed(said: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return f"{', '.join(said[:-1])} and {said[-1]}" if len(said) > 1 else "".join(said)
 
 
 def caption(layout: Layout, level: str) -> str:

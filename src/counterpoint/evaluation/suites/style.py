@@ -1,7 +1,8 @@
 """Style: does a picture of one prompt look like a reference of another scene?
 
-Each case has the prompt of one test scene and the picture of the next; likeness is the cosine of their embeddings in
-CLIP's image tower, as IP-Adapter measures it (arXiv:2308.06721, section 4.1).
+Each case has the people and things of one test scene in words that leave place and style open, and the picture of the
+next; likeness is the cosine of their embeddings in CLIP's image tower, as IP-Adapter measures it (arXiv:2308.06721,
+section 4.1).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from counterpoint.conditions.layout import Instance, Layout, Reference
-from counterpoint.data.scenes.caption import caption
-from counterpoint.data.scenes.render import SPLITS, scene
+from counterpoint.data.scenes.caption import content
+from counterpoint.data.scenes.render import SPLITS, Scene, scene
 from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack
 from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.text import clip_score
@@ -33,8 +34,9 @@ class StyleSuite:
             one = scene(SPLITS[self.split].start + number)
             things = tuple(Instance(thing.phrase, thing.box) for thing in one.instances if thing.box[0] < thing.box[2])
             layout = Layout(things, reference=Reference(self._reference(number)))
-            prompt = caption(one.layout, "brief")
-            made += [Task(_key(method, number), prompt, number, method=method, layout=layout) for method in methods]
+            made += [
+                Task(_key(method, number), _prompt(one), number, method=method, layout=layout) for method in methods
+            ]
         return made
 
     def score(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
@@ -44,7 +46,7 @@ class StyleSuite:
             numbers = range(start, min(start + CHUNK, n))
             references = readers.embed_pictures(stack([self._reference(number) for number in numbers]))
             scenes = [scene(SPLITS[self.split].start + number) for number in numbers]
-            words = readers.embed_texts([caption(one.layout, "brief") for one in scenes])
+            words = readers.embed_texts([_prompt(one) for one in scenes])
             for method in methods:
                 seen = readers.embed_pictures(stack([finished(_key(method, number)) for number in numbers]))
                 likeness, clip = tables[method.name]
@@ -54,6 +56,11 @@ class StyleSuite:
 
     def _reference(self, number: int) -> Image:
         return scene(SPLITS[self.split].start + number + 1).image
+
+
+def _prompt(one: Scene) -> str:
+    """Who and what is there: place and style are the reference's."""
+    return content(one.layout, detailed=False)
 
 
 def _key(method: Method, number: int) -> str:
