@@ -219,6 +219,17 @@ def test_no_run_takes_the_place_of_another(tmp_path: Path) -> None:
     assert [one.name for one in bare.iterdir()] == ["config.json"]
 
 
+def test_a_constant_rate_goes_on_beyond_its_end(tmp_path: Path) -> None:
+    steady = {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 3}
+    train(Job(Line(), Numbers()), config(tmp_path / "whole", **steady))
+    train(Job(Line(), Numbers()), config(tmp_path / "longer", **steady, max_train_steps=12))
+    train(Job(Line(), Numbers()), config(tmp_path / "longer", **steady), resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "longer"))
+    for changes in ({**steady, "max_train_steps": 12}, {"lr_scheduler": "cosine", "max_train_steps": 30}):
+        with pytest.raises(CheckpointError, match=r"max_train_steps|lr_scheduler"):
+            train(Job(Line(), Numbers()), config(tmp_path / "longer", **changes), resume=True)
+
+
 def test_wrong_resumes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume"):
         train(Job(Line(), Numbers()), config(tmp_path / "typo"), resume=True)

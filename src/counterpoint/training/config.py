@@ -122,14 +122,17 @@ def differences(old: dict[str, Any], new: TrainConfig, recipe: str = "") -> list
     """Settings that would make a resumed run differ from the one it continues, as ``key: old -> new``.
 
     A run may be older than a setting, than the resolving of those that were left open, or than the name of its recipe.
+    One whose learning rate does not depend on its end may be made longer.
     """
     adapter = TypeAdapter(type(new))
     current = adapter.dump_python(new, mode="json")
     given = {key: value for key, value in old.items() if key in current}
     before = adapter.dump_python(_valid(type(new), given).resolved(), mode="json")
+    endless = new.lr_scheduler.startswith("constant") and before["max_train_steps"] < new.max_train_steps
+    free = FREE | {"max_train_steps"} if endless else FREE
     first = old.get("recipe", recipe)
     return [f"recipe: {first} -> {recipe}"] * bool(recipe and first != recipe) + [
-        f"{key}: {before[key]} -> {value}" for key, value in current.items() if key not in FREE and before[key] != value
+        f"{key}: {before[key]} -> {value}" for key, value in current.items() if key not in free and before[key] != value
     ]
 
 
