@@ -54,7 +54,9 @@ def curves(family: Path, kind: str, n: int) -> dict[str, list[float]]:
     Raises:
         UserError: the family lacks the probe or judge A.
     """
-    config = override(RECIPES["tiny-probe"].config, [f"pretrained_model_name_or_path={family}", f"control_type={kind}"])
+    config = override(
+        RECIPES["tiny-innercontrol"].config, [f"pretrained_model_name_or_path={family}", f"control_type={kind}"]
+    )
     probe, unet, vae = SCENES.probe(config, kind), SCENES.unet(config), SCENES.vae(config)
     layers = read_by(probe, unet, usual_layers(kind))
     host: dict[str, Any] = SCENES.denoising(config)
