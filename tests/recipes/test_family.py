@@ -21,6 +21,7 @@ from counterpoint.recipes import RECIPES, parts
 from counterpoint.recipes.family import assemble
 from counterpoint.training.config import override
 from counterpoint.training.order import Draws
+from counterpoint.training.stages.diffusion import DiffusionStage
 
 
 def test_stock_diffusers_loads_it(family: Path) -> None:
@@ -63,6 +64,13 @@ def test_adapters_take_a_step_and_come_with_the_family(family: Path, tmp_path: P
         stage = job.stage
         for key, parameter in stage.unet.named_parameters():
             parameter.requires_grad_(stage.learns(key))
+        if name == "interact":
+            x, t, text = torch.randn(3, 16, 16, 16), torch.tensor([1, 500, 999]), torch.randn(3, 40, 128)
+            both = [
+                one(stage, x, t, text, job.samples.batch([0, 1, 2]))
+                for one in (type(stage)._predict, DiffusionStage._predict)
+            ]
+            assert torch.equal(*both), "it begins as the model that it is for"
         loss, _ = stage(job.samples.batch([0, 1, 2]), Draws(0, range(3)), 0)
         loss.backward()
         learning = [p for p in stage.unet.parameters() if p.requires_grad]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Window = tuple[int, int]
@@ -47,9 +47,9 @@ def masked_mean(
     return torch.where(mask, losses, 0.0).sum() / torch.where(count > 0, count, 1)
 
 
-def logged(number: Float[Tensor, ""], mask: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
-    """A number as the log should have it: none (NaN) for a batch of which nothing lay in the mask."""
-    return torch.where(mask.any(), number.detach(), torch.nan)
+def logged(number: Float[Tensor, ""], count: Shaped[Tensor, ""]) -> Float[Tensor, ""]:
+    """A mean as the log should have it: none (NaN) where it is that of no sample."""
+    return torch.where(count > 0, number.detach(), torch.nan)
 
 
 def valid_mean(error: Float[Tensor, "b h w"], classes: Int[Tensor, "b h w"], ignore: int = -1) -> Float[Tensor, " b"]:

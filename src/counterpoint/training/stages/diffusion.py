@@ -78,7 +78,9 @@ class DiffusionStage(Stage):
         noisy = self._noisy(batch, draws)
         losses = self._losses(noisy, self._denoise(noisy, batch))
         late = noisy.t < 300
-        extra = {name: logged(masked_mean(losses, rows), rows) for name, rows in (("late", late), ("early", ~late))}
+        extra = {
+            name: logged(masked_mean(losses, rows), rows.sum()) for name, rows in (("late", late), ("early", ~late))
+        }
         return self._weighted(noisy, losses), {"diffusion": losses.detach().mean(), **extra}
 
     def _noisy(self, batch: Batch, draws: Draws) -> Noisy:

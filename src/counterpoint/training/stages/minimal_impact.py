@@ -75,8 +75,9 @@ class MinimalImpactStage(ControlNetStage):
         few = self._few(len(noisy.t))
         inside = within(noisy.t[few], self.window)
         asymmetry = self._asymmetry(noisy, batch, draws, few)
-        asymmetry = masked_mean(asymmetry, inside, mean_over_processes(inside.sum()))
-        return total + self.weight * asymmetry, {**extra, "asymmetry": logged(asymmetry, inside)}
+        count = mean_over_processes(inside.sum())
+        asymmetry = masked_mean(asymmetry, inside, count)
+        return total + self.weight * asymmetry, {**extra, "asymmetry": logged(asymmetry, count)}
 
     def _copy(self) -> ControlNetModel:
         network = super()._copy()

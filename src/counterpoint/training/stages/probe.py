@@ -76,7 +76,7 @@ class ProbeStage(DiffusionStage):
         losses = self.target.losses(read, batch)
         noisiest = noisy.t >= self.scheduler.config.num_train_timesteps // 2
         halves = (("noisy", noisiest), ("clean", ~noisiest))
-        return losses.mean(), {name: logged(masked_mean(losses, rows), rows) for name, rows in halves}
+        return losses.mean(), {name: logged(masked_mean(losses, rows), rows.sum()) for name, rows in halves}
 
     def export(self, folder: Path) -> None:
         self.probe.save_pretrained(folder)
@@ -114,9 +114,9 @@ class AlignmentStage(RewardStage):
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.aligned: list[tuple[Tensor, Tensor]] = []
         total, extra = super().forward(batch, draws, step)
-        prices, rows = zip(*self.aligned, strict=True)
+        prices, counts = zip(*self.aligned, strict=True)
         price = torch.stack(prices).mean()
-        return total + self.alignment_weight * price, {**extra, "alignment": logged(price, torch.stack(rows))}
+        return total + self.alignment_weight * price, {**extra, "alignment": logged(price, torch.stack(counts).sum())}
 
     def _denoise(self, noisy: Noisy, batch: Batch) -> Tensor:
         with collecting(self.unet, self.layers) as features:
@@ -126,5 +126,5 @@ class AlignmentStage(RewardStage):
             read = self.probe(features, embed_time(self.unet, t)).float()
         inside = within(noisy.t, self.alignment_window)
         count = mean_over_processes(inside.sum())
-        self.aligned.append((masked_mean(self.target.losses(read, batch), inside, count), inside))
+        self.aligned.append((masked_mean(self.target.losses(read, batch), inside, count), count))
         return prediction

@@ -112,7 +112,7 @@ class RewardStage(ControlNetStage):
         price, count = losses.new_zeros(()), mean_over_processes(inside.sum())
         if self.reward is not None and inside.any():
             price = self._prices(noisy, prediction, later, batch, inside).sum() / count
-        extra = {"diffusion": losses.detach().mean(), "reward": logged(price, inside)}
+        extra = {"diffusion": losses.detach().mean(), "reward": logged(price, count)}
         weight = self.weight * min(1.0, step / self.ramp) if self.ramp else self.weight
         return total + weight * price, extra
 
