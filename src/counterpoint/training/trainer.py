@@ -169,8 +169,8 @@ class _Run:
             self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
         self.step, self.skipped, self.stop = 0, 0, False
+        # since the last line of the log: sums of what is logged, and of how many numbers
         self.seen: dict[str, tuple[float, float]] = {}
-        """Since the last line of the log: sums of what is logged, and of how many numbers."""
 
     @property
     def is_main(self) -> bool:
