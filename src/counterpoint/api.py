@@ -41,7 +41,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def load(
     model: str = "tiny",
-    controls: Sequence[str] | Mapping[str, str] = (),
+    controls: Sequence[str] | Mapping[str, str | None] = (),
     *,
     probes: Mapping[str, str] = MappingProxyType({}),
     scheduler: str = "unipc",
@@ -57,7 +57,8 @@ def load(
     Args:
         model: ``"tiny"``, a diffusers folder or a hub id of the SD1.5 or SDXL layout, or a single safetensors file
             of the SD1.5 layout.
-        controls: labels of the model's own ControlNets (``["pose", "seg"]``), or label -> folder, file or hub id.
+        controls: labels of the model's own ControlNets (``["pose", "seg"]``), or label -> folder, file or hub id,
+            or ``None`` for the model's own.
         probes: label of a control -> what reads it from the UNet's features in place of the model's own probe: the
             folder of another, or a published readout head as a safetensors file; ``@reversed`` behind it tells it
             timesteps as the published heads were told them in training.

@@ -23,7 +23,6 @@ from counterpoint.conditions.plain import Extract
 from counterpoint.conditions.recognise import check_picture
 from counterpoint.control.reuse import Thrift
 from counterpoint.fusion import get_fusion
-from counterpoint.models.load import locate, own_controls
 from counterpoint.sampling.amdm import Aggregation
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.report import Report
@@ -57,14 +56,9 @@ class Result:
 
 def load_for(request: GenerateRequest, residency: str = "all") -> Pipeline:
     """The pipeline that a request asks for, of which so much stays in memory."""
-    named = {control.label: control.controlnet for control in request.controls if control.controlnet}
-    labels = [control.label for control in request.controls]
-    if named:  # the model's own for the others
-        rest = [label for label in labels if label not in named]
-        named |= own_controls(locate(request.model), rest, request.model)
     pipe = load(
         request.model,
-        {label: named[label] for label in labels} if named else labels,
+        {control.label: control.controlnet for control in request.controls},
         probes={control.label: control.probe for control in request.controls if control.probe},
         scheduler=request.scheduler,
         lora=request.lora,

@@ -128,7 +128,7 @@ def _guidance(path: Path) -> float:
 
 def load_controls(
     model: str,
-    controls: Sequence[str] | Mapping[str, str],
+    controls: Sequence[str] | Mapping[str, str | None],
     host: Components,
     dtype: torch.dtype = torch.float32,
     loaded_one: Callable[[ControlNetModel], None] = lambda _: None,
@@ -138,8 +138,8 @@ def load_controls(
     Args:
         model: the model they are for, as given to :func:`load_components`.
         controls: labels (``"pose"``, or ``"canny:cup"`` for a second of a kind), or label -> folder, file or hub id.
-            Labels alone take the model's own ControlNets: ``controls/<kind>`` in its folder, for ``"canny:mi"``
-            ``controls/canny-mi`` if it has that, else ``controlnet``, ``controlnet_1``, ... in order.
+            Labels alone, and those of ``None``, take the model's own ControlNets: ``controls/<kind>`` in its folder,
+            for ``"canny:mi"`` ``controls/canny-mi`` if that is there, else ``controlnet``, ``controlnet_1``, ... in order.
         host: what they must fit.
         dtype: of their weights.
         loaded_one: hears each network before the next one is loaded.
@@ -147,7 +147,9 @@ def load_controls(
     Raises:
         UserError: one is not there, does not fit, or was trained for another kind of control.
     """
-    sources = dict(controls) if isinstance(controls, Mapping) else own_controls(host.origin, list(controls), model)
+    given = dict(controls) if isinstance(controls, Mapping) else dict.fromkeys(controls)
+    own = own_controls(host.origin, [label for label, source in given.items() if source is None], model)
+    sources = {label: own[label] if source is None else source for label, source in given.items()}
     loaded: dict[str, ControlNetModel] = {}
     networks: dict[str, ControlNetModel] = {}
     for label, source in sources.items():

@@ -62,8 +62,8 @@ def adapter(config: AdapterConfig) -> Job:
 
 
 def _opened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The same function by open gates before layers of zeros: shut gates, with which GLIGEN begins, were still at 0.05
-    after 8,000 steps here, and no layer behind them had learnt where things are."""
+    """The same function by open gates before layers of zeros: shut gates, with which GLIGEN begins, keep the gradients
+    of all that lies behind them small, and those of attention were still below 0.11 after 8,000 steps here."""
     for block in unet.modules():
         if isinstance(block, GatedSelfAttentionDense):
             for gate in (block.alpha_attn, block.alpha_dense):

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from counterpoint.types import Samples, UserError
@@ -108,14 +108,14 @@ def fingerprint(samples: Samples) -> tuple[int, str]:
     return count, hashlib.sha256(json.dumps(few.get("caption", [])).encode()).hexdigest()
 
 
-def check_samples(folder: Path, before: Sequence[int | str] | None, samples: Samples) -> None:
-    """Hold the samples of a run against those that a checkpoint was made with; an old one does not say.
+def check_samples(folder: Path, before: tuple[int, str] | None, now: tuple[int, str]) -> None:
+    """Hold the samples of a run against those that a checkpoint was made with, by :func:`fingerprint`; an old one does
+    not say.
 
     Raises:
         CheckpointError: they are others.
     """
-    now = fingerprint(samples)
-    if before is None or tuple(before) == now:
+    if before is None or before == now:
         return
     changed = f"{before[0]} samples, and there are {now[0]}" if before[0] != now[0] else "other captions"
     raise CheckpointError(f"{folder} was made with {changed}: the result would not be that of one run")

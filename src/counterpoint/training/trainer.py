@@ -129,6 +129,7 @@ class _Run:
         torch.set_flush_denormal(True)
         self.config, self.stage, self.validate = config, job.stage, validate
         self.samples, self.settings = job.samples, as_json(config, job.recipe)
+        self.fingerprint = checkpoint.fingerprint(job.samples)
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # or several processes would each believe to be alone
             mixed_precision=config.mixed_precision,
@@ -169,8 +170,7 @@ class _Run:
             self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
         self.step, self.skipped, self.stop = 0, 0, False
-        # since the last line of the log: sums of what is logged, and of how many numbers
-        self.seen: dict[str, tuple[float, float]] = {}
+        self.seen: dict[str, tuple[float, float]] = {}  # since the log's last line: sums, and of how many numbers
 
     @property
     def is_main(self) -> bool:
@@ -317,7 +317,7 @@ class _Run:
             "optimizer": whole(self.optimizer.state_dict(), main),
             "schedule": self.schedule.state_dict(),
             "processes": self.accelerator.num_processes,
-            "samples": checkpoint.fingerprint(self.samples),
+            "samples": self.fingerprint,
             "seen": self._everybody(),
         }
         if self.ema:
@@ -343,9 +343,9 @@ class _Run:
             raise checkpoint.CheckpointError(
                 f"{folder} was made by {before} processes, here are {now}: steps would have other samples"
             )
-        checkpoint.check_samples(folder, state.get("samples"), self.samples)
-        if self.is_main:  # the others' numbers are among them
-            self.seen = state.get("seen", {})
+        checkpoint.check_samples(folder, state.get("samples"), self.fingerprint)
+        seen = state.get("seen", {})
+        self.seen = seen if self.is_main else dict.fromkeys(seen, (0.0, 0.0))  # the others' numbers are among them
         for name, module in self.stage.trained_modules().items():
             load_whole(module, load_file(folder / f"{name}.safetensors"))
         self.optimizer.load_state_dict(split_optimizer(state["optimizer"], self.parameters))

@@ -63,7 +63,6 @@ class MinimalImpactStage(ControlNetStage):
             )
         if trained and INJECTION not in self.controlnet.config:  # its strength was found for a sum, and this is none
             self.strength = 1.0
-        self.trained_with = trained
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(batch, draws)
@@ -81,8 +80,8 @@ class MinimalImpactStage(ControlNetStage):
 
     def _copy(self) -> ControlNetModel:
         network = super()._copy()
-        if self.trained_with:
-            network.register_to_config(**{INJECTION: self.trained_with})
+        if isinstance(self.inject, BalancedInjection):
+            network.register_to_config(**{INJECTION: asdict(self.inject)})
         return network
 
     def _few(self, samples: int) -> Tensor:
