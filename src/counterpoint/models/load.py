@@ -139,7 +139,7 @@ def load_controls(
         model: the model they are for, as given to :func:`load_components`.
         controls: labels (``"pose"``, or ``"canny:cup"`` for a second of a kind), or label -> folder, file or hub id.
             Labels alone, and those of ``None``, take the model's own ControlNets: ``controls/<kind>`` in its folder,
-            for ``"canny:mi"`` ``controls/canny-mi`` if that is there, else ``controlnet``, ``controlnet_1``, ... in order.
+            for ``"canny:mi"`` ``controls/canny-mi`` if it is there; else ``controlnet``, ``controlnet_1`` and so on.
         host: what they must fit.
         dtype: of their weights.
         loaded_one: hears each network before the next one is loaded.
