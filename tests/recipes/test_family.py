@@ -71,6 +71,8 @@ def test_adapters_take_a_step_and_come_with_the_family(family: Path, tmp_path: P
                 for one in (type(stage)._predict, DiffusionStage._predict)
             ]
             assert torch.equal(*both), "it begins as the model that it is for"
+            tokens = stage.unet.position_net(torch.rand(64, 1, 2, 4), torch.randn(64, 1, 3, 128), torch.ones(64, 1))
+            assert (tokens.var(0).mean(-1) > 0.3 * tokens.mean(0).square().mean(-1)).all(), "by what is told"
         loss, _ = stage(job.samples.batch([0, 1, 2]), Draws(0, range(3)), 0)
         loss.backward()
         learning = [p for p in stage.unet.parameters() if p.requires_grad]
