@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from counterpoint.data.described import Described, Subset, Untold, crowded
 from counterpoint.data.scenes.vocabulary import SIZE
+from counterpoint.data.shards import SceneShards
 from counterpoint.models.gligen import with_fusers
 from counterpoint.models.interact import InteractionEmbedding
 from counterpoint.models.ip_adapter import with_ip_adapter
@@ -21,6 +22,7 @@ from counterpoint.recipes import parts
 from counterpoint.recipes.recipe import Recipe
 from counterpoint.training.stage import Job
 from counterpoint.training.stages.adapter import AdapterStage
+from counterpoint.types import Samples
 
 INTERACTIONS = 8
 """How many the family's own takes; scenes have four things at most."""
@@ -31,9 +33,8 @@ SITES = ("mid_block.attentions.0", "up_blocks.1.attentions.0", "up_blocks.1.atte
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class AdapterConfig(parts.FamilyConfig):
-    """``interact`` is trained without colours and textures, ``migc`` with them and without actions, mostly on scenes
-    with several things, ``style`` with half of the prompts silent about
-    colours, place and style."""
+    """``interact`` is trained without colours and textures, ``migc`` with them and without actions, both mostly on
+    scenes with several things, ``style`` with half of the prompts silent about colours, place and style."""
 
     adapter: Literal["interact", "migc", "style"] = "interact"
 
@@ -46,12 +47,11 @@ def adapter(config: AdapterConfig) -> Job:
         kind, text = "interact", unet.config.cross_attention_dim
         unet = _opened(with_fusers(unet, _heard(InteractionEmbedding(text, text, INTERACTIONS, HIDDEN))))
         scenes = parts.latents(config, "layout", "caption:plain").laid_out()
-        samples: Any = Described(scenes, config.seed, mislead=True)
+        samples: Any = _crowded(scenes, Described(scenes, config.seed, mislead=True))
     elif config.adapter == "migc":
         kind, unet = "migc", with_instances(unet, SITES, refined=True, hidden=HIDDEN)
         scenes = parts.latents(config, "layout:detailed", "caption:plain").laid_out()
-        described = Described(scenes.rename("layout:detailed", "layout"), config.seed, mislead=False)
-        samples = Subset(described, crowded(scenes.members()))
+        samples = _crowded(scenes, Described(scenes.rename("layout:detailed", "layout"), config.seed, mislead=False))
     else:
         family = config.pretrained_model_name_or_path
         encoder, processor = load_image_encoder(family, family)
@@ -59,6 +59,10 @@ def adapter(config: AdapterConfig) -> Job:
         unet = with_ip_adapter(unet, encoder.config.projection_dim)
         samples = Untold(parts.latents(config, "image", "layout").laid_out(), config.seed)
     return Job(AdapterStage(kind, size, unet, **reads, **parts.denoising(config)), samples)
+
+
+def _crowded(scenes: SceneShards, samples: Samples) -> Subset:
+    return Subset(samples, crowded(scenes.members()))
 
 
 def _opened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
