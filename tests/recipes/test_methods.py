@@ -271,7 +271,7 @@ def test_controlnets_that_make_way(build, settings: list[str]) -> None:
     assert ("asymmetry" in extra) == (number == 2)
     loss.backward()
     assert stage.controlnet.controlnet_mid_block.weight.grad is not None
-    with pytest.raises(UserError, match="there is no ControlNet"):
+    with pytest.raises(UserError, match="controlnet_model_name_or_path: there is no model"):
         build("tiny-mi-stage1", "controlnet_model_name_or_path=nowhere")
 
 

@@ -189,7 +189,7 @@ def test_what_is_in_no_class_does_not_count() -> None:
 def test_what_must_be_named(model: Path, networks: Path) -> None:
     with pytest.raises(UserError, match="name the depth ControlNet to go on with"):
         build(model, "sd15-controlnet++", f"reader_model_name_or_path={networks / 'depth'}")
-    with pytest.raises(UserError, match="does not read depth from pictures"):
+    with pytest.raises(UserError, match="what reads depth from pictures"):
         build(model, "sd15-controlnet++")
     with pytest.raises(UserError, match="layout"):
         build(model, "sd15-controlnet", f"pretrained_model_name_or_path={model}")

@@ -102,8 +102,9 @@ class SceneShards:
         """Add a stored field: ``make(images (n, 128, 128, 3)) -> (n, ...)``, shard by shard."""
         missing = [start for start in self._starts() if not (self._folder(start) / f"{field}.npy").exists()]
         for start in tqdm(missing, desc=f"computing {field}", unit="shard", disable=not missing):
-            made = make(np.load(self._folder(start) / "image.npy", mmap_mode="r"))
-            save_whole(self._folder(start) / f"{field}.npy", made)
+            place = self._folder(start) / f"{field}.npy"
+            if not place.exists():  # another run may have made it meanwhile
+                save_whole(place, make(np.load(place.with_name("image.npy"), mmap_mode="r")))
         return self
 
     def _starts(self) -> range:

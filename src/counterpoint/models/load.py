@@ -104,13 +104,13 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
         )
     return Components(
         vae=load_diffusers(path / "vae", dtype),
-        text_encoder=_clip(path / "text_encoder", dtype),
+        text_encoder=load_tower(path / "text_encoder", dtype),
         tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
         unet=unet,
         scheduler=json.loads((path / "scheduler" / "scheduler_config.json").read_text()),
         origin=path,
         tokenizer_2=CLIPTokenizer.from_pretrained(path / "tokenizer_2", local_files_only=True) if second else None,
-        text_encoder_2=_clip(path / "text_encoder_2", dtype, CLIPTextModelWithProjection) if second else None,
+        text_encoder_2=load_tower(path / "text_encoder_2", dtype, CLIPTextModelWithProjection) if second else None,
         zero_empty_prompt=bool(second and parts.get("force_zeros_for_empty_prompt", True)),
         guidance_scale=_guidance(path / DEFAULTS),
     )
@@ -215,7 +215,7 @@ def load_image_encoder(
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise UserError(f"nothing reads the pictures of {adapter}: it wants CLIP's image encoder in {folders[0]}")
-    encoder = _clip(folder, dtype, CLIPVisionModelWithProjection)
+    encoder = load_tower(folder, dtype, CLIPVisionModelWithProjection)
     if (folder / "preprocessor_config.json").is_file():
         return encoder, CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     side = encoder.config.image_size
@@ -246,7 +246,12 @@ def load_diffusers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     )
 
 
-def _clip(folder: Path, dtype: torch.dtype, kind: Any = CLIPTextModel) -> Any:
+def load_tower(folder: Path, dtype: torch.dtype = torch.float32, kind: Any = CLIPTextModel) -> Any:
+    """One of CLIP's towers, frozen as it stands, without a word.
+
+    Raises:
+        UserError: it is not there, is a pickle, or lacks weights.
+    """
     for file in weight_files(folder):
         shapes(file)
     said, told = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

@@ -53,7 +53,7 @@ def adapter(config: AdapterConfig) -> Job:
         scenes = parts.latents(config, "layout:detailed", "caption:plain").laid_out()
         samples = _crowded(scenes, Described(scenes.rename("layout:detailed", "layout"), config.seed, mislead=False))
     else:
-        family = config.pretrained_model_name_or_path
+        family = parts.part(config)
         encoder, processor = load_image_encoder(family, family)
         kind, reads = "ip-adapter", {"image_encoder": encoder, "image_processor": processor}
         unet = with_ip_adapter(unet, encoder.config.projection_dim)

@@ -14,10 +14,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from counterpoint.data.shards import SHARD, SceneShards
-from counterpoint.models.load import TINY, load_diffusers
+from counterpoint.models.load import TINY, load_diffusers, load_tower, locate
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.stages.codec import pictures
 from counterpoint.types import UserError, known_kind
@@ -28,12 +28,33 @@ AnyKind = Annotated[str, AfterValidator(known_kind)]
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class FamilyConfig(TrainConfig):
-    """A member that stands on others: ``pretrained_model_name_or_path`` is the folder that holds them."""
+    """A member that stands on others: ``pretrained_model_name_or_path`` holds them, a folder or a hub id."""
 
     pretrained_model_name_or_path: Path = TINY
     proportion_empty_prompts: float = Field(0.1, ge=0, le=1)
     snr_gamma: float | None = Field(5.0, gt=0, allow_inf_nan=False)
     debiased_estimation_loss: bool = False
+
+
+def part(config: FamilyConfig, name: str = "") -> Path:
+    """The folder of a part of the model that a configuration names, or the model's own.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    return located(config.pretrained_model_name_or_path, "pretrained_model_name_or_path") / name
+
+
+def located(place: Path, setting: str) -> Path:
+    """Where the model is that a setting names by its folder or hub id.
+
+    Raises:
+        UserError: nowhere, and which setting it is.
+    """
+    try:
+        return locate(str(place))
+    except UserError as error:
+        raise UserError(f"{setting}: {error}") from None
 
 
 def scenes(config: TrainConfig, *fields: str, first: int = 0) -> SceneShards:
@@ -50,7 +71,7 @@ def scenes(config: TrainConfig, *fields: str, first: int = 0) -> SceneShards:
 
 def latents(config: FamilyConfig, *fields: str) -> SceneShards:
     """Scenes with their latents under the family's codec, scaled as the UNet sees them."""
-    folder = config.pretrained_model_name_or_path / "vae"
+    folder = part(config, "vae")
     vae = fast(network(AutoencoderTiny, folder))
 
     def make(images: np.ndarray) -> np.ndarray:
@@ -83,13 +104,11 @@ def denoising(config: FamilyConfig) -> dict[str, object]:
     Raises:
         UserError: the model says nothing of its noise schedule.
     """
-    folder = config.pretrained_model_name_or_path
+    folder = part(config)
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
         raise UserError(f"{folder} has no scheduler/scheduler_config.json: a model's noise schedule stands there")
     return {
-        "text_encoder": CLIPTextModel.from_pretrained(
-            folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
-        ),
+        "text_encoder": load_tower(folder / "text_encoder"),
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         "scheduler": DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
         "proportion_empty_prompts": config.proportion_empty_prompts,
@@ -112,7 +131,7 @@ def network(kind: type[nn.Module], folder: Path) -> Any:
 
 def unet(config: FamilyConfig) -> UNet2DConditionModel:
     """The family's UNet, laid out for training beside it."""
-    return fast(network(UNet2DConditionModel, config.pretrained_model_name_or_path / "unet"))
+    return fast(network(UNet2DConditionModel, part(config, "unet")))
 
 
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:

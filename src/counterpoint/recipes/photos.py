@@ -104,7 +104,7 @@ class EncodedPhotos:
 
 def codec(config: PhotoConfig) -> Job:
     """Goes on with the family's autoencoder."""
-    model = parts.network(AutoencoderTiny, config.pretrained_model_name_or_path / "vae")
+    model = parts.network(AutoencoderTiny, parts.part(config, "vae"))
     return Job(CodecStage(parts.fast(model)), _photos(config, "image"))
 
 
@@ -159,7 +159,7 @@ def encoded(
     """The photos of a configuration with their latents; ``extract`` makes the condition images that they lack."""
     samples = _photos(config, "caption", *fields, find_segments=True, extract=extract)
     place = config.train_data_dir.resolve()
-    weights = parts.mark(config.pretrained_model_name_or_path / "vae")
+    weights = parts.mark(parts.part(config, "vae"))
     mark = hashlib.sha256(f"{weights}-{config.resolution}-{config.image_column}".encode())
     mark.update(np.asarray(samples.numbers).tobytes())
     for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
@@ -170,8 +170,7 @@ def encoded(
 
 
 def _latents(config: PhotoConfig, *fields: str) -> EncodedPhotos:
-    folder = config.pretrained_model_name_or_path / "vae"
-    return encoded(config, parts.fast(parts.network(AutoencoderTiny, folder)), *fields)
+    return encoded(config, parts.fast(parts.network(AutoencoderTiny, parts.part(config, "vae"))), *fields)
 
 
 _SETTINGS = {

@@ -42,9 +42,9 @@ _DPT, _IMAGENET = ([0.5] * 3, [0.5] * 3, 384), ([0.485, 0.456, 0.406], [0.229, 0
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Sd15Config(photos.PhotoConfig):
-    """``pretrained_model_name_or_path`` is a diffusers folder of the SD1.5 layout."""
+    """``pretrained_model_name_or_path`` is a diffusers folder or hub id of the SD1.5 layout."""
 
-    pretrained_model_name_or_path: Path = Path("stable-diffusion-v1-5")
+    pretrained_model_name_or_path: Path = Path("stable-diffusion-v1-5/stable-diffusion-v1-5")
     resolution: int = Field(512, gt=0, multiple_of=32)
     proportion_empty_prompts: float = Field(0.0, ge=0, le=1)
     snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -80,10 +80,10 @@ class PlainConfig(aligned.PlainFields, TunedConfig):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AlignedConfig(aligned.AlignedFields, TunedConfig):
-    """``reader_model_name_or_path`` reads the control from pictures: a folder of transformers for depth (DPT, Depth
-    Anything) and seg (ADE20K's classes), a safetensors file for hed and lineart."""
+    """``reader_model_name_or_path`` reads the control from pictures: a folder of transformers or a hub id for depth
+    (DPT, Depth Anything) and seg (ADE20K's classes), a safetensors file for hed and lineart."""
 
-    reader_model_name_or_path: Path = Path("reader")
+    reader_model_name_or_path: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -118,7 +118,9 @@ class StableDiffusion15:
     def controlnet(self, config: Any, kind: str) -> ControlNetModel:
         """The one that the configuration names: the papers start from ControlNet 1.1's."""
         if config.controlnet_model_name_or_path is None:
-            raise UserError(f"name the {kind} ControlNet to go on with: --set controlnet_model_name_or_path=FOLDER")
+            raise UserError(
+                f"name the {kind} ControlNet to go on with: --set controlnet_model_name_or_path=FOLDER or hub id"
+            )
         return tuned(config.controlnet_model_name_or_path, kind, config.rank)
 
     def samples(self, config: Sd15Config, kind: str, *, balanced: bool = False) -> Samples:
@@ -149,7 +151,9 @@ class StableDiffusion15:
             )
         if kind == "canny":
             return DrawnEdges()
-        place = config.reader_model_name_or_path
+        if config.reader_model_name_or_path is None:
+            raise UserError(f"what reads {kind} from pictures? --set reader_model_name_or_path=FOLDER or hub id")
+        place = parts.located(config.reader_model_name_or_path, "reader_model_name_or_path")
         if kind in {"hed", "lineart"}:
             return _Lines(load_edge_network(kind, place))
         auto = AutoModelForDepthEstimation if kind == "depth" else AutoModelForSemanticSegmentation
@@ -278,7 +282,7 @@ def _quarter(pictures: Tensor) -> tuple[int, int]:
 
 
 def _part(config: Sd15Config, name: str) -> Path:
-    folder = config.pretrained_model_name_or_path / name
+    folder = parts.part(config, name)
     if not folder.is_dir():
         raise UserError(f"there is no {folder}: --set pretrained_model_name_or_path=FOLDER of the SD1.5 layout")
     return folder

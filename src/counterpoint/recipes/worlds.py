@@ -96,13 +96,12 @@ class Scenes:
 
     def vae(self, config: parts.FamilyConfig) -> AutoencoderTiny:
         """The family's."""
-        folder = config.pretrained_model_name_or_path / "vae"
-        return parts.fast(parts.network(AutoencoderTiny, folder))
+        return parts.fast(parts.network(AutoencoderTiny, parts.part(config, "vae")))
 
     def controlnet(self, config: Any, kind: str) -> ControlNetModel:
         """The family's own, unless the configuration names one."""
-        family = config.pretrained_model_name_or_path / "controls" / kind
-        return parts.fast(tuned(config.controlnet_model_name_or_path or family, kind, config.rank))
+        place = config.controlnet_model_name_or_path or parts.part(config, f"controls/{kind}")
+        return parts.fast(tuned(place, kind, config.rank))
 
     def samples(self, config: parts.FamilyConfig, kind: str, *, balanced: bool = False) -> Samples:
         """Scenes, whose segments are their classes."""
@@ -160,9 +159,7 @@ def tuned(place: Path, kind: str, rank: int = 0) -> ControlNetModel:
     Raises:
         UserError: there is none, or it was trained for another kind of control.
     """
-    if not place.is_dir():
-        raise UserError(f"there is no ControlNet {place}: train it first, or name one as controlnet_model_name_or_path")
-    network: ControlNetModel = parts.network(ControlNetModel, place)
+    network: ControlNetModel = parts.network(ControlNetModel, parts.located(place, "controlnet_model_name_or_path"))
     check_kind(network, kind, place)
     if rank:
         add_lora(network, rank)
@@ -185,7 +182,7 @@ def readable(kind: str, classes: int) -> dict[str, Any]:
 
 
 def _there(config: parts.FamilyConfig, place: str, otherwise: str = "") -> Path:
-    folder = config.pretrained_model_name_or_path / place
+    folder = parts.part(config, place)
     if not folder.is_dir():
         hint = f", or {otherwise}" if otherwise else ""
         raise UserError(
