@@ -195,6 +195,16 @@ def test_what_must_be_named(model: Path, networks: Path) -> None:
         build(model, "sd15-controlnet", f"pretrained_model_name_or_path={model}")
 
 
+def test_hub_ids(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = {"owner/model": model / "model", "owner/control": model / "model" / "controlnet"}
+    monkeypatch.setattr("counterpoint.models.load.snapshot_download", lambda name, **_: str(hub[name]))
+    named = ["pretrained_model_name_or_path=owner/model", "controlnet_model_name_or_path=owner/control"]
+    step(build(model, "sd15-tuned", "control_type=depth", *named))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="controlnet_model_name_or_path: there is no folder 'owner/control'"):
+        build(model, "sd15-tuned", "control_type=depth", *named)
+
+
 def test_pickles_and_other_networks_are_refused(model: Path, tmp_path: Path) -> None:
     """Where training begins as where pictures are made."""
     pickled = tmp_path / "pickled"
