@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -74,25 +75,12 @@ class SceneShards:
 
     def prepare(self, workers: int | None = None) -> SceneShards:
         """Render every shard that is not there yet. Each appears whole or not at all: kill it and call it again."""
-        missing = [start for start in self._starts() if not self._folder(start).exists()]
-        if missing:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-                done = pool.map(_render_shard, [self._folder(start) for start in missing], missing)
-                for _ in tqdm(done, total=len(missing), desc="rendering scenes", unit="shard"):
-                    pass
-        return self
+        return self._each("", _render_shard, "rendering scenes", workers)
 
     def laid_out(self) -> SceneShards:
         """Derive the field ``layout``: who and what stands where and does what, without the colours and textures that
         ``layout:detailed`` has; and ``caption:plain``, which does not say who does what."""
-        missing = [start for start in self._starts() if not (self._folder(start) / "layouts.json").exists()]
-        if missing:
-            with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-                done = pool.map(_lay_out_shard, [self._folder(start) for start in missing], missing)
-                for _ in tqdm(done, total=len(missing), desc="computing layouts", unit="shard"):
-                    pass
-        return self
+        return self._each("layouts.json", _lay_out_shard, "computing layouts")
 
     def members(self) -> np.ndarray:
         """How many people and things each scene has, after :meth:`laid_out`."""
@@ -100,12 +88,28 @@ class SceneShards:
 
     def derive(self, field: str, make: Callable[[np.ndarray], np.ndarray]) -> SceneShards:
         """Add a stored field: ``make(images (n, 128, 128, 3)) -> (n, ...)``, shard by shard."""
-        missing = [start for start in self._starts() if not (self._folder(start) / f"{field}.npy").exists()]
+        name = f"{field}.npy"
+        missing = self._missing(name)
         for start in tqdm(missing, desc=f"computing {field}", unit="shard", disable=not missing):
-            place = self._folder(start) / f"{field}.npy"
-            if not place.exists():  # another run may have made it meanwhile
-                save_whole(place, make(np.load(place.with_name("image.npy"), mmap_mode="r")))
+            folder = self._folder(start)
+            if not (folder / name).exists():
+                save_whole(folder / name, make(np.load(folder / "image.npy", mmap_mode="r")))
         return self
+
+    def _each(self, name: str, make: Callable[[Path, int], None], what: str, workers: int | None = None) -> SceneShards:
+        """``make(folder, start)`` the file of every shard, or the folder itself, on all cores."""
+        if missing := self._missing(name):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+                done = pool.map(partial(_unless_there, name, make), map(self._folder, missing), missing)
+                for _ in tqdm(done, total=len(missing), desc=what, unit="shard"):
+                    pass
+        return self
+
+    def _missing(self, name: str) -> list[int]:
+        """Shards without a file, in an order of chance: runs that begin together share the work."""
+        lacking = [start for start in self._starts() if not (self._folder(start) / name).exists()]
+        return random.sample(lacking, len(lacking))
 
     def _starts(self) -> range:
         return range(self.first, self.first + self.count, SHARD)
@@ -145,9 +149,9 @@ class SceneShards:
 
 def save_whole(path: Path, array: np.ndarray) -> None:
     """Write an array, whole or not at all."""
-    partial = path.with_suffix(f".partial-{os.getpid()}.npy")
-    np.save(partial, array)
-    partial.rename(path)
+    half = path.with_suffix(f".partial-{os.getpid()}.npy")
+    np.save(half, array)
+    half.rename(path)
 
 
 @lru_cache(maxsize=4096)
@@ -177,6 +181,12 @@ def _layout(row: dict[str, Any], name: str) -> Layout:
     return Layout(instances, interactions)
 
 
+def _unless_there(name: str, make: Callable[[Path, int], None], folder: Path, start: int) -> None:
+    """Another run may have made it meanwhile."""
+    if not (folder / name).exists():
+        make(folder, start)
+
+
 def _lay_out_shard(folder: Path, start: int) -> None:
     rows = []
     for number in range(start, start + SHARD):
@@ -192,28 +202,28 @@ def _lay_out_shard(folder: Path, start: int) -> None:
         ]
         plain = caption(replace(one.layout, triplets=()), "brief")
         rows.append({"instances": instances, "triplets": one.triplets, "plain": plain})
-    partial = folder / f"layouts.partial-{os.getpid()}.json"
-    partial.write_text(json.dumps(rows, default=float))
-    partial.rename(folder / "layouts.json")
+    half = folder / f"layouts.partial-{os.getpid()}.json"
+    half.write_text(json.dumps(rows, default=float))
+    half.rename(folder / "layouts.json")
 
 
 def _render_shard(folder: Path, start: int) -> None:
-    partial = folder.with_suffix(f".partial-{os.getpid()}")
+    half = folder.with_suffix(f".partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    half.mkdir(parents=True)
     scenes = [scene(number) for number in range(start, start + SHARD)]
     keypoints = np.full((SHARD, PEOPLE, 18, 2), np.nan, np.float32)
     for row, one in zip(keypoints, scenes, strict=True):
         for person, joints in enumerate(one.keypoints):
             row[person] = joints
-    np.save(partial / "image.npy", np.stack([one.image for one in scenes]))
-    np.save(partial / "seg.npy", np.stack([one.seg for one in scenes]))
-    np.save(partial / "depth.npy", np.stack([np.rint(one.depth * 255).astype(np.uint8) for one in scenes]))
-    np.save(partial / "keypoints.npy", keypoints)
-    (partial / "captions.json").write_text(json.dumps([one.caption for one in scenes]))
+    np.save(half / "image.npy", np.stack([one.image for one in scenes]))
+    np.save(half / "seg.npy", np.stack([one.seg for one in scenes]))
+    np.save(half / "depth.npy", np.stack([np.rint(one.depth * 255).astype(np.uint8) for one in scenes]))
+    np.save(half / "keypoints.npy", keypoints)
+    (half / "captions.json").write_text(json.dumps([one.caption for one in scenes]))
     try:
-        partial.rename(folder)
+        half.rename(folder)
     except OSError:  # another process was faster, with the same scenes
-        shutil.rmtree(partial)
+        shutil.rmtree(half)
         if not folder.exists():
             raise
