@@ -489,7 +489,7 @@ def test_the_card_tells_a_stranger(tmp_path: Path) -> None:
     _, front, body = text.split("---\n", 2)
     assert "library_name: diffusers" in front
     assert "Learns y = 2x" in body
-    assert "25 steps of 4 samples" in body
+    assert f"25 steps of 4 samples, out of {len(Numbers())}" in body
     last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert f"| {last['step']} | {last['loss']} |" in body
     assert json.loads(body.split("```json\n")[1].split("```")[0]) == json.loads(
@@ -504,11 +504,13 @@ def test_the_card_of_a_controlnet_says_how_to_use_it(tmp_path: Path, parts: dict
     )
     host = [parts[name] for name in ("unet", "text_encoder", "tokenizer")]
     stage = ControlNetStage(parts["networks"][0], "hed", *host, DDPMScheduler())
-    write_card(tmp_path, stage, settings, as_json(settings), processes=2)
+    write_card(tmp_path, Job(stage, Numbers(), "tiny-controlnet"), settings, as_json(settings), processes=2)
     text = (tmp_path / "README.md").read_text()
     assert "base_model: some/model" in text
     assert f'counterpoint.load("some/model", controls={{"hed": "{tmp_path}"}})' in text
     assert "2 processes" in text
+    assert "ControlNetModel for hed, trained by the recipe `tiny-controlnet`" in text
+    assert f'ControlNetModel.from_pretrained("{tmp_path}")' in text
     assert "fusion=" not in text
 
 
@@ -520,5 +522,7 @@ def test_the_card_says_how_a_network_is_taken_in(tmp_path: Path, parts: dict) ->
     host = [parts[name] for name in ("unet", "text_encoder", "tokenizer")]
     inject = BalancedInjection("min-norm")
     stage = MinimalImpactStage(parts["networks"][0], "pose", *host, DDPMScheduler(), inject=inject)
-    write_card(tmp_path, stage, settings, as_json(settings))
-    assert f'fusion="{inject.rule}"' in (tmp_path / "README.md").read_text()
+    write_card(tmp_path, Job(stage, Numbers(), "tiny-mi-stage1"), settings, as_json(settings))
+    text = (tmp_path / "README.md").read_text()
+    assert f'fusion="{inject.rule}"' in text
+    assert "from_pretrained" not in text, "it would be added"

@@ -11,7 +11,7 @@ from diffusers import ControlNetModel
 from huggingface_hub import ModelCardData
 
 from counterpoint.training.config import TrainConfig
-from counterpoint.training.stage import Stage
+from counterpoint.training.stage import Job
 
 CARD = "README.md"
 _TEXT = """---
@@ -19,10 +19,10 @@ _TEXT = """---
 ---
 # {name}
 
-{method}
+{what}, trained by the recipe `{recipe}` of Counterpoint {version}. {method}
 
-{use}Trained with Counterpoint {version}: {steps} steps of {samples} samples{world}. No licence is
-named here: it depends on the data and on the model that this one started from.
+{use}It took {steps} steps of {batch} samples{world}, out of {samples}{source}. No licence is named here: it depends on
+the data and on the model that this one started from.
 
 ## The last of its log
 {log}
@@ -39,35 +39,38 @@ pipe = counterpoint.load("{base}", controls={{"{kind}": "{folder}"}}){taken_in}
 ```
 
 """
+_STOCK = 'In diffusers alone it is `ControlNetModel.from_pretrained("{folder}")`.\n\n'
 _LAST = 5
 
 
-def write_card(folder: Path, stage: Stage, config: TrainConfig, settings: str, processes: int = 1) -> None:
+def write_card(folder: Path, job: Job, config: TrainConfig, settings: str, processes: int = 1) -> None:
     """Write the card beside the exported network.
 
     Args:
         folder: the run's output, with its ``log.jsonl``.
-        stage: what was trained.
+        job: what was trained, and on what.
         config: all settings.
         settings: what ``train.json`` holds.
         processes: that shared each step.
     """
     base = str(getattr(config, "pretrained_model_name_or_path", "") or "")
     kind = getattr(config, "control_type", None)
-    modules = [type(module) for module in stage.trained_modules().values()]
-    rule = getattr(getattr(stage, "inject", None), "rule", None)
+    networks = [type(module).__name__ for module in job.stage.trained_modules().values()]
+    rule = getattr(getattr(job.stage, "inject", None), "rule", None)
     taken_in = (
         f'\nimages = pipe(..., fusion="{rule}").images  # taken in as it was trained; stock diffusers would add it'
         if rule
         else ""
     )
     use = ""
-    if ControlNetModel in modules and base and kind:
+    if ControlNetModel.__name__ in networks and base and kind:
         use = _USE.format(base=base, kind=kind, folder=folder, taken_in=taken_in)
+        use += "" if rule else _STOCK.format(folder=folder)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()[-_LAST:]]
     keys = list(dict.fromkeys(key for line in log for key in line if key not in {"lr", "seconds_per_step"}))
     rows = [[str(line.get(key, "")) for key in keys] for line in log]
     table = [f"| {' | '.join(row)} |" for row in (keys, ["---"] * len(keys), *rows)]
+    photos = getattr(config, "train_data_dir", None)
     text = _TEXT.format(
         data=ModelCardData(
             library_name="diffusers",
@@ -75,12 +78,16 @@ def write_card(folder: Path, stage: Stage, config: TrainConfig, settings: str, p
             tags=["counterpoint", *([kind] if kind else [])],
         ).to_yaml(),
         name=folder.resolve().name,
-        method=(inspect.getdoc(stage) or "").split("\n\n")[0],
+        what=" and ".join(networks) + (f" for {kind}" if kind else ""),
+        recipe=job.recipe,
+        method=(inspect.getdoc(job.stage) or "").split("\n\n")[0],
         use=use,
         version=version("counterpoint"),
         steps=config.max_train_steps,
-        samples=config.train_batch_size * config.gradient_accumulation_steps * processes,
-        world=f", {processes} processes" if processes > 1 else "",
+        batch=config.train_batch_size * config.gradient_accumulation_steps * processes,
+        world=f" over {processes} processes" if processes > 1 else "",
+        samples=len(job.samples),
+        source=f" of {photos}" if photos else "",
         log="\n".join(table) if log else "It was too short for one.",
         settings=settings,
     )

@@ -127,7 +127,7 @@ def resumable(config: TrainConfig, resume: Path | bool, recipe: str = "") -> Pat
 class _Run:
     def __init__(self, job: Job, config: TrainConfig, validate: Validate | None) -> None:
         torch.set_flush_denormal(True)
-        self.config, self.stage, self.validate = config, job.stage, validate
+        self.job, self.config, self.stage, self.validate = job, config, job.stage, validate
         self.samples, self.settings = job.samples, as_json(config, job.recipe)
         self.fingerprint = checkpoint.fingerprint(job.samples)
         self.accelerator = Accelerator(
@@ -203,7 +203,7 @@ class _Run:
                     self.stage.set_submodule(name, self.unsplit[name])
         if self.is_main:
             self.stage.export(output)
-            write_card(output, self.stage, self.config, self.settings, self.accelerator.num_processes)
+            write_card(output, self.job, self.config, self.settings, self.accelerator.num_processes)
         self.accelerator.wait_for_everyone()
 
     def _loop(self) -> None:

@@ -123,7 +123,7 @@ class DiffusionStage(Stage):
 
 
 class ControlNetStage(DiffusionStage):
-    """The same loss with a trainable ControlNet on a frozen denoiser (Zhang et al. 2023, arXiv:2302.05543).
+    """The diffusion loss with a trainable ControlNet on a frozen denoiser (Zhang et al. 2023, arXiv:2302.05543).
 
     A network that was trained with an injection is taken in by it again, and one that was strengthened since goes on as
     it was trained; what is exported is as strong as what came in.
