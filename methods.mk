@@ -28,8 +28,9 @@ METHOD_beta-five := tiny-innercontrol --set aligning_alpha=5
 METHOD_wide := tiny-innercontrol --set min_timestep_readout=400
 METHOD_beta-tenth := tiny-innercontrol --set aligning_alpha=0.1
 
-# Groups, and how each is measured. Silent ones are Minimal Impact ControlNet's tables: by sum and by balanced combination, the
-# plain networks at unequal weights, and how far each is from a gradient.
+# Groups, and how each is measured; what was trained with an injection, at the strength that suits it. Silent ones are
+# Minimal Impact ControlNet's tables: by sum and by balanced combination, the plain networks at unequal weights, and how far
+# each is from a gradient.
 EACH = $(foreach method,$(2),$(1).$(method).$(3))
 PAIR = $(foreach method,$(1),canny.$(method).$(2)$(COMMA)pose.$(method).$(2))
 WEIGHED = silent -n 64 --fusion sum --weight canny=$(1) --weight pose=$(2)
@@ -52,7 +53,8 @@ HOW_unequal-pose := $(call WEIGHED,0.5,1.5)
 HOW_gradient := conservativity -n 64
 GROUPS := $(patsubst RUNS_%,%,$(filter RUNS_%,$(.VARIABLES)))
 SPLIT = $(subst $(COMMA), ,$(1))
-NETWORK = $(firstword $(subst ., ,$(1)))=runs/methods/$(1)
+PLACE = runs/$(if $(findstring mi-stage,$(1)),calibrated,methods)/$(1)
+NETWORK = $(firstword $(subst ., ,$(1)))=$(call PLACE,$(1))
 VERSUS = --versus $(subst $() ,$(COMMA),$(foreach run,$(call SPLIT,$(1)),$(call NETWORK,$(run))))
 RUNS := $(sort $(foreach group,$(GROUPS),$(call SPLIT,$(RUNS_$(group)))))
 KEPT := $(GROUPS:%=docs/methods/%/results.json)
@@ -60,7 +62,10 @@ KEPT := $(GROUPS:%=docs/methods/%/results.json)
 $(RUNS:%=runs/methods/%/config.json): runs/methods/%/config.json: | $$(if $$(findstring mi-stage2,$$*),runs/methods/$$(subst stage2,stage1,$$*)/config.json) $(READY)
 	$(call TUNE,$(or $(METHOD_$(call PART,2)),tiny-$(call PART,2)))
 
-$(KEPT): docs/methods/%/results.json: | $$(if $$(wildcard $$@),,$$(foreach run,$$(call SPLIT,$$(RUNS_$$*)),runs/methods/$$(run)/config.json))
+runs/calibrated/%/config.json: runs/methods/%/config.json
+	$(BIN)/python -m counterpoint.apps.validation runs/methods/$* src/counterpoint/models/tiny $(call PART,1) $(@D)
+
+$(KEPT): docs/methods/%/results.json: | $$(if $$(wildcard $$@),,$$(foreach run,$$(call SPLIT,$$(RUNS_$$*)),$$(call PLACE,$$(run))/config.json))
 	$(BIN)/counterpoint evaluate $(or $(HOW_$*),$(HOW_$(patsubst %-$(lastword $(subst -, ,$*)),%,$*))) \
 	  --out runs/tables/$* $(foreach run,$(RUNS_$*),$(call VERSUS,$(run)))
 	mkdir -p $(@D)
@@ -72,6 +77,6 @@ methods: $(KEPT)
 # What the family ships of them: its variants of depth, canny and pose.
 SHIPPED := depth-inner=depth.innercontrol.0 canny-mi=canny.mi-stage2.0 pose-mi=pose.mi-stage2.0
 
-variants: $(foreach one,$(SHIPPED),runs/methods/$(lastword $(subst =, ,$(one)))/config.json)
-	$(foreach one,$(SHIPPED),ln -sfn methods/$(lastword $(subst =, ,$(one))) runs/control-$(firstword $(subst =, ,$(one)));)
+variants: $(foreach one,$(SHIPPED),$(call PLACE,$(lastword $(subst =, ,$(one))))/config.json)
+	$(foreach one,$(SHIPPED),ln -sfn $(patsubst runs/%,%,$(call PLACE,$(lastword $(subst =, ,$(one))))) runs/control-$(firstword $(subst =, ,$(one)));)
 	$(GATHER) src/counterpoint/models/tiny

@@ -97,7 +97,9 @@ def test_a_balanced_injection_is_tried_either_way(tiny: Path, tmp_path: Path, mo
             return {"adherence": 0.7 if strength_of(network) in {0.4, 0.65, 2.0} else 0.6}
 
     monkeypatch.setattr(validation, "Adherence", Known)
-    validation.calibrate(tmp_path, tiny, "pose")
+    monkeypatch.setattr("sys.argv", ["validation", str(tmp_path), str(tiny), "pose", str(tmp_path / "calibrated")])
+    validation.main()
+    assert strength_of(ControlNetModel.from_pretrained(tmp_path / "calibrated")) == 0.65
     found = json.loads((tmp_path / STRENGTH).read_text())
     assert found["strength"] == 0.65
     assert min(map(float, found["adherence"])) < 1 < max(map(float, found["adherence"]))

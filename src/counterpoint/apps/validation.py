@@ -88,7 +88,7 @@ def adherence(stage: ControlNetStage, family: Path) -> Validate | None:
     return validate
 
 
-def calibrate(run: Path, family: Path, kind: str, n: int = 64) -> None:
+def calibrate(run: Path, family: Path, kind: str, n: int = 64) -> float:
     """Find out how strong a ControlNet has to be at a conditioning scale of 1, and write it beside the network.
 
     See :mod:`counterpoint.models.strength`. The factor nearest to 1 is taken that the best does not surpass by
@@ -105,13 +105,20 @@ def calibrate(run: Path, family: Path, kind: str, n: int = 64) -> None:
         print(f"{kind}: adherence {found[strength]:.3f} at strength {strength}", flush=True)
     enough = max(found.values()) - ENOUGH
     near = sorted(found, key=lambda one: abs(math.log(one)) if one else math.inf)
-    write_json(run / STRENGTH, {"strength": next(one for one in near if found[one] >= enough), "adherence": found})
+    strength = next(one for one in near if found[one] >= enough)
+    write_json(run / STRENGTH, {"strength": strength, "adherence": found})
+    return strength
 
 
 def main() -> None:
-    """``python -m counterpoint.apps.validation RUN FAMILY KIND``: calibrate one ControlNet."""
-    run, family, kind = sys.argv[1:]
-    calibrate(Path(run), Path(family), kind)
+    """``python -m counterpoint.apps.validation RUN FAMILY KIND [OUT]``: calibrate one ControlNet, and save it in
+    ``OUT`` as strong as was found."""
+    run, family, kind, *out = sys.argv[1:]
+    strength = calibrate(Path(run), Path(family), kind)
+    for place in out:
+        network = ControlNetModel.from_pretrained(run, local_files_only=True)
+        strengthen(network, strength)
+        network.save_pretrained(place)
 
 
 if __name__ == "__main__":
