@@ -245,7 +245,8 @@ def attach(
             ``(b, 1, h, w)`` in 0..1.
         control_mask: control -> how strongly it speaks where, likewise.
         gate_silence: let controls of a kind with a silent value speak only where their image shows something else;
-            default where there are several and ``controls`` tells their kinds, but not under ``"sum"`` or in FLUX.
+            default where there are several and ``controls`` tells their kinds, but not under ``"sum"``,
+            ``"minimal-impact"`` or in FLUX.
 
     Raises:
         UserError: what does not fit; the message says what to do.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from counterpoint.control.coverage import coverage
+from counterpoint.control.coverage import coverage, gates
 from counterpoint.data.pairs import silent
 from counterpoint.types import CONTROL_KINDS, UserError
 
@@ -30,6 +30,17 @@ def test_half_a_silent_pair() -> None:
         side = coverage(hint, CONTROL_KINDS[kind])[0, 0]
         spoken, quiet = sorted((side[:, : side.shape[1] // 2].mean(), side[:, side.shape[1] // 2 :].mean()))[::-1]
         assert quiet < 0.15 < spoken, "what spills over is the soft edge"
+
+
+def test_what_is_gated_unasked() -> None:
+    """Where controls meet, but not where nobody is silent, nor under the two rules that say otherwise."""
+    for rule in ("pix", "cross:delta=0.5", "0:pix,0.5:sum"):
+        assert gates(None, rule, ["pose", "seg"])
+        assert not gates(None, rule, ["pose"])
+        assert not gates(None, rule, ["depth", "seg"])
+    for rule in ("sum", "minimal-impact", "minimal-impact:injection=literal,granularity=sample"):
+        assert not gates(None, rule, ["pose", "seg"])
+        assert gates(True, rule, ["pose", "seg"])
 
 
 @pytest.mark.parametrize("kind", ["depth", "seg"])

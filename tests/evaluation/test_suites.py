@@ -372,6 +372,9 @@ def test_asymmetry_is_each_cases_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = suite.score(reader(Path("nowhere")), 2, [Method(networks=(("pose", "runs/other"),))], blind_readers())
     assert [row.name for row in rows] == ["pose", "pose of other"], "and nothing that is not compared"
     assert not torch.equal(*(row.metrics[0].rows for row in rows))
+    pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    with pytest.raises(UserError, match="predicts v_prediction"):
+        conservativity.Conservativity(pipe, pairs, suite.network)
     networks[0].register_to_config(injection={"reading": "literal", "cap": 20.0, "granularity": "sample"})
     trained = suite.score(reader(Path("nowhere")), 2, (), blind_readers())
     plain = tables[0][0].metrics[0].rows[:2]

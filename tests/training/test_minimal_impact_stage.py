@@ -50,6 +50,14 @@ def test_without_its_parts_it_is_plain_training(make) -> None:
     assert not torch.equal(loss(make(inject=BalancedInjection("min-norm"))), loss(stage))
 
 
+def test_the_price_is_in_units_of_noise(parts: dict) -> None:
+    host = [parts[name] for name in ("unet", "text_encoder", "tokenizer")]
+    other = DDPMScheduler(prediction_type="v_prediction")
+    MinimalImpactStage(parts["networks"][0], "depth", *host, other)
+    with pytest.raises(UserError, match="predicts the noise"):
+        MinimalImpactStage(parts["networks"][0], "depth", *host, other, weight=0.01)
+
+
 @pytest.mark.parametrize("estimator", ["hutchinson", "symmetric", "paired"])
 @pytest.mark.parametrize("injection", [torch.add, BalancedInjection("min-norm")])
 def test_the_gradient_is_the_slope(make, estimator: str, injection) -> None:

@@ -14,6 +14,7 @@ from counterpoint.types import CONTROL_KINDS, ControlKind, UserError, kind_of
 
 REACH = 1 / 16
 """How far around its lines a control speaks, as a share of the picture's shorter side."""
+_UNGATED = ("sum", "minimal-impact")
 
 
 def coverage(hint: Float[Tensor, "b 3 h w"], kind: ControlKind, reach: float = REACH) -> Float[Tensor, "b 1 h w"]:
@@ -44,9 +45,12 @@ def is_silenced(name: str) -> bool:
 
 def gates(asked: bool | None, fusion: str, names: Collection[str]) -> bool:
     """Whether silence is gated: as asked, and by default where several controls meet under any rule but ``sum``, which
-    is what every tool does. One control alone has nobody to wipe out, and its black means what it was trained to mean.
+    is what every tool does, and ``minimal-impact``, whose networks learn what to make of silence. One control alone has
+    nobody to wipe out, and its black means what it was trained to mean.
     """
-    return len(names) > 1 and fusion != "sum" and any(map(is_silenced, names)) if asked is None else asked
+    if asked is not None:
+        return asked
+    return len(names) > 1 and fusion.partition(":")[0] not in _UNGATED and any(map(is_silenced, names))
 
 
 def covered(name: str, hint: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:

@@ -36,11 +36,11 @@ def influence(
     latents: Latents,
     inject: Inject = torch.add,
 ) -> Callable[[Latents], Latents]:
-    """The predicted noise as a function of the latents that the ControlNet sees, while the host sees ``latents``.
+    """The host's prediction as a function of the latents that the ControlNet sees, while the host sees ``latents``.
 
     It may be asked for several of them at once, ``(k b, ...)``: the condition images are encoded once for all.
     Its Jacobian is that part of the prediction's Jacobian which goes through the ControlNet: ``J^c`` of Minimal
-    Impact ControlNet (ICLR 2025, section 4.3), in units of predicted noise.
+    Impact ControlNet (ICLR 2025, section 4.3), of a host that predicts the noise.
 
     Args:
         unet: the host.

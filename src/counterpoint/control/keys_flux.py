@@ -1,7 +1,8 @@
 """KV-injection in FLUX ControlNets (Cross-ControlNet, section 3.3 and appendix A.5).
 
-The paper says only that it carries over. Ours: text tokens keep their own attention; for image tokens the text's keys
-stay visible inside the mask too, because without them a background would no longer hear the prompt there.
+The paper begins at step 3, with masks of ones, and leaves open who sees whom. Ours: text tokens keep their own
+attention; for image tokens the text's keys stay visible inside the mask too, because without them a background would no
+longer hear the prompt there.
 """
 
 from __future__ import annotations

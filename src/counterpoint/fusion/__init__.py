@@ -77,7 +77,7 @@ def _cross_authors(
 ) -> Fusion:
     return Fusion(
         "cross-authors",
-        "cross as its authors' code has it, with an exchange between the branches",
+        "cross as its authors' code joins features, with an exchange between the branches",
         pix_fusion(delta, authors=True),
         {"last": channel_fusion(delta2, authors=True)},
         exchange=authors_exchange(delta),

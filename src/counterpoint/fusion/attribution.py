@@ -18,8 +18,7 @@ def shares(features: Maps, fused: Float[Tensor, "b c h w"]) -> Float[Tensor, "n 
     """At each place, each branch's part in the fused feature, summing to 1; 0 for all where nobody says anything.
 
     ``a = argmin |fused - sum_n a_n f_n|^2`` over channels; the share of branch n is ``|a_n| |f_n|`` over the sum. Of a
-    rule that weighs branches place by place it recovers the weights, to the ridge; of one that weighs channels, their
-    mean.
+    rule that weighs branches place by place that is each one's weight times its length, to the ridge.
 
     Args:
         features: of n branches at one site.
@@ -52,8 +51,9 @@ def correlation(features: Maps) -> Float[Tensor, "b h w"]:
 
 
 def min_norm_shares(features: Maps) -> Float[Tensor, "b n"]:
-    """Of each sample the weights of MGDA's combination (Minimal Impact ControlNet, Eq. 8): small for a branch that the
-    others oppose, all on one that is silent."""
+    """Of each sample the weights of MGDA's combination (Minimal Impact ControlNet, Eq. 8): small for a long branch
+    whose direction a shorter one has too, towards one half each for two that oppose each other, all on one that is
+    silent."""
     x = features.float()
     size = x.abs().amax()
     x = x / torch.where(size > 0, size, 1.0)

@@ -1,6 +1,6 @@
 """Probes: small networks that read a control from a denoiser's inner features, at any timestep.
 
-The aggregation network of Readout Guidance (Luo et al. 2024, arXiv:2312.02150), as InnerControl (2025, section 4.1)
+The aggregation network of Readout Guidance (Luo et al. 2024, arXiv:2312.02150), as InnerControl (2025, section 4.2)
 uses it: a bottleneck for every layer, told the timestep, their softmax-weighted sum, and a small head.
 """
 

@@ -23,7 +23,7 @@ from counterpoint.types import Fusion, UserError
 
 MODES = {
     "balanced": "as trained",
-    "prompt": "weaker at coarse sites, so that the prompt decides the rest",
+    "prompt": "weaker at fine sites, so that the prompt decides the rest",
     "control": "the same, and absent from the unconditional prediction, so that guidance strengthens it",
 }
 """How a control and the prompt share the picture: the control modes of sd-webui-controlnet."""

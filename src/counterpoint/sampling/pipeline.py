@@ -186,7 +186,8 @@ class Pipeline(Model):
                 features, as a share of the prediction's length; one for all or one each, or a schedule. Any but 0
                 wants a readout, and costs the step a backward pass through the UNet.
             gate_silence: let a control whose kind has a silent value speak only where its image shows something else,
-                unless it has a mask; default where there are several controls, but not under ``"sum"``.
+                unless it has a mask; default where there are several controls, but not under ``"sum"`` and
+                ``"minimal-impact"``.
             foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
             subject: words of the prompt, one for each foreground, whose place the host's attention tells.
             subject_mask: white where the subject is, one for each foreground, in place of ``subject``. With neither,

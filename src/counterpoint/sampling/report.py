@@ -34,7 +34,8 @@ class Site:
         parts: each control's part, the mean over images and places, ``(n,)``.
         winners: at each place the control of the largest part, ``(b, h, w)``; -1 where all were silent.
         rho: how far the active controls correlate, the mean over places, ``(b,)`` in -1..1.
-        min_norm: each control's weight in the combination that opposes none of them, ``(b, n)``; 0 for silent ones.
+        min_norm: each control's weight in the combination that opposes none of them, ``(b, n)``; 0 for those that
+            took no part in this step.
     """
 
     parts: Float[Tensor, " n"]

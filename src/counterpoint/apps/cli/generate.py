@@ -67,7 +67,7 @@ def generate(
         typer.Option(
             "--gate-silence/--no-gate-silence",
             help="Let edges and poses speak only near what they show, so that their black wipes nothing out; default "
-            "where there are several controls, but not under sum.",
+            "where there are several controls, but not under sum and minimal-impact.",
         ),
     ] = None,
     fusion: Annotated[

@@ -91,7 +91,9 @@ class JobIn(_Strict):
     model: str = Field("tiny", max_length=200, description="One of GET /v1/models.")
     controls: list[Control] = Field(default_factory=list, max_length=64)
     fusion: str = Field(DEFAULT_FUSION, max_length=200)
-    gate_silence: bool | None = Field(None, description="Default where controls meet, but not under sum.")
+    gate_silence: bool | None = Field(
+        None, description="Default where controls meet, but not under sum and minimal-impact."
+    )
     foreground: list[str] = Field(default_factory=list, max_length=64)
     subject: list[str] = Field(default_factory=list, max_length=64)
     subject_mask: list[Base64] = Field(default_factory=list, max_length=64)

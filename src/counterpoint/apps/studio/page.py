@@ -170,7 +170,7 @@ class Page:
             list(GATES),
             value=next(iter(GATES)),
             label="Black of edges and poses",
-            info="Silent, it says nothing where others speak. By default so, but not under sum.",
+            info="Silent, it says nothing where others speak. By default so, but not under sum and minimal-impact.",
             elem_id="gate",
         )
         add["subject"] = gr.CheckboxGroup(

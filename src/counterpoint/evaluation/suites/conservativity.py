@@ -25,6 +25,7 @@ from counterpoint.metrics.metric import Metric
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.sampling.schedulers import make_scheduler
+from counterpoint.types import UserError
 
 _CHUNK = 8
 """Cases at a time: second derivatives take much memory."""
@@ -35,11 +36,18 @@ class Conservativity:
     """A model's ControlNets, and pictures to look at them on. It makes no pictures.
 
     ``network`` loads the networks that methods have in place of the model's.
+
+    Raises:
+        UserError: the model predicts something else than the noise, whose Jacobian has other units.
     """
 
     pipe: Pipeline
     cases: Cases
     network: Callable[[str], ControlNetModel]
+
+    def __post_init__(self) -> None:
+        if (predicted := self.pipe.scheduler.config.get("prediction_type", "epsilon")) != "epsilon":
+            raise UserError(f"conservativity wants a model that predicts the noise; this one predicts {predicted}")
 
     def tasks(self, n: int, _: Sequence[Method] = ()) -> list[Task]:
         """None."""

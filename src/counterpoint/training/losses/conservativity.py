@@ -1,6 +1,7 @@
 """How far what a ControlNet adds is from a gradient, as a loss (Minimal Impact ControlNet, ICLR 2025, section 4.3).
 
-With ``J`` the Jacobian of the prediction through the ControlNet, all of these are unbiased for ``|J - J^T|^2 / 2``.
+With ``J`` the Jacobian of the prediction through the ControlNet, the estimates of :func:`conservativity_loss` are
+unbiased for ``|J - J^T|^2 / 2``, ``"paired"`` up to the square of its step.
 """
 
 from __future__ import annotations
@@ -55,12 +56,14 @@ def full_conservativity_loss(
 ) -> Float[Tensor, " b"]:
     """The loss of the whole model without the part that no ControlNet can change (Eq. 16), one estimate a sample.
 
-    Its gradient with respect to the ControlNet is that of the loss of the whole model (proposition 4.2), and it is
-    bounded by the simplified loss (theorem 4.1).
+    In the mean over probes its gradient with respect to the ControlNet is that of the loss of the whole model
+    (proposition 4.2). Theorem 4.1 bounds it by the simplified loss ``L`` and how steep the host is, ``2 sqrt(2) M
+    sqrt(L) + L``. It may be negative.
 
     Args:
         field: what the ControlNet does.
-        host: what the host does where the control's features are a constant.
+        host: what the host does where the control's features are a constant, detached: no gradient reaches the
+            ControlNet through it (assumption 4.1).
         x: where.
         probe: independent entries of mean 0 and variance 1.
     """

@@ -54,8 +54,8 @@ class MinimalImpactStage(ControlNetStage):
         super().__init__(*args, **settings)
         self.inject, self.weight, self.estimator, self.share = inject, weight, estimator, share
         self.of, self.window = of, window
-        if of == "score" and self.scheduler.config.prediction_type != "epsilon":
-            raise UserError("conservativity_of=score wants a denoiser that predicts the noise")
+        if weight and self.scheduler.config.prediction_type != "epsilon":
+            raise UserError("conservativity wants a denoiser that predicts the noise")
         trained = asdict(inject) if isinstance(inject, BalancedInjection) else None
         if self.controlnet.config.get(INJECTION, trained) != trained:
             raise UserError(
