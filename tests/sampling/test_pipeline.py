@@ -336,6 +336,9 @@ def test_a_prompt_that_fits_is_not_warned_about(pipe: Pipeline) -> None:
         ({"negative_prompt": ["a", "b", "c"]}, "3 negative prompts"),
         ({"generator": seeded(1, 2, 3)}, "3 generators"),
         ({"fusion": "best"}, "unknown fusion"),
+        ({"num_inference_steps": 2000}, "at most the 1000"),
+        ({"num_images_per_prompt": 0}, "images a prompt must be at least 1"),
+        ({"latents": torch.zeros(1, 4, 3, 3)}, "latents are"),
     ],
 )
 def test_arguments_that_do_not_fit(pipe: Pipeline, change: dict, message: str) -> None:

@@ -127,7 +127,7 @@ def to_diffusers(request: GenerateRequest, seed: int) -> Exported:
         "image = pipe(",
         *(f"    {name}={value}," for name, value in _call(request, seed, size).items()),
         ").images[0]",
-        f"image.save('seed-{seed}.png')",
+        f"image.save('seed-{seed}-diffusers.png')",
     ]
     return Exported("\n".join(lines) + "\n", tuple(left_out))
 
@@ -136,7 +136,8 @@ def _call(request: GenerateRequest, seed: int, size: tuple[int, int] | None) -> 
     """Arguments of the pipeline, as Python."""
 
     def picture(path: Path, nearest: bool = False) -> str:
-        loaded, how = f"load_image({str(path)!r})", f"PIL.Image.Resampling.{'NEAREST' if nearest else 'LANCZOS'}"
+        place = path.resolve() if path.exists() else path  # so the script runs in any folder
+        loaded, how = f"load_image({str(place)!r})", f"PIL.Image.Resampling.{'NEAREST' if nearest else 'LANCZOS'}"
         if size is None:
             return loaded
         if request.resize == "stretch":

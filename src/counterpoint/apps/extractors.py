@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from counterpoint.apps.annotators import pose_annotator, segment_annotator
 from counterpoint.apps.readers import control_readers, of_one
 from counterpoint.conditions.normals import normals
 from counterpoint.conditions.plain import PLAIN, Extract
+from counterpoint.conditions.recognise import WrongPicture
 from counterpoint.conditions.scribble import strokes
 from counterpoint.evaluation.suite import stack, unstack
 from counterpoint.models.edge_networks import load_edge_network
@@ -59,6 +61,12 @@ def extractor(kind: str, source: str | None = None, model: str | None = None) ->
                 f"nothing makes {kind} images of photos without a model: fetch {MODELS[kind]}, and name it with "
                 f"{option}MODEL{scenes}"
             )
+        warnings.warn(
+            f"{kind} is read by {model}'s own judge, which knows its family's scenes only: name a model for other "
+            f"photos, --extractor {kind}=MODEL",
+            WrongPicture,
+            stacklevel=2,
+        )
         return judged[kind]
     if kind not in MODELS:
         raise UserError(f"no model makes {kind} images here; leave it out")

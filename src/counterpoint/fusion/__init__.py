@@ -131,6 +131,8 @@ def get_fusion(name: str | Fusion | Combine, delta: float | None = None) -> Fusi
         return name
     if callable(name):
         return Fusion(getattr(name, "__name__", "custom"), "a function of the caller's", name)
+    if not isinstance(name, str):
+        raise UserError(f"a fusion is the name of a rule, a rule or a function; got {name!r}")
     if not _STAGE.match(name):
         return _rule(name, delta)
     _, *parts = _STAGE.split(name)

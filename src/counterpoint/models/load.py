@@ -147,7 +147,11 @@ def load_controls(
     Raises:
         UserError: one is not there, does not fit, or was trained for another kind of control.
     """
+    if isinstance(controls, str):
+        raise UserError(f"controls is a list of labels, [{controls!r}]")
     given = dict(controls) if isinstance(controls, Mapping) else dict.fromkeys(controls)
+    if len(given) < len(controls):
+        raise UserError(f"a control is named twice ({', '.join(controls)}): call the second canny:NAME, say")
     own = own_controls(host.origin, [label for label, source in given.items() if source is None], model)
     sources = {label: own[label] if source is None else source for label, source in given.items()}
     loaded: dict[str, ControlNetModel] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,16 @@ _DECAY = {"balanced": 1.0, "prompt": 0.825, "control": 0.825}
 
 
 def listed(images: Any) -> list[Any]:
-    """One picture a control, from one picture or several."""
-    return [images] if isinstance(images, (PIL.Image.Image, np.ndarray, Tensor)) else list(images)
+    """One picture a control, from one picture or several.
+
+    Raises:
+        UserError: it is no picture.
+    """
+    if isinstance(images, (PIL.Image.Image, np.ndarray, Tensor)):
+        return [images]
+    if isinstance(images, (str, PathLike, Mapping)) or not isinstance(images, Iterable):
+        raise UserError(f"a {type(images).__name__} is no picture: give PIL pictures, arrays or tensors")
+    return list(images)
 
 
 def each(what: str, value: Any, names: Sequence[str]) -> list[Any]:
@@ -45,8 +54,8 @@ def each(what: str, value: Any, names: Sequence[str]) -> list[Any]:
         return [value] * len(names)
     if len(value) != len(names):
         raise UserError(
-            f"{len(value)} values of {what} for {len(names)} controls ({', '.join(names)}); give one for all, or "
-            "one each"
+            f"{len(value)} values of {what} for {len(names)} controls ({', '.join(names)}); a list has one for each "
+            "control"
         )
     return list(value)
 
@@ -132,6 +141,8 @@ def _pictures(value: Any, count: int, name: str) -> list[Any]:
     """A setting of a control: one for all pictures, or one each."""
     if isinstance(value, (int, float, str, Weight)):
         return [value]
+    if not hasattr(value, "__len__"):
+        raise UserError(f"{value!r} is no setting of {name}")
     if len(value) != count:
         raise UserError(f"{len(value)} settings of {name} for {count} pictures; give one for all, or one each")
     return list(value)
@@ -224,6 +235,10 @@ def _check_layers(networks: Mapping[str, nn.Module], front: Sequence[str]) -> No
                 )
 
 
+class NoSubject(UserWarning):
+    """A rule that lends keys was not told where the subject is."""
+
+
 NO_SUBJECT = "lends keys only where it knows the subject: name its words with subject, or give a subject_mask"
 
 
@@ -258,7 +273,7 @@ def find_lending(
     if not rule.keys or len(networks) < 2:
         return None
     if not told:
-        warnings.warn(f"{rule.name} {NO_SUBJECT}", stacklevel=4)
+        warnings.warn(f"{rule.name} {NO_SUBJECT}", NoSubject, stacklevel=4)
         return None
     if masks:
         return Lending({}, dict(zip(front, masks, strict=True)))

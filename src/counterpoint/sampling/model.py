@@ -28,7 +28,7 @@ from counterpoint.types import Fusion, Latents, UserError
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Model:
     """Networks that belong together.
 
@@ -62,6 +62,11 @@ class Model:
 
     def __post_init__(self) -> None:
         self.pixels = Pixels(self.factor)
+
+    def __repr__(self) -> str:
+        parts = [str(self.origin), f"controls={list(self.controls)}"]
+        parts += [f"adapter={self.adapter.kind!r}"] if self.adapter else []
+        return f"{type(self).__name__}({', '.join([*parts, str(self.unet.dtype), str(self.device)])})"
 
     @property
     def factor(self) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from diffusers.image_processor import PipelineImageInput
 from diffusers.utils.torch_utils import randn_tensor
@@ -24,6 +23,7 @@ from counterpoint.models.ip_adapter import check_encoder
 from counterpoint.models.load import load_image_encoder
 from counterpoint.sampling.aggregated import come_back, leave
 from counterpoint.sampling.amdm import Aggregation, sample_aggregated
+from counterpoint.sampling.arguments import all_prompts, check_noise, check_numbers
 from counterpoint.sampling.controls import (
     check_injection,
     check_reach,
@@ -60,7 +60,7 @@ class Output:
     thrift: tuple[Mapping[str, Thrift], ...] = ()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Pipeline(Model):
     """A model that makes pictures, with any number of ControlNets.
 
@@ -210,20 +210,19 @@ class Pipeline(Model):
             raise UserError("mask_image says what to repaint of image, and there is no image")
         height, width = height or self.native_size, width or self.native_size
         guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        self._check(height, width, num_inference_steps, strength, guidance_scale)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
-        against = "" if negative_prompt is None else negative_prompt
-        negatives = (
-            [against] * len(prompts)
-            if isinstance(against, str)
-            else [text for text in against for _ in range(num_images_per_prompt)]
+        check_numbers(
+            factor=self.factor,
+            height=height,
+            width=width,
+            steps=num_inference_steps,
+            most=self.scheduler.config.num_train_timesteps,
+            strength=strength,
+            guidance_scale=guidance_scale,
         )
-        if len(negatives) != len(prompts):
-            raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} images; give one, or one a prompt")
-        if isinstance(generator, list) and len(generator) != len(prompts):
-            raise UserError(f"{len(generator)} generators for {len(prompts)} images; give one, or one an image")
+        prompts, negatives = all_prompts(prompt, negative_prompt, num_images_per_prompt)
         count, size, guided = len(prompts), (height, width), guidance_scale > 1
+        shape = (count, self.unet.config.in_channels, height // self.factor, width // self.factor)
+        check_noise(generator, latents, shape)
         self._check_labels(shown)
         hints = {
             label: self.pixels.hint(label, one, size, count).to(self.device, self.unet.dtype)
@@ -265,7 +264,6 @@ class Pipeline(Model):
             check_reach(rule, denoiser.lending, [model.unet, *model.controls.values()])
             economy = None if level.bound is None else Economy(level, count, guided)
             denoisers.append(replace(denoiser, economy=economy))
-        shape = (count, self.unet.config.in_channels, height // self.factor, width // self.factor)
         noted = Report(tuple(self.controls), prompts, shape[2:]) if report and self.controls else None
         readings = make_readings(self, hints, readout_guidance_scale, report)
         denoisers[0] = replace(denoisers[0], readings=readings, watch=None if noted is None else noted.watch)
@@ -295,17 +293,6 @@ class Pipeline(Model):
             noted.regions = {name: region for name, region in regions.items() if region is not None}
         saved = tuple(one.economy.thrift for one in denoisers if one.economy is not None)
         return Output(images, report=noted, thrift=saved)
-
-    def _check(self, height: int, width: int, steps: int, strength: float, guidance_scale: float) -> None:
-        for name, value in (("height", height), ("width", width)):
-            if value < self.factor or value % self.factor:
-                raise UserError(f"{name} must be a positive multiple of {self.factor}, got {value}")
-        if steps < 1:
-            raise UserError(f"steps must be at least 1, got {steps}")
-        if not 0 < strength <= 1:
-            raise UserError(f"strength must be in (0, 1], got {strength:g}")
-        if not np.isfinite(guidance_scale):
-            raise UserError(f"guidance scale must be a finite number, got {guidance_scale}")
 
     def _check_labels(self, images: list[Any]) -> None:
         if len(images) != len(self.labels):
@@ -374,7 +361,7 @@ class Pipeline(Model):
         generator: Generators,
     ) -> Begin:
         height, width = shape[2] * self.factor, shape[3] * self.factor
-        pictures = self.pixels.pictures.preprocess(image, height=height, width=width)
+        pictures = self.pixels.picture(image, (height, width))
         clean = self.encode(pictures, generator, copies(len(pictures), shape[0], "start pictures"))
         if mask is None:
             return lambda noise: (self.scheduler.add_noise(clean, noise, timesteps[:1]), None)

@@ -44,7 +44,7 @@ from counterpoint.sampling.containers import (
     shown,
     walk_of,
 )
-from counterpoint.sampling.controls import NO_SUBJECT, check_foreground, check_injection
+from counterpoint.sampling.controls import NO_SUBJECT, NoSubject, check_foreground, check_injection
 from counterpoint.sampling.pixels import alike
 from counterpoint.sampling.prompt import subject_places
 from counterpoint.sampling.schedulers import noise_level
@@ -302,7 +302,7 @@ class _Inside:
                     "which is compiled: attach to the pipeline as it was loaded"
                 )
         if keys and not told and isinstance(self.container, UNETS):
-            warnings.warn(f"{self.fusion.name} {NO_SUBJECT}", stacklevel=6)
+            warnings.warn(f"{self.fusion.name} {NO_SUBJECT}", NoSubject, stacklevel=6)
 
 
 def _is_plain(network: nn.Module) -> bool:

@@ -18,6 +18,8 @@ def cite(
 
     keys = list(CITATIONS)
     if image is not None:
+        import torch
+
         from counterpoint.apps.record import read_recipe
         from counterpoint.fusion import get_fusion
 
@@ -25,7 +27,9 @@ def cite(
         request = recipe.get("request", recipe)  # the demo's pictures have no request
         used = {"diffusers", "stable-diffusion", "classifier-free-guidance", request.get("scheduler", "unipc")}
         if request.get("controls") and request.get("fusion"):
-            used |= {"controlnet", *get_fusion(request["fusion"]).cite}
+            rule = get_fusion(request["fusion"])
+            joined = len(request["controls"]) > 1 or any(one.inject is not torch.add for one in rule.rules)
+            used |= {"controlnet", *(rule.cite if joined else ())}
         used |= {*recipe.get("adapters", ()), *["amdm"] * (len(request.get("aggregate", ())) > 1)}
         keys = [key for key in CITATIONS if key in used]
     print("\n\n".join(CITATIONS[key] for key in keys))

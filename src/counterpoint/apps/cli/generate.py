@@ -139,7 +139,9 @@ def generate(
         str, typer.Option(help="How images are brought to size: fill (crop), fit (pad) or stretch.")
     ] = "fill",
     init_image: Annotated[Path | None, typer.Option(metavar="IMAGE", help="Start from this picture.")] = None,
-    strength: Annotated[float, typer.Option(help="How far the start picture is noised, in (0, 1].")] = 0.8,
+    strength: Annotated[
+        float | None, typer.Option(help="How far the start picture is noised, in (0, 1]; default 0.8.")
+    ] = None,
     inpaint_mask: Annotated[Path | None, typer.Option(metavar="IMAGE", help="Repaint only what is white here.")] = None,
     quality: Annotated[
         str,
@@ -260,12 +262,14 @@ def generate(
         height=height,
         resize=resize,
         init_image=init_image,
-        strength=strength,
+        **({} if strength is None else {"strength": strength}),
         inpaint_mask=inpaint_mask,
         quality=quality,
         device=device,
         dtype=dtype,
     )
+    if strength is not None and init_image is None:
+        raise UserError("--strength says how far a start picture is noised, and there is none: --init-image IMAGE")
     if tune and not request.controls:
         raise UserError("--tune: there are no controls to follow")
     if out.suffix and out.suffix.lower() != ".png":
@@ -279,6 +283,7 @@ def generate(
     from counterpoint.apps.replay import recipe_of
     from counterpoint.apps.run import run
     from counterpoint.conditions.recognise import WrongPicture
+    from counterpoint.sampling.controls import NoSubject
     from counterpoint.sampling.prompt import PromptCut
 
     if plan:
@@ -291,7 +296,7 @@ def generate(
     readers = _readers(request, tune, pairs("--reader", reader)) if report or tune else {}
     output.told_dtype(dtype, device)
 
-    with output.spoken_warnings(PromptCut, WrongPicture), output.progress("sampling") as listen:
+    with output.spoken_warnings(PromptCut, WrongPicture, NoSubject), output.progress("sampling") as listen:
         if memory is None:
             planned, result = None, run(request, listen=listen, report=report)
         else:

@@ -1,0 +1,86 @@
+"""What a call says besides its controls, held against what there can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from counterpoint.types import UserError
+
+
+def check_numbers(
+    *, factor: int, height: int, width: int, steps: int, most: int, strength: float, guidance_scale: float
+) -> None:
+    """Hold the numbers of a call against their ranges.
+
+    Args:
+        factor: pixels a latent.
+        height: of the picture, in pixels.
+        width: likewise.
+        steps: denoising steps.
+        most: that the noise schedule has.
+        strength: how far a starting picture is noised.
+        guidance_scale: of classifier-free guidance.
+
+    Raises:
+        UserError: one is outside.
+    """
+    for name, value in (("height", height), ("width", width)):
+        if value < factor or value % factor:
+            raise UserError(f"{name} must be a positive multiple of {factor}, got {value}")
+    if not isinstance(steps, int) or not 1 <= steps <= most:
+        raise UserError(f"steps must be at least 1 and at most the {most} of the noise schedule, got {steps!r}")
+    if not 0 < strength <= 1:
+        raise UserError(f"strength must be in (0, 1], got {strength:g}")
+    if not np.isfinite(guidance_scale):
+        raise UserError(f"guidance scale must be a finite number, got {guidance_scale}")
+
+
+def all_prompts(
+    prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, images: int
+) -> tuple[list[str], list[str]]:
+    """The prompt and the negative prompt of every picture.
+
+    Args:
+        prompt: one, or several.
+        negative_prompt: one for all, or one a prompt.
+        images: a prompt.
+
+    Raises:
+        UserError: there is none, or their numbers differ.
+    """
+    prompts = _texts("prompt", prompt)
+    negatives = [""] if negative_prompt is None else _texts("negative prompt", negative_prompt)
+    if images < 1:
+        raise UserError(f"images a prompt must be at least 1, got {images}")
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        negatives *= len(prompts)
+    if len(negatives) != len(prompts):
+        raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one a prompt")
+    return [one for one in prompts for _ in range(images)], [one for one in negatives for _ in range(images)]
+
+
+def _texts(what: str, given: Any) -> list[str]:
+    texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"the {what} is a text, or a list of some; got {given!r}")
+    return texts
+
+
+def check_noise(generator: Any, latents: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Hold what noise is drawn from, and noise that is given, against the latents' shape ``(b, c, h, w)``.
+
+    Raises:
+        UserError: it is no generator, there are more or fewer, or the noise has another shape.
+    """
+    for one in generator if isinstance(generator, list) else [generator]:
+        if one is not None and not isinstance(one, torch.Generator):
+            raise UserError(f"generator is a torch.Generator, or a list of some; got {one!r}")
+    if isinstance(generator, list) and len(generator) != shape[0]:
+        raise UserError(f"{len(generator)} generators for {shape[0]} images; give one, or one an image")
+    if latents is not None and tuple(latents.shape) != shape:
+        raise UserError(f"latents are {shape} here, got {tuple(latents.shape)}")
