@@ -13,6 +13,7 @@ import torch
 
 from counterpoint.apps import batch
 from counterpoint.apps.batch import JobRequest, read_jobs, run_jobs
+from counterpoint.apps.request import GenerateRequest, build
 from counterpoint.apps.run import run
 from counterpoint.types import UserError
 from tests.conftest import noise
@@ -245,3 +246,22 @@ def test_a_file_that_is_no_job_file(cli, folder: Path) -> None:
         assert said in error
     with pytest.raises(UserError, match="cannot read"):
         read_jobs(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "prompt: it is wanted"),
+        ({"prompt": "a person", "step": 4}, "step: there is no such key; steps?"),
+        ({"prompt": "a person", "controls": {"pose": "pose.png"}}, "--controls: input should be a valid list"),
+    ],
+)
+def test_a_job_is_told_what_is_wrong_with_it(content: dict, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        build(GenerateRequest, **content)
+    assert str(error.value).startswith(said)
+
+
+def test_one_name_stands_for_a_list_of_one() -> None:
+    request = build(GenerateRequest, prompt="a person", subject="person", foreground="pose")
+    assert (request.subject, request.foreground) == (("person",), ("pose",))

@@ -247,7 +247,7 @@ def test_the_diffusers_script_runs_and_gives_the_same_picture(
 
     ours = run(asked.model_copy(update={"seed": 5})).images[0]
     assert np.abs(np.asarray(ours, int) - pictures[0].astype(int)).max() <= 1
-    assert (tmp_path / "seed-5.png").exists()
+    assert (tmp_path / "seed-5-diffusers.png").exists()
 
 
 def test_what_other_tools_cannot_say_is_listed(saved: Path, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_the_script_of_the_tiny_family_runs_by_itself(cli, tmp_path: Path) -> No
     assert "counterpoint" not in script.read_text().replace(str(TINY), "")
     done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
-    theirs, ours = (np.asarray(PIL.Image.open(tmp_path / name), int) for name in ("seed-7.png", "ours.png"))
+    theirs, ours = (np.asarray(PIL.Image.open(tmp_path / name), int) for name in ("seed-7-diffusers.png", "ours.png"))
     assert theirs.shape == ours.shape
     assert np.abs(theirs - ours).mean() < 8, "but for how pictures are scaled"
     assert np.abs(theirs[::-1] - ours).mean() > 16, "and any other picture is further away"

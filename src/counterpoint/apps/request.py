@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -141,6 +142,11 @@ class GenerateRequest(Strict):
         Aggregation.parse(text)
         return text
 
+    @field_validator("lora", "foreground", "subject", "subject_mask", "aggregate", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("guidance_scale", "strength")
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
@@ -178,6 +184,13 @@ def build(kind: type[Strict], **values: object) -> Strict:
         place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
         message = first["msg"].removeprefix("Value error, ")
         spoken = message[:1].lower() + message[1:]
-        if place and not message.startswith(("--", "a ", "two ", "unknown ")):
-            spoken = f"--{place.replace('_', '-')}: {spoken}, got {first['input']!r}"
+        if first["type"] == "missing":
+            spoken = f"{place}: it is wanted"
+        elif first["type"] == "extra_forbidden":
+            near = get_close_matches(
+                str(first["loc"][-1]), [*GenerateRequest.model_fields, *ControlRequest.model_fields]
+            )
+            spoken = f"{place}: there is no such key{f'; {near[0]}?' if near else ''}"
+        elif place and not message.startswith(("--", "a ", "two ", "unknown ")):
+            spoken = f"--{place.replace('_', '-')}: {spoken.replace('tuple', 'list')}, got {first['input']!r}"
         raise UserError(spoken) from None

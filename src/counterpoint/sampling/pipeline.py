@@ -161,7 +161,8 @@ class Pipeline(Model):
 
         Args:
             prompt: one, or one an image. ``ball++`` and ``(a red ball)1.3`` weigh words.
-            control_image: one condition image for each control, in the order of ``labels``.
+            control_image: one condition image for each control, in the order of ``labels``: PIL pictures, arrays
+                ``(h, w, c)`` or tensors ``(c, h, w)``, of bytes or floats in 0..1; stretched to the picture's size.
             image: starting picture for image-to-image and inpainting; alone, the condition images, as in diffusers'
                 text-to-image pipeline.
             mask_image: what to repaint of ``image``: white.
