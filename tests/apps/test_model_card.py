@@ -33,10 +33,12 @@ def results(folder: Path, **changes: object) -> Path:
 
 
 def test_the_first_64_in_order(tmp_path: Path) -> None:
-    (tmp_path / "family" / "controls" / "pose").mkdir(parents=True)
+    for member in ("controls/pose", "controls/seg", "adapters/migc"):
+        (tmp_path / "family" / member).mkdir(parents=True)
     write_card(results(tmp_path / "run"), tmp_path / "family", tmp_path / "docs")
     card = (tmp_path / "docs" / "model-card.md").read_text()
     assert "0.9" in card
+    assert "ControlNets\nfor pose, seg, adapters migc, probes" in card
     assert "64. a photo of a" in card
     with Image.open(tmp_path / "docs" / "samples.jpg") as sheet:
         assert sheet.size == (1024, 1024)

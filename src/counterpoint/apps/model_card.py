@@ -22,7 +22,7 @@ SAMPLES = 64
 _CARD = """# Model card: the tiny family
 
 A Stable-Diffusion-shaped model set of {size:.1f} MB in half precision: codec, text and image towers, UNet, ControlNets
-for {controls}, probes of inner features, and judges that read controls back from pictures.
+for {controls}, adapters {adapters}, probes of inner features, and judges that read controls back from pictures.
 It is the laboratory of this project, not a tool for pictures: it knows 128 x 128 procedural scenes and the words
 of their captions, nothing else. Weights: Apache-2.0, like the code. [tiny-family.md](tiny-family.md) says how it was
 trained and what was tried.
@@ -67,7 +67,8 @@ def write_card(results: Path, family: Path, out: Path) -> None:
     prompts = "\n".join(f"{number + 1}. {prompt}" for number, prompt in enumerate(one_thing_prompts(SAMPLES)))
     card = _CARD.format(
         size=sum(path.stat().st_size for path in family.rglob("*.safetensors")) / 1e6,
-        controls=", ".join(sorted(path.name for path in (family / "controls").iterdir())),
+        controls=_names(family / "controls"),
+        adapters=_names(family / "adapters"),
         command=found["command"],
         n=found["n"],
         table=markdown(found["rows"]),
@@ -76,6 +77,10 @@ def write_card(results: Path, family: Path, out: Path) -> None:
         prompts=prompts,
     )
     write_text(out / "model-card.md", card)
+
+
+def _names(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.glob("*")))
 
 
 def contact_sheet(pictures: Sequence[Image]) -> PIL.Image.Image:
