@@ -379,7 +379,8 @@ def _looked(
 
         for path, image in zip(paths, result.images, strict=True):
             pages.append(path.with_suffix(".layout.png"))
-            drawn = PIL.Image.fromarray(draw_layout(np.asarray(image), result.layout))
+            large = image.resize([side * max(1, 512 // min(image.size)) for side in image.size])  # words want room
+            drawn = PIL.Image.fromarray(draw_layout(np.asarray(large), result.layout))
             record.save_png(drawn, pages[-1], {"layout_of": path.name})
     return pages, trials
 
