@@ -82,7 +82,8 @@ def ended(client: TestClient, name: str, patience: float = 90) -> dict[str, Any]
 
 @pytest.mark.enable_socket
 def test_a_job_from_start_to_picture(client: TestClient) -> None:
-    controls = [{"label": "pose", "image": picture((64, 100)), "weight": "0:1,0.5:0.4"}]
+    image = f"data:image/png;base64,{picture((64, 100))}"
+    controls = [{"label": "pose", "image": image, "weight": "0:1,0.5:0.4"}]
     answer = submit(client, controls=controls, n=2, seed=5, width=128, height=64)
     assert answer.status_code == 202, answer.text
     accepted = answer.json()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -35,6 +36,7 @@ _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAA
 _FACTOR = 8
 """Pixels a latent, along each side, of every model that is offered."""
 Base64 = Annotated[str, Field(max_length=64_000_000, description="An image file (PNG, JPEG, WebP) in base64.")]
+_DATA_URL = re.compile(r"^data:image/[\w.+-]{1,40};base64,")
 
 
 @dataclass(frozen=True)
@@ -188,13 +190,13 @@ class ExtractIn(_Strict):
 
 
 def decode(content: str, name: str, limits: Limits) -> Image:
-    """An image from base64.
+    """An image from base64, or from a data URL as browsers write them.
 
     Raises:
         UserError: it is none, or too large; nothing too large is decoded.
     """
     try:
-        raw = base64.b64decode(content, validate=True)
+        raw = base64.b64decode(_DATA_URL.sub("", content, count=1), validate=True)
     except (binascii.Error, ValueError):
         raise UserError(f"{name} is not base64") from None
     return decode_image(raw, name, limits.pixels)
