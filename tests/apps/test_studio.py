@@ -266,8 +266,8 @@ def test_a_layout_file_goes_in_and_out_and_over_the_picture(tmp_path: Path) -> N
     found_boxes, found_done, reference = actions.open_layout(str(saved))
     assert (found_boxes, found_done) == (boxes, done)
     assert np.asarray(PIL.Image.open(reference)).tolist() == np.asarray(PIL.Image.open(style)).tolist()
-    picture = np.full((128, 128, 3), 77, np.uint8)
-    over = drawn_over([(picture, "sum")], boxes, done)
+    PIL.Image.new("RGB", (128, 128), (77, 77, 77)).save(tmp_path / "made.png")
+    over = drawn_over([(str(tmp_path / "made.png"), "sum")], boxes, done)
     assert over.shape == (BOARD, BOARD, 3)
     assert (over == 77).all(-1).any()
     assert (over[26:230, 25] != 77).any(-1).all(), "the person's left edge"

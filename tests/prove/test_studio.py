@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -190,6 +191,24 @@ def picture(page: Any, place: str) -> np.ndarray:
     page.wait_for_selector(place)
     answer = page.request.get(page.locator(place).first.get_attribute("src"))
     return np.asarray(PIL.Image.open(io.BytesIO(answer.body())).convert("L"))
+
+
+def test_a_layout_is_opened_followed_and_drawn_over_the_picture(page: Any, tmp_path: Path) -> None:
+    things = [{"phrase": "a red ball", "box": [0.5, 0.5, 0.9, 0.9]}]
+    (tmp_path / "layout.json").write_text(json.dumps({"instances": things}))
+    page.locator("#layout-panel button").first.click()
+    page.locator("#adapters").get_by_text("migc").click()
+    page.locator("input[type=file][accept='.json']").set_input_files(tmp_path / "layout.json")
+    page.wait_for_function("() => document.querySelector('#boxes').innerText.includes('a red ball')")
+    page.locator("#prompt textarea").fill("a red ball on a meadow")
+    page.keyboard.press("Tab")
+    page.locator("#generate").click()
+    says(page, "#status", "made 1")
+    empty = picture(page, "#board img")
+    address = page.locator("#board img").get_attribute("src")
+    page.locator("#over").click()
+    page.wait_for_function("(old) => document.querySelector('#board img').src !== old", arg=address)
+    assert (picture(page, "#board img") != empty).mean() > 0.5, "the picture lies under the boxes"
 
 
 def test_cancel_takes_a_step(page: Any) -> None:

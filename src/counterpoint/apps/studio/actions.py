@@ -247,12 +247,13 @@ def layout_fields(layout: Layout, folder: Path) -> dict[str, Any]:
     }
 
 
-def drawn_over(gallery: list[tuple[np.ndarray, Any]] | None, boxes: list[list[Any]], actions: list[list[Any]]) -> Any:
+def drawn_over(gallery: list[tuple[str, Any]] | None, boxes: list[list[Any]], actions: list[list[Any]]) -> Any:
     """The boxes, drawn over the first picture that was made."""
     if not gallery:
         gr.Warning("make a picture first")
         return gr.skip()
-    return drawn_layout(boxes, actions, np.asarray(PIL.Image.fromarray(gallery[0][0]).resize((BOARD, BOARD))))
+    with PIL.Image.open(gallery[0][0]) as made:
+        return drawn_layout(boxes, actions, np.asarray(made.convert("RGB").resize((BOARD, BOARD))))
 
 
 def _fault(error: Exception) -> str:
