@@ -16,7 +16,16 @@ SIZE = (32, 48)
 BYTES = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
 GREY = BYTES[..., 0]
 CHW = torch.from_numpy(BYTES).permute(2, 0, 1)
-COLOURED = [PIL.Image.fromarray(BYTES), BYTES, BYTES / 255, np.float32(BYTES / 255), CHW, CHW / 255, (CHW / 255)[None]]
+COLOURED = [
+    PIL.Image.fromarray(BYTES),
+    np.asarray(PIL.Image.fromarray(BYTES)),
+    BYTES,
+    BYTES / 255,
+    np.float32(BYTES / 255),
+    CHW,
+    CHW / 255,
+    (CHW / 255)[None],
+]
 BLACK = np.zeros((*SIZE, 3))
 
 

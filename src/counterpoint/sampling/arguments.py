@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def check_numbers(
     for name, value in (("height", height), ("width", width)):
         if value < factor or value % factor:
             raise UserError(f"{name} must be a positive multiple of {factor}, got {value}")
-    if not isinstance(steps, int) or not 1 <= steps <= most:
+    if not isinstance(steps, Integral) or not 1 <= steps <= most:
         raise UserError(f"steps must be at least 1 and at most the {most} of the noise schedule, got {steps!r}")
     if not 0 < strength <= 1:
         raise UserError(f"strength must be in (0, 1], got {strength:g}")

@@ -77,7 +77,7 @@ def _taken(images: Any, what: str, channels: int, least: float = 0.0) -> Any:
         return images
     if not isinstance(images, (np.ndarray, Tensor)):
         raise UserError(f"the {what} is a {type(images).__name__}: give a PIL picture, an array or a tensor")
-    values = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
+    values = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
     if values.dtype in {torch.uint8, torch.bool}:
         values = values.float() / (255 if values.dtype == torch.uint8 else 1)
     if not values.is_floating_point() or values.numel() == 0:
