@@ -101,7 +101,7 @@ runs/probe-%/config.json: | $(READY)
 	$(TRAIN) tiny-probe --set control_type=$* $(RESUME)
 
 runs/adapter-%/adapter.safetensors: | $(READY)
-	$(TRAIN) tiny-adapter --set adapter=$* $(RESUME)
+	$(TRAIN) tiny-adapter --set adapter=$* $(if $(filter style,$*),--set max_train_steps=5000) $(RESUME)
 
 include methods.mk
 
