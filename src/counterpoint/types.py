@@ -167,6 +167,11 @@ class Fusion:
         return tuple(rule for _, rule in self.stages) or (self,)
 
     @property
+    def injects(self) -> bool:
+        """Whether any of the rules takes controls in by more than a sum."""
+        return any(rule.inject is not torch.add for rule in self.rules)
+
+    @property
     def walks(self) -> bool:
         """Whether any of its rules runs all branches side by side, for them to exchange."""
         return any(rule.exchange is not None for rule in self.rules)

@@ -182,9 +182,8 @@ def check_reach(fusion: Fusion, lending: Lending | None, networks: Iterable[nn.M
     Raises:
         UserError: the rule would have to.
     """
-    injects = any(rule.inject is not torch.add for rule in fusion.rules)
     closed = next(filter(None, map(closed_by, networks)), None)
-    if closed and (fusion.walks or injects or lending is not None):
+    if closed and (fusion.walks or fusion.injects or lending is not None):
         raise UserError(f"{fusion.name} reaches into the networks, {closed}")
 
 

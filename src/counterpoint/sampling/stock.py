@@ -109,7 +109,7 @@ class _Inside:
     @property
     def watches_host(self) -> bool:
         """Whether the host itself must be reached: a rule of injection, or a subject to be found."""
-        return bool(self.subject) or any(rule.inject is not torch.add for rule in self.fusion.rules)
+        return bool(self.subject) or self.fusion.injects
 
     def prompt(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around ``encode_prompt``: a run begins, and this is what it is about."""
@@ -290,7 +290,7 @@ class _Inside:
             )
         if walks and not isinstance(self.container, WALKED):
             raise UserError(f"{self.fusion.name} walks ControlNets side by side and cannot walk {kind}; try cross")
-        if any(rule.inject is not torch.add for rule in self.fusion.rules) and isinstance(self.container, ADAPTERS):
+        if self.fusion.injects and isinstance(self.container, ADAPTERS):
             raise UserError(f"{self.fusion.name} changes how ControlNets are taken in, and {kind} is none: try mgda")
         reached = [self.container]
         reached += [module for network in self.networks if told or walks for module in network.modules()]

@@ -18,8 +18,6 @@ def cite(
 
     keys = list(CITATIONS)
     if image is not None:
-        import torch
-
         from counterpoint.apps.record import read_recipe
         from counterpoint.fusion import get_fusion
 
@@ -28,7 +26,7 @@ def cite(
         used = {"diffusers", "stable-diffusion", "classifier-free-guidance", request.get("scheduler", "unipc")}
         if request.get("controls") and request.get("fusion"):
             rule = get_fusion(request["fusion"])
-            joined = len(request["controls"]) > 1 or any(one.inject is not torch.add for one in rule.rules)
+            joined = len(request["controls"]) > 1 or rule.injects
             used |= {"controlnet", *(rule.cite if joined else ())}
         used |= {*recipe.get("adapters", ()), *["amdm"] * (len(request.get("aggregate", ())) > 1)}
         keys = [key for key in CITATIONS if key in used]
