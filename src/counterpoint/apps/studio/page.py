@@ -191,11 +191,9 @@ class Page:
                     actions.blank(), label="Click two opposite corners", interactive=False, elem_id="board", **_PICTURE
                 )
             with gr.Column(min_width=180):
-                add["boxes"] = _table("Boxes", ["phrase", "left", "top", "right", "bottom"], "boxes")
-                add["actions"] = _table("Who does what", ["who", "does what", "to whom"], "actions")
-                add["reference"] = _upload(
-                    label="Style reference", height=130, sources=["upload", "clipboard"], **_PICTURE
-                )
+                add["reference"] = _upload(label="Style reference", sources=["upload", "clipboard"], **_PICTURE)
+        add["boxes"] = _table("Boxes", ["phrase", "left", "top", "right", "bottom"], "boxes")
+        add["actions"] = _table("Who does what", ["who", "does what", "to whom"], "actions")
         with gr.Row():
             opened = gr.UploadButton("Open a layout file", file_types=[".json"], size="sm", elem_id="open-layout")
             save = gr.Button("Save as a file", size="sm", elem_id="save-layout")
@@ -284,7 +282,13 @@ def _upload(**settings: Any) -> gr.Image:
 
 def _table(label: str, headers: list[str], name: str) -> gr.Dataframe:
     return gr.Dataframe(
-        headers=headers, column_count=len(headers), type="array", label=label, interactive=True, elem_id=name
+        headers=headers,
+        column_count=len(headers),
+        type="array",
+        label=label,
+        interactive=True,
+        elem_id=name,
+        buttons=[],
     )
 
 
