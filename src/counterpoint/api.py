@@ -153,7 +153,7 @@ def _readout(label: str, source: str, unet: UNet2DConditionModel) -> Readout:
     palette = torch.from_numpy((ADE20K_PALETTE if many else SEG_PALETTE).copy())
 
     def classes(batch: Batch) -> Tensor:
-        return nearest_colour(batch["control:seg"].cpu(), palette).to(batch["control:seg"].device)
+        return nearest_colour(batch["control:seg"], palette)
 
     wanted = classes if kind == "seg" else lambda batch: shown(batch, kind)
     layers = read_by(probe, unet, usual_layers(kind))

@@ -169,6 +169,8 @@ def test_adapters_and_how_they_are_joined_make_another_run(tmp_path: Path) -> No
     """Whether they were trained again, or the defaults of an aggregation have changed."""
     (tmp_path / "adapter.safetensors").write_text("first")
     methods = models_asked([f"interact,{tmp_path}", "base"], ["", "steps=5"])
+    with pytest.raises(UserError, match="two of what is compared would be called 'migc'"):
+        models_asked(["migc", "base", "migc"], [""])
     bench = SimpleNamespace(identity={"steps": 2})
     before = identity(bench, methods)
     assert before["steps"] == 2

@@ -7,6 +7,7 @@ import torch
 
 from counterpoint.control.coverage import coverage, gates
 from counterpoint.data.pairs import silent
+from counterpoint.fusion import get_fusion
 from counterpoint.types import CONTROL_KINDS, UserError
 
 
@@ -34,11 +35,17 @@ def test_half_a_silent_pair() -> None:
 
 def test_what_is_gated_unasked() -> None:
     """Where controls meet, but not where nobody is silent, nor under the two rules that say otherwise."""
-    for rule in ("pix", "cross:delta=0.5", "0:pix,0.5:sum"):
+    for rule in map(get_fusion, ("pix", "cross:delta=0.5", "0:pix,0.5:sum", "0:sum,0.5:pix")):
         assert gates(None, rule, ["pose", "seg"])
         assert not gates(None, rule, ["pose"])
         assert not gates(None, rule, ["depth", "seg"])
-    for rule in ("sum", "minimal-impact", "minimal-impact:injection=literal,granularity=sample"):
+    ungated = (
+        "sum",
+        "minimal-impact",
+        "minimal-impact:injection=literal,granularity=sample",
+        "0:sum,0.5:minimal-impact",
+    )
+    for rule in map(get_fusion, ungated):
         assert not gates(None, rule, ["pose", "seg"])
         assert gates(True, rule, ["pose", "seg"])
 

@@ -13,6 +13,7 @@ from counterpoint.control.keys import Lending
 from counterpoint.control.sites import fuse
 from counterpoint.control.stack import Branch, Weight, run_stack
 from counterpoint.fusion import FUSIONS
+from counterpoint.fusion.maxfusion import maxfusion_exchange
 from counterpoint.types import Fusion, Keys, Moment, UserError
 
 
@@ -66,6 +67,25 @@ def test_silent_branches_are_not_run(parts: dict) -> None:
     # a runs in all ten steps, b in the first three, c after progress 0.5, where its weight leaves zero
     assert seen.count(parts["networks"][0]) == 10 + 4
     assert seen.count(parts["networks"][1]) == 3
+
+
+def test_a_sum_may_have_an_exchange(parts: dict) -> None:
+    """What a rule of one's own has besides its sum is not passed over, watched or not."""
+    hints = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    branches = [
+        Branch(name, network, hint) for name, network, hint in zip("ab", parts["networks"], hints, strict=False)
+    ]
+    latents, text = torch.rand(2, 4, 8, 8), torch.rand(2, 24, 32)
+    mine = replace(FUSIONS["sum"], name="mine", exchange=maxfusion_exchange)
+    plain, exchanged, watched = (
+        run_stack(branches, fusion, latents, moment(0), text, watch=watch)
+        for fusion, watch in ((FUSIONS["sum"], None), (mine, None), (mine, lambda *_: None))
+    )
+    assert plain is not None
+    assert exchanged is not None
+    assert watched is not None
+    torch.testing.assert_close(exchanged.mid, watched.mid)
+    assert not torch.allclose(plain.mid, exchanged.mid)
 
 
 def test_nobody_speaks() -> None:

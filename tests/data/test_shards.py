@@ -34,6 +34,13 @@ def test_batch_is_the_scenes(small: shards.SceneShards) -> None:
             assert difference.max() <= (0 if kind != "pose" else 8)
 
 
+def test_nothing_half_written_is_left_or_in_the_way(small: shards.SceneShards) -> None:
+    (small.root / "0123.partial.scenes-00000048").mkdir()
+    shards._render_shard(small._folder(48), 48)
+    shards._render_shard(small._folder(48), 48)  # another process was faster
+    assert sorted(one.name for one in small.root.glob("*48")) == ["0123.partial.scenes-00000048", "scenes-00000048"]
+
+
 def test_derived_fields(small: shards.SceneShards) -> None:
     small.derive("brightness", lambda images: images.mean((1, 2, 3)))
     small.fields = {"brightness": "light"}

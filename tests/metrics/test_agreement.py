@@ -16,7 +16,8 @@ from counterpoint.types import CONTROL_KINDS
 def test_every_kind_is_one_with_itself(kind: str) -> None:
     maps = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
     assert agreement(kind, maps, maps).tolist() == pytest.approx([1, 1])
-    assert float(agreement(kind, maps[:1], 1 - maps[:1])) < 1 or kind == "pose"
+    if kind != "pose":  # noise has no joints
+        assert float(agreement(kind, maps[:1], 1 - maps[:1])) < 1
 
 
 @pytest.mark.parametrize("kind", ["canny", "hed", "depth", "pose", "seg"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import counterpoint
 from counterpoint.sampling.pipeline import Pipeline
@@ -74,11 +76,17 @@ def test_a_network_leaves_when_something_fails() -> None:
     assert torch.equal(run(pipe), run(counterpoint.load("tiny", KINDS)))
 
 
-def test_a_network_that_could_not_come_is_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", [0, 3])
+def test_a_network_that_could_not_come_is_fetched_again(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text encoder is the first that comes; later ones come by hooks of the call itself."""
     pipe = counterpoint.load("tiny", KINDS, residency="controls")
+    fetched = []
 
-    def full(*_: object) -> None:
-        raise MemoryError
+    def full(path: Path) -> dict[str, torch.Tensor]:
+        fetched.append(path)
+        if len(fetched) > which:
+            raise MemoryError
+        return load_file(path)
 
     with monkeypatch.context() as patch:
         patch.setattr("counterpoint.sampling.residency.load_file", full)

@@ -38,24 +38,44 @@ def test_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert verify(newest(tmp_path, print)) == 10
 
 
+def test_a_step_saved_twice_stays_when_the_second_time_fails(tmp_path: Path) -> None:
+    save(tmp_path, 10, writer("x"), keep=1)
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 10, full, keep=1)
+    assert (newest(tmp_path, print) / "a.bin").read_text() == "x"
+    assert (save(tmp_path, 10, writer("y"), keep=1) / "a.bin").read_text() == "y"
+    assert verify(newest(tmp_path, print)) == 10
+
+
 @pytest.mark.parametrize("where", ["marker", "rename", "write"])
 def test_killed_at_any_point(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill leaves the files as they are: simulate it by making cleaning up impossible too."""
     save(tmp_path, 10, writer("x"), keep=1)
     monkeypatch.setattr("counterpoint.training.checkpoint.shutil.rmtree", lambda *_, **__: None)
-    real = Path.rename
+    write_text, rename = Path.write_text, Path.rename
 
-    def rename(self: Path, target: Path) -> Path:
-        if (where == "marker" and target.name == MARKER) or (where == "rename" and target.name == "checkpoint-20"):
+    def half_written(self: Path, text: str) -> int:
+        if where == "marker" and self.name == MARKER:
+            write_text(self, text[:10])
             raise KeyboardInterrupt
-        return real(self, target)
+        return write_text(self, text)
+
+    def not_renamed(self: Path, target: Path) -> Path:
+        if where == "rename" and target.name == "checkpoint-20":
+            raise KeyboardInterrupt
+        return rename(self, target)
 
     def killed(folder: Path) -> None:
         (folder / "a.bin").write_text("half")
         if where == "write":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(Path, "write_text", half_written)
+    monkeypatch.setattr(Path, "rename", not_renamed)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 20, killed, keep=1)
     monkeypatch.undo()

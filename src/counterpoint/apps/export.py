@@ -96,13 +96,13 @@ def to_diffusers(request: GenerateRequest, seed: int) -> Exported:
     size = _size(request, model)
     if size is None and pictures:
         left_out.append(f"resizing by {request.resize}: bring images to size first")
-    pipeline, scheduler = _pipeline(request, model), find_scheduler(request.scheduler).__name__
+    pipeline, (scheduler, settings) = _pipeline(request, model), find_scheduler(request.scheduler)
     loaded = [f"dtype={dtype}", "add_watermarker=False" if model.large else "safety_checker=None"]
     if model.single and request.config:
         loaded.append(f"config={request.config!r}")
     lines = [f"# Left out, diffusers cannot say it: {' '.join(line.split())}" for line in left_out]
     lines += ["import PIL.Image", "import PIL.ImageOps"] if pictures else []
-    names = {pipeline, scheduler, *(["ControlNetModel"] if request.controls else [])}
+    names = {pipeline, scheduler.__name__, *(["ControlNetModel"] if request.controls else [])}
     lines += ["import torch", f"from diffusers import {', '.join(sorted(names))}"]
     if request.controls:
         loaded.append("controlnet=controlnet")
@@ -114,7 +114,8 @@ def to_diffusers(request: GenerateRequest, seed: int) -> Exported:
         ), "])"]  # fmt: skip
     lines += [
         f"pipe = {pipeline}.from_{_form(model.place)}({model.place!r}, {', '.join(loaded)}).to({device!r})",
-        f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)",
+        f"pipe.scheduler = {scheduler.__name__}.from_config("
+        f"{', '.join(['pipe.scheduler.config', *(f'{key}={value!r}' for key, value in settings.items())])})",
     ]
     loras = [split_lora(source) for source in request.lora]
     lines += [f"pipe.load_lora_weights({path!r}, adapter_name='lora{i}')" for i, (path, _) in enumerate(loras)]
@@ -172,8 +173,9 @@ def _call(request: GenerateRequest, seed: int, size: tuple[int, int] | None) -> 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _SAMPLERS = {
     "unipc": "uni_pc", "ddim": "ddim", "ddpm": "ddpm", "euler": "euler", "euler-a": "euler_ancestral", "heun": "heun",
-    "dpm++": "dpmpp_2m", "dpm++-sde": "dpmpp_sde", "deis": "deis", "lms": "lms", "lcm": "lcm",
+    "dpm++": "dpmpp_2m", "deis": "deis", "lms": "lms", "lcm": "lcm",
 }  # fmt: skip
+_KARRAS = "use_karras_sigmas=true"
 
 
 def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
@@ -234,11 +236,13 @@ def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
     else:
         latent = node("EmptyLatentImage", width=width, height=height, batch_size=1)
     denoise = request.strength if request.init_image else 1.0
+    sampler, _, settings = request.scheduler.partition(":")
     sampled = node(
         "KSampler", model=parts[0], positive=positive, negative=negative, latent_image=[latent, 0], seed=seed,
         steps=max(int(request.steps * denoise), 1),  # ComfyUI counts those that it makes, diffusers all of the schedule
         cfg=GUIDANCE if request.guidance_scale is None else request.guidance_scale,
-        sampler_name=_SAMPLERS.get(request.scheduler, "uni_pc"), scheduler="normal", denoise=denoise,
+        sampler_name=_SAMPLERS.get(sampler, "uni_pc"), scheduler="karras" if settings == _KARRAS else "normal",
+        denoise=denoise,
     )  # fmt: skip
     decoded = node("VAEDecode", samples=[sampled, 0], vae=[loaded, 2])
     node("SaveImage", images=[decoded, 0], filename_prefix=f"seed-{seed}")
@@ -248,8 +252,11 @@ def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
 
 def _left_out_of_comfyui(request: GenerateRequest, model: _Model) -> list[str]:
     said = []
-    if request.scheduler not in _SAMPLERS:
-        said.append(f"the scheduler {request.scheduler}: uni_pc in its place")
+    sampler, _, settings = request.scheduler.partition(":")
+    if sampler not in _SAMPLERS:
+        said.append(f"the scheduler {sampler}: uni_pc in its place")
+    if settings not in {"", _KARRAS}:
+        said.append(f"what the scheduler is set to, {settings}")
     if request.compile:
         said.append("compiling: there are nodes for it")
     said += [f"the LoRA {source}: its clip strength is taken to be the same" for source in request.lora]

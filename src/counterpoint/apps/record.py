@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -75,22 +76,20 @@ def write_whole(path: Path, write: Any, *, durable: bool = True) -> None:
     Raises:
         UserError: no space, no permission, or no such folder; nothing is left behind.
     """
-    partial = None
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            partial = Path(file.name)
+        with partial.open("x+b") as file:
             write(file)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        partial.chmod(0o644)
         partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -111,8 +111,9 @@ class GenerateRequest(Strict):
     def gated(self) -> bool:
         """Whether silence is gated, asked for or not."""
         from counterpoint.control.coverage import gates
+        from counterpoint.fusion import get_fusion
 
-        return gates(self.gate_silence, self.fusion, [control.label for control in self.controls])
+        return gates(self.gate_silence, get_fusion(self.fusion), [control.label for control in self.controls])
 
     def inside(self, folder: Path) -> Self:
         """The same with all its paths counted from a folder."""

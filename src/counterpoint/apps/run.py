@@ -248,7 +248,7 @@ def run_together(
 
     def heard(_: Pipeline, index: int, __: Tensor, state: dict[str, Tensor]) -> None:
         if listen is not None:
-            listen(index + 1, pipe.scheduler.num_inference_steps)
+            listen(index + 1, pipe.num_timesteps)
         if look is not None:
             look(index, state["latents"])
 

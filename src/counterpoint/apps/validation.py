@@ -48,7 +48,8 @@ class Adherence:
 
     def __init__(self, family: Path, kind: str, n: int, judge: str, fusion: str = "sum") -> None:
         self.kind, self.n = kind, n
-        self._pipe, self._readers = load(str(family)), family_readers(family, judge=judge)
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self._pipe, self._readers = load(str(family), device=device.type), family_readers(family, judge=judge)
         self._suite = TinyQuality(round_trip(self._pipe), "validation")
         self._tasks = [replace(task, method=Method(fusion=fusion)) for task in self._suite.controlled(n, kind)]
         self._finished: dict[str, Image] = {}
@@ -56,7 +57,7 @@ class Adherence:
     @torch.no_grad()
     def __call__(self, network: ControlNetModel) -> dict[str, float]:
         """``value``, ``floor``, ``ceiling`` and ``adherence``."""
-        self._pipe.controls[self.kind] = network.eval()
+        self._pipe.controls[self.kind] = network.eval().to(self._pipe.device)
         if not self._finished:
             self._make("floor/")
         self._make(f"{self.kind}/")

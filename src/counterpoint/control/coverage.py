@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.types import CONTROL_KINDS, ControlKind, UserError, kind_of
+from counterpoint.types import CONTROL_KINDS, ControlKind, Fusion, UserError, kind_of
 
 REACH = 1 / 16
 """How far around its lines a control speaks, as a share of the picture's shorter side."""
@@ -43,14 +43,15 @@ def is_silenced(name: str) -> bool:
     return kind is not None and kind.silent is not None
 
 
-def gates(asked: bool | None, fusion: str, names: Collection[str]) -> bool:
+def gates(asked: bool | None, fusion: Fusion, names: Collection[str]) -> bool:
     """Whether silence is gated: as asked, and by default where several controls meet under any rule but ``sum``, which
     is what every tool does, and ``minimal-impact``, whose networks learn what to make of silence. One control alone has
     nobody to wipe out, and its black means what it was trained to mean.
     """
     if asked is not None:
         return asked
-    return len(names) > 1 and fusion.partition(":")[0] not in _UNGATED and any(map(is_silenced, names))
+    speaks = all(rule.name.partition(":")[0] in _UNGATED for rule in fusion.rules)
+    return len(names) > 1 and not speaks and any(map(is_silenced, names))
 
 
 def covered(name: str, hint: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:

@@ -56,7 +56,7 @@ class Line:
         moved = [place for place, row in enumerate(rows) if self.times[1, row] != time]
         fresh = [rows[place] for place in moved]
         distance = (time - self.times[:, fresh]).abs().prod(0)
-        missed = _relative(self.foretell(time, fresh), [answer[moved] for answer in answers]).double().cpu()
+        missed = _relative(self.foretell(time, fresh), [answer[moved] for answer in answers]).cpu().double()
         curve = torch.maximum(missed / distance, _MEMORY * self.curve[fresh].nan_to_num(posinf=0.0))
         self.curve[fresh] = torch.where(distance.isfinite(), curve, torch.inf)
         self.times[0, fresh], self.times[1, fresh] = self.times[1, fresh], time

@@ -224,7 +224,7 @@ def run_stack(
         return walk(one.network, latents, moment.timestep, text, one.hint, strengths[name], added)
 
     absent = {branch.name for branch in active if branch.conditional_only}
-    if fusion.combine is add and not fusion.sites and watch is None and not absent:
+    if fusion.combine is add and not (fusion.sites or fusion.exchange or fusion.keys or watch or absent):
         return _added(fusion, active, alone)
     said = speak(order, fusion, alone, walked)
     spoken = {name: _shaped(said[name], one) for name, one in by_name.items()}

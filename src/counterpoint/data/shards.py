@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -149,9 +150,14 @@ class SceneShards:
 
 def save_whole(path: Path, array: np.ndarray) -> None:
     """Write an array, whole or not at all."""
-    half = path.with_suffix(f".partial-{os.getpid()}.npy")
+    half = _half(path)
     np.save(half, array)
     half.rename(path)
+
+
+def _half(path: Path) -> Path:
+    """Where something is written before it gets its name; nobody else's, on whatever machine shares the cache."""
+    return path.with_name(f"{uuid.uuid4().hex}.partial.{path.name}")
 
 
 @lru_cache(maxsize=4096)
@@ -202,14 +208,13 @@ def _lay_out_shard(folder: Path, start: int) -> None:
         ]
         plain = caption(replace(one.layout, triplets=()), "brief")
         rows.append({"instances": instances, "triplets": one.triplets, "plain": plain})
-    half = folder / f"layouts.partial-{os.getpid()}.json"
+    half = _half(folder / "layouts.json")
     half.write_text(json.dumps(rows, default=float))
     half.rename(folder / "layouts.json")
 
 
 def _render_shard(folder: Path, start: int) -> None:
-    half = folder.with_suffix(f".partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    half = _half(folder)
     half.mkdir(parents=True)
     scenes = [scene(number) for number in range(start, start + SHARD)]
     keypoints = np.full((SHARD, PEOPLE, 18, 2), np.nan, np.float32)

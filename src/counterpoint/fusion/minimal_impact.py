@@ -105,11 +105,11 @@ def min_norm_weights(gram: Gram) -> Float[Tensor, "... n"]:
     Beyond, Wolfe's algorithm (1976), whose tolerance is relative to the largest squared norm.
     """
     n = gram.shape[-1]
-    wide = gram.double()
+    wide = (gram.cpu() if gram.device.type == "mps" else gram).double()  # which has no double precision
     top = wide.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
     wide = wide / torch.where(top > 0, top, 1.0)
-    weights = _by_faces(wide) if n <= _EXACT else _by_wolfe(wide)
-    return weights.to(gram.dtype)
+    weights = _of_two(wide) if n == 2 else _by_faces(wide) if n <= _EXACT else _by_wolfe(wide)
+    return weights.to(gram)
 
 
 def literal_weights(gram: Gram) -> Float[Tensor, "... n"]:
@@ -117,6 +117,15 @@ def literal_weights(gram: Gram) -> Float[Tensor, "... n"]:
     raw = (gram.shape[-1] * gram.diagonal(dim1=-2, dim2=-1) - gram.sum(-1)).relu()
     raw = torch.where(raw.sum(-1, keepdim=True) > 0, raw, 1.0)
     return raw / raw.sum(-1, keepdim=True)
+
+
+def _of_two(gram: Gram) -> Float[Tensor, "... 2"]:
+    """In closed form; equal vectors share."""
+    cross = gram[..., 0, 1]
+    first, second = gram[..., 0, 0] - cross, gram[..., 1, 1] - cross
+    apart = first + second
+    share = torch.where(apart > 1e-12, second / torch.where(apart > 1e-12, apart, 1.0), 0.5).clamp(0, 1)
+    return torch.stack([share, 1 - share], -1)
 
 
 def _by_faces(gram: Gram) -> Float[Tensor, "... n"]:

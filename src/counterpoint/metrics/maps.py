@@ -42,7 +42,8 @@ def miou(rows: Float[Tensor, "n k 2"]) -> float:
 
 def nearest_colour(images: UInt8[Tensor, "b h w 3"], palette: UInt8[Tensor, "k 3"]) -> Int[Tensor, "b h w"]:
     """The index of the palette's colour nearest to each pixel: a segmentation image's classes."""
-    codes = images.to(torch.int32) @ torch.tensor([1 << 16, 1 << 8, 1], dtype=torch.int32)
+    red, green, blue = images.to(torch.int32).unbind(-1)
+    codes = (red << 16) | (green << 8) | blue
     colours, places = torch.unique(codes, return_inverse=True)
     rgb = torch.stack([colours >> 16, (colours >> 8) & 255, colours & 255], -1)
-    return torch.cdist(rgb.float(), palette.float()).argmin(1)[places]
+    return torch.cdist(rgb.float(), palette.to(rgb.device).float()).argmin(1)[places]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -53,6 +54,23 @@ class Told:
     there: Bool[Tensor, "b n"]
     size: tuple[int, int]
     everywhere: bool = True
+    _masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def busy(self) -> tuple[Tensor, Told] | None:
+        """Which rows have instances, ``(b,)``, and those alone; ``None`` if none has. Found out once for all layers:
+        on an accelerator everything waits for the answer."""
+        rows = self.there.any(1)
+        if not rows.any():
+            return None
+        few = {name: getattr(self, name)[rows] for name in ("phrases", "pooled", "boxes", "there")}
+        return rows, replace(self, **few)
+
+    def masks(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """:func:`box_masks` of layers of a size, made once."""
+        if tokens not in self._masks:
+            self._masks[tokens] = box_masks(self, tokens)
+        return self._masks[tokens]
 
 
 class InstanceShading(nn.Module):
@@ -236,17 +254,14 @@ class InstanceProcessor(nn.Module):
         told = self.told
         if told is None or (self.migc is None and not told.everywhere):
             return whole
-        busy = told.there.any(1)
-        if not busy.any():
+        if told.busy is None:
             return whole
-        told = replace(
-            told, phrases=told.phrases[busy], pooled=told.pooled[busy], boxes=told.boxes[busy], there=told.there[busy]
-        )
+        busy, told = told.busy
         hidden = hidden_states[busy]
         b, n = told.there.shape
         repeated = hidden[:, None].expand(-1, n, -1, -1).flatten(0, 1)
         read = self.plain(attn, repeated, told.phrases.flatten(0, 1)).unflatten(0, (b, n))
-        inside, outside = (masks.to(hidden) for masks in box_masks(told, hidden.shape[1]))
+        inside, outside = (masks.to(hidden) for masks in told.masks(hidden.shape[1]))
         if self.migc is None:
             made = naively(whole[busy], read, inside)
         else:

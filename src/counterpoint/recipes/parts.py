@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +85,8 @@ def latents(config: FamilyConfig, *fields: str) -> SceneShards:
 @torch.no_grad()
 def encode(vae: AutoencoderTiny | AutoencoderKL, images: Iterable[torch.Tensor]) -> np.ndarray:
     """Latents in half precision, scaled as the UNet sees them, of batches of images ``(b, h, w, 3)`` uint8."""
-    home, device = vae.device, torch.accelerator.current_accelerator() or torch.device("cpu")
+    home, there = vae.device, torch.accelerator.current_accelerator()
+    device = torch.device(there.type, int(os.environ.get("LOCAL_RANK", 0))) if there else torch.device("cpu")
     vae.to(device)
     found = [vae.encode(pictures(batch).to(device)) for batch in images]
     vae.to(home)

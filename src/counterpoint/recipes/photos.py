@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -82,7 +83,10 @@ class EncodedPhotos:
         self.images.fields = ("image",)
         starts = [start for start in range(0, len(samples), SHARD) if not self._path(start).exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        random.shuffle(starts)  # processes that begin together share the work
         for start in tqdm(starts, desc="computing latents", unit="shard", disable=not starts):
+            if self._path(start).exists():
+                continue
             save_whole(self._path(start), self._encode(range(start, min(start + SHARD, len(samples)))))
         self.latents = [np.load(self._path(start), mmap_mode="r") for start in range(0, len(samples), SHARD)]
 

@@ -268,7 +268,7 @@ def _classes(batch: Batch) -> Tensor:
     images = batch["control:seg"].permute(0, 3, 1, 2)
     small = F.interpolate(images.float(), _quarter(images), mode="nearest-exact").byte()
     palette = torch.from_numpy(ADE20K_PALETTE.copy())
-    found = nearest_colour(small.permute(0, 2, 3, 1).cpu(), palette).to(images.device)
+    found = nearest_colour(small.permute(0, 2, 3, 1), palette)
     return torch.where(small.amax(1) > 0, found, -1)  # what is in no class is black
 
 

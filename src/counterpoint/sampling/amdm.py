@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.sampling.loop import Settle, Step
-from counterpoint.sampling.schedulers import noise_level
-from counterpoint.types import Denoiser, Latents, Moment, UserError
+from counterpoint.sampling.schedulers import moments
+from counterpoint.types import Denoiser, Latents, UserError
 
 MIXES = ("paper", "unit", "slerp")
 NOISES = ("shared", "separate")
@@ -250,15 +250,15 @@ def sample_aggregated(
     _check(scheduler, aggregation, latents, len(denoisers))
     weights, etas = aggregation.for_models(len(denoisers))
     models, mine = list(denoisers), _repeated(latents, len(denoisers))
-    last = max((index for index, t in enumerate(timesteps) if aggregation.shares(index, noise_level(scheduler, t))),
-               default=-1)  # fmt: skip
+    run = moments(scheduler, timesteps)
+    last = max((moment.index for moment in run if aggregation.shares(moment.index, moment.sigma)), default=-1)
     stale: list[Tensor] = []
-    for index, timestep in enumerate(timesteps):
+    for moment in run:
+        index, timestep = moment.index, moment.timestep
         if index == last + 1:
             del models[1:], mine[1:]
             if finished is not None:
                 finished()
-        moment = Moment(index, len(timesteps), timestep, noise_level(scheduler, timestep))
         said = [model(scheduler.scale_model_input(one, timestep), moment)
                 for model, one in zip(models, mine, strict=True)]  # fmt: skip
         steps = [scheduler.step(one, timestep, here, return_dict=False)[0]

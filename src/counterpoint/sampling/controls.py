@@ -61,7 +61,7 @@ def each(what: str, value: Any, names: Sequence[str]) -> list[Any]:
 
 
 def where_heard(
-    hints: Mapping[str, Tensor], masks: Mapping[str, Tensor], gated: bool | None, fusion: str
+    hints: Mapping[str, Tensor], masks: Mapping[str, Tensor], gated: bool | None, fusion: Fusion
 ) -> dict[str, Tensor | None]:
     """Where each control speaks, ``(b, 1, h, w)`` in 0..1; ``None`` is everywhere.
 
@@ -70,7 +70,7 @@ def where_heard(
         masks: control -> the user's mask, where there is one.
         gated: whether controls without a mask speak only where their image is not silent, if their kind tells that;
             ``None`` leaves that to :func:`counterpoint.control.coverage.gates`.
-        fusion: the rule's name.
+        fusion: the rule, or the schedule of several.
     """
     gated = gates(gated, fusion, hints)
     return {

@@ -10,7 +10,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from counterpoint.sampling.schedulers import noise_level
+from counterpoint.sampling.schedulers import moments
 from counterpoint.types import Denoiser, Latents, Moment
 
 Settle = Callable[[Latents, Moment], Latents]
@@ -46,10 +46,9 @@ def sample(
         settle: changes the latents after every step.
     """
     extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    for index, timestep in enumerate(timesteps):
-        moment = Moment(index, len(timesteps), timestep, noise_level(scheduler, timestep))
-        prediction = denoise(scheduler.scale_model_input(latents, timestep), moment)
-        latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+    for moment in moments(scheduler, timesteps):
+        prediction = denoise(scheduler.scale_model_input(latents, moment.timestep), moment)
+        latents = scheduler.step(prediction, moment.timestep, latents, **extra, return_dict=False)[0]
         if settle is not None:
             latents = settle(latents, moment)
         yield Step(moment, latents)

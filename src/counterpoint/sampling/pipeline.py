@@ -67,10 +67,12 @@ class Pipeline(Model):
     Attributes:
         helpers: models that are aggregated with this one, whose picture it becomes (AMDM, arXiv:2410.01262).
         aggregation: how.
+        num_timesteps: how often the network is asked in the call at hand; some schedulers ask twice a step.
     """
 
     helpers: tuple[Model, ...] = ()
     aggregation: Aggregation = field(default_factory=Aggregation)
+    num_timesteps: int = field(default=0, init=False)
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -236,7 +238,7 @@ class Pipeline(Model):
             if mask is not None
         }
         rule, level = get_fusion(fusion), known_quality(quality)
-        regions = where_heard(hints, masks, gate_silence, rule.name)
+        regions = where_heard(hints, masks, gate_silence, rule)
         told = [] if subject_mask is None else listed(subject_mask)
         subjects = [self.pixels.subject(mask, shown, size, count).to(self.device) for mask in told]
         layouts = [layout] * count if layout is None or isinstance(layout, Layout) else list(layout)
@@ -274,7 +276,8 @@ class Pipeline(Model):
         if image is not None:
             timesteps = self._shorten(timesteps, strength)
             begin = self._from_image(image, mask_image, shape, timesteps, generator)
-        noise = self._noise(shape, generator) if latents is None else latents.to(self.device)
+        self.num_timesteps = len(timesteps)
+        noise = self._noise(shape, generator) if latents is None else latents.to(self.device, self.unet.dtype)
         others = self.helpers if self.aggregation.noise == "separate" else ()
         starts, settles = zip(*map(begin, [noise, *(self._noise(shape, generator) for _ in others)]), strict=True)
         if noted is not None:

@@ -114,6 +114,8 @@ class Residency:
             buffer.data = buffer.data.to(self.device)
 
     def _done(self, network: nn.Module) -> None:
+        if not self._uses.get(id(network)):  # it could not come: hooks after a call are called all the same
+            return
         self._uses[id(network)] -= 1
         if not self._uses[id(network)]:
             self._leave(network)

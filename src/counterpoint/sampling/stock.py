@@ -94,7 +94,7 @@ class _Inside:
         self.pipeline, self.fusion, self.regions = pipeline, fusion, regions
         self.container = find_container(pipeline)
         readable = gate_silence is not None or not isinstance(self.container, FLUX)
-        self.gate_silence = readable and gates(gate_silence, fusion.name, names)
+        self.gate_silence = readable and gates(gate_silence, fusion, names)
         self.networks = networks_of(self.container)
         self.model: Any = pipeline.transformer if isinstance(self.container, FLUX) else pipeline.unet
         self.names, self.foreground = list(names), list(foreground)
@@ -226,7 +226,8 @@ class _Inside:
             now = now * 1000
         first = len(steps) - getattr(self.pipeline, "_num_timesteps", len(steps))  # image-to-image starts later
         index = int((steps[first:] - now).abs().argmin())
-        return Moment(index, len(steps) - first, torch.as_tensor(timestep), noise_level(self.pipeline.scheduler, now))
+        sigma = noise_level(self.pipeline.scheduler, float(now))
+        return Moment(index, len(steps) - first, torch.as_tensor(timestep), sigma)
 
     def _region(self, name: str, part: Mapping[str, Any]) -> Tensor | None:
         """Where a control speaks: its mask, or what its image covers."""

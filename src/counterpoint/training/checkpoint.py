@@ -13,7 +13,7 @@ from pathlib import Path
 from counterpoint.types import Samples, UserError
 
 MARKER = "complete.json"
-"""Written last: file name -> SHA-256 of everything else in the folder. Without it a checkpoint does not exist."""
+"""File name -> SHA-256 of everything else in the folder. Without it a checkpoint does not exist."""
 
 _LOOKED_AT = 8
 """Samples whose captions tell them from others."""
@@ -34,26 +34,21 @@ def save(output_dir: Path, step: int, write: Callable[[Path], None], keep: int) 
     """
     final = output_dir / f"checkpoint-{step}"
     partial = output_dir / f"checkpoint-{step}.partial"
-    for leftover in (final, partial):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         write(partial)
         hashes = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+        (partial / MARKER).write_text(json.dumps({"step": step, "files": hashes}, indent=1))
         for path in partial.iterdir():
             _sync(path)
+        _sync(partial)
+        if final.exists():  # of the same step: it goes only now
+            shutil.rmtree(final)
         partial.rename(final)
-        marker = final / f"{MARKER}.partial"
-        marker.write_text(json.dumps({"step": step, "files": hashes}, indent=1))
-        _sync(marker)
-        marker.rename(final / MARKER)
-        _sync(final)
         _sync(output_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if not (final / MARKER).exists():
-            shutil.rmtree(final, ignore_errors=True)
         raise
     for _, old in found(output_dir)[:-keep]:
         (old / MARKER).unlink(missing_ok=True)

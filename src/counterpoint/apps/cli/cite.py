@@ -23,7 +23,12 @@ def cite(
 
         recipe = read_recipe(image)
         request = recipe.get("request", recipe)  # the demo's pictures have no request
-        used = {"diffusers", "stable-diffusion", "classifier-free-guidance", request.get("scheduler", "unipc")}
+        used = {
+            "diffusers",
+            "stable-diffusion",
+            "classifier-free-guidance",
+            request.get("scheduler", "unipc").partition(":")[0],
+        }
         if request.get("controls") and request.get("fusion"):
             rule = get_fusion(request["fusion"])
             joined = len(request["controls"]) > 1 or rule.injects

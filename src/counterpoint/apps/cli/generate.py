@@ -122,8 +122,9 @@ def generate(
     scheduler: Annotated[
         str | None,
         typer.Option(
-            help="unipc, ddim, euler, euler-a, dpm++, ... or a diffusers class name; default unipc, or ddim with "
-            "--aggregate."
+            metavar="NAME[:KEY=VALUE,...]",
+            help="unipc, ddim, euler, euler-a, dpm++, ... or a diffusers class name, with settings of its own such as "
+            "use_karras_sigmas=true; default unipc, or ddim with --aggregate.",
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,

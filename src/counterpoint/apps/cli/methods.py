@@ -42,10 +42,7 @@ def methods_asked(
         for gated in gates
         for level in dict.fromkeys(quality)
     ]
-    names = [method.name for method in methods]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"two of what is compared would be called {min(twice)!r}: rename a folder of --versus")
-    return methods
+    return _unlike(methods, "rename a folder of --versus")
 
 
 def _networks(text: str) -> tuple[tuple[str, str], ...]:
@@ -70,8 +67,16 @@ def models_asked(names: list[str], settings: list[str]) -> list[Method]:
     for one in settings:
         Aggregation.parse(one)
     lists = [tuple(name.strip() for name in one.split(",")) for one in names]
-    return [Method(models=models, aggregation=how) for models in lists
-            for how in (settings if len(models) > 1 else [""])]  # fmt: skip
+    methods = [Method(models=models, aggregation=how) for models in lists
+               for how in (settings if len(models) > 1 else [""])]  # fmt: skip
+    return _unlike(methods, "give each once")
+
+
+def _unlike(methods: list[Method], advice: str) -> list[Method]:
+    names = [method.name for method in methods]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"two of what is compared would be called {min(twice)!r}: {advice}")
+    return methods
 
 
 def _weight(name: str, value: str) -> float:

@@ -106,7 +106,11 @@ class Page:
             with gr.Row():
                 add["steps"] = gr.Slider(1, 100, 20, step=1, label="Steps", elem_id="steps")
                 add["guidance_scale"] = gr.Slider(1, 15, self.offer.guidance, step=0.5, label="Guidance")
-            add["scheduler"] = gr.Dropdown(["unipc", "ddim", "euler", "euler-a", "dpm++"], label="Scheduler")
+            add["scheduler"] = gr.Dropdown(
+                ["unipc", "ddim", "euler", "euler-a", "dpm++", "dpm++:use_karras_sigmas=true"],
+                label="Scheduler",
+                allow_custom_value=True,
+            )
             levels = [(f"{name}: {level.summary}", name) for name, level in QUALITIES.items()]
             add["quality"] = gr.Dropdown(levels, value="exact", label="Quality", elem_id="quality")
             add["negative_prompt"] = gr.Textbox("", label="Negative prompt")
