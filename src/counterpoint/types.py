@@ -57,7 +57,12 @@ _EDGES, _JUDGE = "counterpoint.models.edge_networks", "counterpoint.models.perce
 CONTROL_KINDS = {
     kind.name: kind
     for kind in (
-        ControlKind("canny", "binary edges, white on black", 0),
+        ControlKind(
+            "canny",
+            "binary edges, white on black",
+            0,
+            differentiable="counterpoint.models.drawn.DrawnEdges",
+        ),
         ControlKind("hed", "soft edges, white on black", 0, differentiable=f"{_EDGES}.HedNetwork"),
         ControlKind("lineart", "drawn lines, white on black", 0, differentiable=f"{_EDGES}.LineNetwork"),
         ControlKind("pose", "OpenPose body in its eighteen colours, on black", 0, colour_order="rgb"),

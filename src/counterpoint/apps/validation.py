@@ -14,10 +14,9 @@ from counterpoint.api import load
 from counterpoint.apps.readers import family_readers
 from counterpoint.apps.record import write_json
 from counterpoint.apps.suites import PipelineMaker, round_trip
-from counterpoint.control.influence import trained_injection
 from counterpoint.evaluation.suite import KINDS, Method
 from counterpoint.evaluation.suites.tiny_quality import TinyQuality
-from counterpoint.fusion.minimal_impact import BalancedInjection
+from counterpoint.fusion.minimal_impact import BalancedInjection, trained_injection
 from counterpoint.models.strength import strengthen
 from counterpoint.recipes.family import STRENGTH
 from counterpoint.training.stages.diffusion import ControlNetStage

@@ -7,24 +7,10 @@ from collections.abc import Callable
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from counterpoint.control.attach import taking_in
-from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
-from counterpoint.types import Inject, Latents, Residuals, UserError
-
-
-def trained_injection(network: nn.Module) -> Inject:
-    """How a ControlNet was taken in when it was trained, as its configuration says; a sum if it says nothing.
-
-    Raises:
-        UserError: it names an injection that is unknown here.
-    """
-    trained = getattr(network, "config", {}).get(INJECTION)
-    try:
-        return torch.add if trained is None else BalancedInjection(**trained)
-    except TypeError:
-        raise UserError(f"the ControlNet was trained with an injection that is unknown here: {trained}") from None
+from counterpoint.types import Inject, Latents, Residuals
 
 
 def influence(

@@ -13,10 +13,10 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.fusion.layout import Maps, on_maps, products, weighted
-from counterpoint.types import Combine
+from counterpoint.types import Combine, Inject, UserError
 
 Reading = Literal["min-norm", "literal"]
 Granularity = Literal["sample", "pixel"]
@@ -96,6 +96,19 @@ class BalancedInjection:
         factor = torch.where(capped, self.cap, above / torch.where(capped, 1.0, below))
         factor = torch.where((a == 0) & (b == 0), 1.0, factor)
         return (host.float() + factor * control.float()).to(host.dtype)
+
+
+def trained_injection(network: nn.Module) -> Inject:
+    """How a ControlNet was taken in when it was trained, as its configuration says; a sum if it says nothing.
+
+    Raises:
+        UserError: it names an injection that is unknown here.
+    """
+    trained = getattr(network, "config", {}).get(INJECTION)
+    try:
+        return torch.add if trained is None else BalancedInjection(**trained)
+    except TypeError:
+        raise UserError(f"the ControlNet was trained with an injection that is unknown here: {trained}") from None
 
 
 def min_norm_weights(gram: Gram) -> Float[Tensor, "... n"]:

@@ -8,9 +8,8 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from counterpoint.control.influence import trained_injection
 from counterpoint.data.balance import check_can_be_silent
-from counterpoint.fusion.minimal_impact import BalancedInjection
+from counterpoint.fusion.minimal_impact import BalancedInjection, trained_injection
 from counterpoint.recipes.aligned import Kind
 from counterpoint.recipes.worlds import TunedFields, World
 from counterpoint.training.config import check_window, filled

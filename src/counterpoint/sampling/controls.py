@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 from counterpoint.control.coverage import covered, gates
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Weight, attention_widths
-from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
+from counterpoint.fusion.minimal_impact import BalancedInjection, trained_injection
 from counterpoint.models.compiling import closed_by
 from counterpoint.sampling.prompt import plain_words, subject_places
 from counterpoint.types import Fusion, UserError
@@ -160,16 +160,8 @@ def check_injection(fusion: Fusion, networks: Mapping[str, nn.Module]) -> None:
         UserError: the rule takes one of them in otherwise.
     """
     for label, network in networks.items():
-        trained = getattr(network, "config", {}).get(INJECTION)
-        if trained is None:
-            continue
-        try:
-            wanted = BalancedInjection(**trained)
-        except TypeError:
-            raise UserError(
-                f"the control {label} was trained with an injection that is unknown here: {trained}"
-            ) from None
-        if any(rule.inject != wanted for rule in fusion.rules):
+        wanted = trained_injection(network)
+        if isinstance(wanted, BalancedInjection) and any(rule.inject != wanted for rule in fusion.rules):
             raise UserError(
                 f"the control {label} was trained to be taken in by {wanted.rule}, and {fusion.name} does otherwise: "
                 "choose that rule"

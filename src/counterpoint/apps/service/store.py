@@ -208,10 +208,11 @@ class Store:
             found = dict(iter(connection.execute(counted)))
         return {state: found.get(state, 0) for state in (QUEUED, RUNNING, *ENDED)}
 
-    def waiting(self, owner: str | None = None) -> tuple[int, float]:
-        """Jobs that are queued or running, and their estimated seconds; of all owners, or of one."""
-        those = [_JOBS.c.state.in_((QUEUED, RUNNING)), *([] if owner is None else [_JOBS.c.owner == owner])]
-        counted = sql.select(sql.func.count(), sql.func.coalesce(sql.func.sum(_JOBS.c.estimate), 0.0)).where(*those)
+    def waiting(self) -> tuple[int, float]:
+        """Jobs that are queued or running, and their estimated seconds."""
+        counted = sql.select(sql.func.count(), sql.func.coalesce(sql.func.sum(_JOBS.c.estimate), 0.0)).where(
+            _JOBS.c.state.in_((QUEUED, RUNNING))
+        )
         with self.engine.connect() as connection:
             count, seconds = connection.execute(counted).one()
         return int(count), float(seconds)

@@ -16,10 +16,11 @@ from diffusers import ControlNetModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from counterpoint.control.influence import influence, trained_injection
+from counterpoint.control.influence import influence
 from counterpoint.data.pairs import Case
 from counterpoint.evaluation.suite import KINDS, Finished, Method, Readers, Row, Task, stack
 from counterpoint.evaluation.suites.fusion import Cases
+from counterpoint.fusion.minimal_impact import trained_injection
 from counterpoint.metrics.conservativity import asym, asymmetry, normalised_asym
 from counterpoint.metrics.metric import Metric
 from counterpoint.sampling.pipeline import Pipeline

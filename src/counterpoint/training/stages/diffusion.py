@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from counterpoint.control.attach import taking_in
-from counterpoint.control.influence import trained_injection
+from counterpoint.fusion.minimal_impact import trained_injection
 from counterpoint.models.strength import strength_of, strengthen
 from counterpoint.models.trained_for import remember_kind
 from counterpoint.training.losses.diffusion import add_noise, diffusion_loss, snr_weight, target
