@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
+from counterpoint.control.coverage import warn_of_names
 from counterpoint.control.features import read_by
 from counterpoint.data.scenes.maps import SEG_PALETTE
 from counterpoint.fusion import FLUX_DELTA, get_fusion
@@ -27,12 +28,16 @@ from counterpoint.models.openvino import port
 from counterpoint.models.probe import REVERSED, check_reads, load_probe, span_of
 from counterpoint.sampling.aggregated import check_together
 from counterpoint.sampling.amdm import Aggregation, Eta
+from counterpoint.sampling.controls import each
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.readout import Readout
 from counterpoint.sampling.residency import Residency
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.sampling.stock import attached
 from counterpoint.types import DEFAULT_FUSION, Batch, Combine, Fusion, UserError, kind_of
+
+Mask = PIL.Image.Image | np.ndarray | Tensor
+"""A grey picture: of floats in 0..1, or of bytes."""
 
 OPENVINO = "openvino"
 """The device that is a CPU on which OpenVINO runs the networks."""
@@ -223,8 +228,8 @@ def attach(
     controls: Sequence[str] = (),
     foreground: str | Sequence[str] = (),
     subject: str | Sequence[str] = (),
-    subject_mask: PIL.Image.Image | Tensor | Sequence[PIL.Image.Image | Tensor] = (),
-    control_mask: Mapping[str, PIL.Image.Image | Tensor] | None = None,
+    subject_mask: Mask | Sequence[Mask] = (),
+    control_mask: Mapping[str, Mask] | Sequence[Mask | None] | None = None,
     gate_silence: bool | None = None,
 ) -> Iterator[DiffusionPipeline]:
     """Let a rule join the controls of a stock diffusers pipeline for as long as a ``with`` block lasts.
@@ -241,9 +246,9 @@ def attach(
             images mean. Default ``"0"``, ``"1"`` and so on.
         foreground: for rules that lend keys (``cross``): the controls that show the subject; default the first.
         subject: words of the prompt, one for each foreground.
-        subject_mask: white where the subject is, one for each foreground, in place of ``subject``: pictures, or tensors
-            ``(b, 1, h, w)`` in 0..1.
-        control_mask: control -> how strongly it speaks where, likewise.
+        subject_mask: white where the subject is, one for each foreground, in place of ``subject``: pictures, arrays
+            ``(h, w)``, or tensors ``(b, 1, h, w)`` in 0..1.
+        control_mask: control -> how strongly it speaks where, likewise; or a list with one or ``None`` for each.
         gate_silence: let controls of a kind with a silent value speak only where their image shows something else;
             default where there are several and ``controls`` tells their kinds, but not under ``"sum"``,
             ``"minimal-impact"`` or in FLUX.
@@ -255,28 +260,38 @@ def attach(
         >>> with attach(pipeline, "cross", subject="person"):
         ...     image = pipeline("a person on a meadow", image=[pose, depth]).images[0]
     """
-    masks = [subject_mask] if isinstance(subject_mask, (PIL.Image.Image, Tensor)) else subject_mask
+    masks = [subject_mask] if isinstance(subject_mask, (PIL.Image.Image, np.ndarray, Tensor)) else subject_mask
+    if isinstance(controls, str):
+        raise UserError(f"controls names every control of the pipeline in its order: a list such as [{controls!r}]")
+    if not isinstance(control_mask, Mapping):
+        given = each("control mask", None if control_mask is None else list(control_mask), controls)
+        control_mask = {name: mask for name, mask in zip(controls, given, strict=True) if mask is not None}
+    rule = get_fusion(fusion, FLUX_DELTA if hasattr(pipeline, "transformer") else None)
+    if gate_silence is None:
+        warn_of_names(rule, controls)
     with attached(
         pipeline,
-        get_fusion(fusion, FLUX_DELTA if hasattr(pipeline, "transformer") else None),
+        rule,
         controls,
         foreground=[foreground] if isinstance(foreground, str) else foreground,
         subject=[subject] if isinstance(subject, str) else subject,
         subject_masks=[_grey(mask, pipeline) for mask in masks],
-        regions={name: _grey(mask, pipeline) for name, mask in (control_mask or {}).items()},
+        regions={name: _grey(mask, pipeline) for name, mask in control_mask.items()},
         gate_silence=gate_silence,
     ):
         yield pipeline
 
 
-def _grey(mask: PIL.Image.Image | Tensor, pipeline: DiffusionPipeline) -> Tensor:
+def _grey(mask: Mask, pipeline: DiffusionPipeline) -> Tensor:
     """``(b, 1, h, w)`` in 0..1, where the pipeline runs."""
     if isinstance(mask, PIL.Image.Image):
-        mask = torch.from_numpy(np.asarray(mask.convert("L"), np.float32) / 255)[None, None]
+        mask = np.asarray(mask.convert("L"))
+    if isinstance(mask, np.ndarray):
+        mask = torch.from_numpy(np.array(mask))[None, None] if mask.ndim == 2 else torch.from_numpy(np.array(mask))
     if mask.dtype == torch.uint8:
         mask = mask / 255
     if mask.ndim != 4 or mask.shape[1] != 1:
-        raise UserError(f"a mask is a picture or a tensor (b, 1, h, w), got {tuple(mask.shape)}")
+        raise UserError(f"a mask is a picture, an array (h, w) or a tensor (b, 1, h, w), got {tuple(mask.shape)}")
     mask = mask.float()
     if not (mask.isfinite().all() and mask.amin() >= 0 and mask.amax() <= 1):
         raise UserError("a mask's values are numbers in 0..1 (uint8: 0..255)")

@@ -24,6 +24,10 @@ DEFAULT_FUSION = "pix+channel"
 """What joins controls where nothing else is asked for: what ``cross`` is without a subject."""
 
 
+class Notice(UserWarning):
+    """What users should know of their pictures; the edges show it as a line."""
+
+
 class UserError(ValueError):
     """A mistake that the user can mend. The message says in one line what is wrong and what to do."""
 

@@ -197,7 +197,7 @@ MISTAKES = [
     (("generate", "x", "--guidance-scale", "nan"), "--guidance-scale"),
     (("generate", "x", "--width", "100"), "multiple of 8"),
     (("generate", "x", "--width", "0"), "--width"),
-    (("generate", "x", "--strength", "0.5"), "--init-image"),
+    (("generate", "x", "--strength", "0.5"), "init image"),
     (("generate", "x", "--inpaint-mask", "maps/seg.png"), "--init-image"),
     (("generate", "x", "--resize", "zoom"), "--resize"),
     (("generate", "x", "--device", "toaster"), "toaster"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -16,6 +17,7 @@ from counterpoint.apps.cli.methods import methods_asked, models_asked
 from counterpoint.apps.record import settle
 from counterpoint.apps.suites import PipelineMaker, Source, _identity, identity, make_bench
 from counterpoint.evaluation.suite import Task
+from counterpoint.fusion import FUSIONS, RULES
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
 from tests.conftest import random_parts
@@ -248,3 +250,64 @@ def test_line_drawings_are_read_back(cli, tiny: Path) -> None:
     assert status == 0, error
     rows = {row["name"]: row["metrics"] for row in json.loads(out)["rows"]}
     assert rows["lineart"]["floor"]["mean"] < rows["lineart"]["ceiling"]["mean"] < 1
+
+
+def test_rules_of_ones_own(cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file they are compared, their code is part of the run, and what they made is made again with them alone."""
+    for table in (RULES, FUSIONS):  # whatever happens, they are as before afterwards
+        monkeypatch.setitem(table, "loud", None)
+        del table["loud"]
+    mine = tmp_path / "mine.py"
+    mine.write_text("def loud(features):\n    return features.amax(0)\n")
+    arguments = [
+        "evaluate",
+        "conflicting",
+        "-n",
+        2,
+        "--steps",
+        1,
+        "--fusion",
+        "sum",
+        "--fusion",
+        "loud",
+        "--out",
+        "run",
+    ]
+    status, _, error = cli(*arguments)
+    assert (status, "unknown fusion 'loud'" in error) == (2, True), error
+    status, _, error = cli(*arguments, "--rules", mine, "--json")
+    assert status == 0, error
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    scores = list(csv.DictReader((tmp_path / "run" / "scores.csv").open()))
+    for row in results["rows"]:
+        mine_alone = [
+            float(one["value"])
+            for one in scores
+            if (one["case"], one["name"], one["measure"]) == (row["case"], row["name"], "clip")
+        ]
+        assert len(mine_alone) == 2
+        assert np.mean(mine_alone) == pytest.approx(row["metrics"]["clip"]["mean"])
+    del RULES["loud"], FUSIONS["loud"]
+    mine.write_text("def loud(features):\n    return features.amin(0)\n")
+    status, _, error = cli(*arguments, "--rules", mine)
+    assert (status, "rules: " in error) == (2, True), error
+    del RULES["loud"], FUSIONS["loud"]
+
+    status, out, error = cli(
+        "generate", "a person", "--rules", mine, "--control", "pose=" + str(next((tmp_path / "run").rglob("*.png"))),
+        "--control", "seg=" + str(next((tmp_path / "run").rglob("*.png"))), "--fusion", "loud", "--steps", 1, "--json",
+    )  # fmt: skip
+    assert status == 0, error
+    picture = json.loads(out)["images"][0]
+    del RULES["loud"], FUSIONS["loud"]
+    status, _, error = cli("replay", picture, "--verify")
+    assert (status, "unknown fusion" in error) == (2, True), error
+    status, out, error = cli("replay", picture, "--verify", "--rules", mine)
+    assert (status, out.startswith("identical")) == (0, True), error
+    del RULES["loud"], FUSIONS["loud"]
+    status, out, error = cli("cite", picture)
+    assert (status, "loud is no rule of counterpoint's" in error, "ControlNet" in out or "Adding" in out) == (
+        0,
+        True,
+        True,
+    )

@@ -417,6 +417,32 @@ def test_tools_and_operation(client: TestClient) -> None:
     assert 'counterpoint_requests_total{route="/v1/models",status="200"}' in metrics
     schema = client.get("/openapi.json").json()
     assert schema["components"]["schemas"]["JobIn"]["examples"]
+    for path, media in (
+        ("/v1/jobs/{name}/events", "text/event-stream"),
+        ("/v1/jobs/{name}/images/{number}", "image/png"),
+    ):
+        assert list(schema["paths"][path]["get"]["responses"]["200"]["content"]) == [media]
+    for path, methods in schema["paths"].items():
+        for one in methods.values() if path.startswith("/v1/") else ():
+            refused = {code: told for code, told in one["responses"].items() if code.startswith("4")}
+            assert "401" in refused, path
+            for told in refused.values():
+                assert told["content"]["application/json"]["schema"]["$ref"].endswith("/Problem"), path
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"cfg_scale": 3}, "there is no such key"),
+        ({"guidance": 3}, "guidance_scale?"),
+        ({"strength": 0.3}, "strength says how far an init image is noised"),
+        ({"inpaint_mask": picture()}, "an inpaint mask needs an init image"),
+    ],
+)
+def test_what_nothing_would_hear_is_refused(client: TestClient, more: dict[str, object], said: str) -> None:
+    answer = submit(client, **more)
+    assert answer.status_code == 422
+    assert said in answer.text
 
 
 def test_jobs_end_once_whoever_says_so_first(opened: Callable[[], Store], monkeypatch: pytest.MonkeyPatch) -> None:

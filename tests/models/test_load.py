@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionControlNetPipeline
+from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from counterpoint import load
-from counterpoint.models.load import load_components, load_controls, load_diffusers, own_controls
+from counterpoint.models.hub import fetch
+from counterpoint.models.load import load_components, load_controls, load_diffusers, own_controls, split_lora
 from counterpoint.models.weights import list_hashes, shapes, verify_folder
 from counterpoint.types import UserError
 from tests.conftest import noise
@@ -220,3 +222,65 @@ def test_shapes_come_from_the_header(tiny: Path) -> None:
 def test_every_part_of_the_family_loads(tiny: Path) -> None:
     for part in ("vae", "unet", *(f"controls/{path.name}" for path in (tiny / "controls").iterdir())):
         assert load_diffusers(tiny / part).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "scale"),
+    [
+        ("a.safetensors", "a.safetensors", 1.0),
+        ("a.safetensors:0.5", "a.safetensors", 0.5),
+        ("a.safetensors:-0.5", "a.safetensors", -0.5),
+        ("a.safetensors:.5", "a.safetensors", 0.5),
+        ("a:b.safetensors", "a:b.safetensors", 1.0),
+    ],
+)
+def test_a_lora_and_its_scale(source: str, path: str, scale: float) -> None:
+    assert split_lora(source) == (path, scale)
+
+
+def test_a_model_of_half_precision_files(parts: dict, tmp_path: Path) -> None:
+    """As ``save_pretrained(..., variant="fp16")`` writes them, every part."""
+    StableDiffusionPipeline(
+        **{name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(tmp_path, variant="fp16")  # fmt: skip
+    assert list(tmp_path.glob("text_encoder/*.fp16.safetensors"))
+    loaded = load_components(str(tmp_path))
+    for name in ("vae", "text_encoder", "unet"):
+        for one, other in zip(getattr(loaded, name).parameters(), parts[name].parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_model_that_reads_its_guidance_is_refused(parts: dict, tmp_path: Path) -> None:
+    config = {**parts["unet"].config, "time_cond_proj_dim": 16}
+    StableDiffusionPipeline(
+        **{name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")},
+        unet=UNet2DConditionModel.from_config(config),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(UserError, match="reads its guidance as an input"):
+        load_components(str(tmp_path))
+
+
+def test_of_a_repository_only_what_is_read_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names that repositories of the two layouts have."""
+    names = {
+        "v1-5-pruned.safetensors": False, "sd_xl_base_1.0_0.9vae.safetensors": False, "model_index.json": True,
+        "unet/diffusion_pytorch_model.safetensors": True, "unet/diffusion_pytorch_model.fp16.safetensors": False,
+        "unet/diffusion_pytorch_model.non_ema.safetensors": False, "unet/diffusion_pytorch_model.bin": False,
+        "text_encoder_2/model.safetensors": True, "safety_checker/model.safetensors": False,
+        "diffusion_pytorch_model.safetensors": True, "tokenizer/merges.txt": True, "model.safetensors": True,
+    }  # fmt: skip
+
+    def download(_: str, **how: list[str]) -> str:
+        asked.append(set(filter_repo_objects(names, **how)))
+        return str(tmp_path)
+
+    asked: list[set[str]] = []
+    monkeypatch.setattr("counterpoint.models.hub.snapshot_download", download)
+    fetch("owner/name")
+    assert asked[0] == {name for name, wanted in names.items() if wanted}
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in asked[1], "nothing of full precision was there"
+    (tmp_path / "model.safetensors").touch()
+    fetch("owner/name")
+    assert len(asked) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from diffusers import (
     FluxControlNetModel,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPAGPipeline,
     StableDiffusionPipeline,
 )
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
@@ -221,6 +223,61 @@ def test_keys_are_lent_in_flux(parts: dict) -> None:
     assert torch.equal(run("pix+channel"), plain), "processors are back"
 
 
+def test_a_pipeline_with_the_same_networks_is_none_of_it(parts: dict) -> None:
+    """Inside the block, before and after the attached pipeline has run: the other one's pictures are its own."""
+    pipe = stock(parts, 2)
+    other = StableDiffusionControlNetImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    call = families.caller(pipe, PROMPT, image=hints(2))
+    start = Image.new("RGB", (64, 64), (90, 120, 60))
+    theirs = families.caller(other, "a night sky", image=start, control_image=hints(2))
+    wanted, alone = theirs(), call()
+    with attach(pipe, "cross", subject="person"):
+        assert torch.equal(theirs(), wanted)
+        assert not torch.equal(call(), alone)
+        assert torch.equal(theirs(), wanted)
+
+
+def test_a_word_of_several_vectors_moves_the_subject(parts: dict) -> None:
+    """A textual inversion takes as many places as it has vectors; the subject is looked for behind them."""
+    pipe = stock(parts, 2)
+    pipe.tokenizer, pipe.text_encoder = copy.deepcopy(pipe.tokenizer), copy.deepcopy(pipe.text_encoder)
+    width = pipe.text_encoder.config.hidden_size
+    pipe.load_textual_inversion({"<red>": torch.zeros(3, width)}, token="<red>")
+    seen: list[Any] = []
+
+    def watch(pipeline: Any, *_: Any) -> dict[str, Any]:
+        seen.append(pipeline.encode_prompt)
+        return {}
+
+    with attach(pipe, "cross", subject="person"):
+        families.caller(pipe, "a <red> person", image=hints(2))(callback_on_step_end=watch)
+        inside = inspect.getclosurevars(seen[0]).nonlocals["around"].__self__
+    places = inside.lending.places["0"][0]
+    ids = pipe.tokenizer(pipe.maybe_convert_prompt("a <red> person", pipe.tokenizer)).input_ids
+    assert [ids[place] for place in places] == pipe.tokenizer("person", add_special_tokens=False).input_ids
+    assert places == [5]
+
+
+def test_more_rows_than_pictures(parts: dict) -> None:
+    """Perturbed-attention guidance and films: rules run, and what is told for each picture is refused."""
+    plain = stock(parts, 2)
+    pipe = StableDiffusionControlNetPAGPipeline(**plain.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    call = families.caller(pipe, PROMPT, image=hints(2), pag_scale=3.0)
+    wanted = call()
+    with attach(pipe, "sum", controls=["pose", "seg"]):
+        assert torch.equal(call(), wanted)
+    with attach(pipe, "pix", controls=["pose", "seg"]):
+        assert torch.isfinite(call()).all()
+    for how in ({"fusion": "cross", "subject": "person"}, {"fusion": "pix", "control_mask": [None, np.ones((8, 8))]}):
+        with (
+            pytest.raises(UserError, match="more rows than pictures"),
+            attach(pipe, controls=["pose", "seg"], **how),
+        ):
+            pass
+
+
 def test_after_an_exception_nothing_is_left(parts: dict) -> None:
     pipe = stock(parts, 2)
     call = families.caller(pipe, PROMPT, image=hints(2))
@@ -313,6 +370,8 @@ def compiled(pipe: Any) -> None:
             "is a foreground; cross needs",
         ),
         (None, {"controls": ["pose"]}, "1 names .pose. for 2 controls"),
+        (None, {"controls": "pose"}, r"a list such as \['pose'\]"),
+        (None, {"controls": ["a", "b"], "control_mask": [None]}, "1 values of control mask for 2 controls"),
         (None, {"controls": ["pose", "pose"]}, "two controls have one name"),
         (None, {"fusion": "sum", "foreground": "0"}, "lends no keys"),
         (None, {"fusion": "cross", "subject_mask": torch.ones(3, 1, 8, 8)}, "3 subject masks and 2 images"),

@@ -59,7 +59,7 @@ def test_a_folder_saved_by_diffusers_loads(folder: Path, pipe: Pipeline) -> None
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("negative", [{}, {"negative_prompt": "red"}, {"guidance_scale": 1.0}])
+@pytest.mark.parametrize("negative", [{}, {"negative_prompt": "red"}, {"negative_prompt": ""}, {"guidance_scale": 1.0}])
 @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
 def test_sum_is_stock(pipe: Pipeline, stock: Any, negative: dict, size: tuple[int, int]) -> None:
     images, same = families.hints(), {**CALL, "height": size[0], "width": size[1], **negative}

@@ -197,7 +197,7 @@ def test_what_must_be_named(model: Path, networks: Path) -> None:
 
 def test_hub_ids(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = {"owner/model": model / "model", "owner/control": model / "model" / "controlnet"}
-    monkeypatch.setattr("counterpoint.models.load.snapshot_download", lambda name, **_: str(hub[name]))
+    monkeypatch.setattr("counterpoint.models.hub.snapshot_download", lambda name, **_: str(hub[name]))
     named = ["pretrained_model_name_or_path=owner/model", "controlnet_model_name_or_path=owner/control"]
     step(build(model, "sd15-tuned", "control_type=depth", *named))
     monkeypatch.undo()

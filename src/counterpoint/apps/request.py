@@ -164,11 +164,14 @@ class GenerateRequest(Strict):
                 f"two controls are called {min(twice)!r}; name the second one {kind_of(min(twice))}:SOMETHING"
             )
         if self.subject and self.subject_mask:
-            raise ValueError("--subject and --subject-mask both say where the foreground is; give one of them")
+            raise ValueError("a subject and a subject mask both say where the foreground is; give one of them")
         if self.aggregation and len(self.aggregate) < 2:
-            raise ValueError("--aggregation says how several models work together: name them with --aggregate")
-        if self.inpaint_mask is not None and self.init_image is None:
-            raise ValueError("--inpaint-mask needs --init-image, the picture to repaint")
+            raise ValueError("aggregation says how several models work together: name them with aggregate")
+        if self.init_image is None:
+            if self.inpaint_mask is not None:
+                raise ValueError("an inpaint mask needs an init image, the picture to repaint")
+            if self.strength != type(self).model_fields["strength"].default:
+                raise ValueError("strength says how far an init image is noised, and there is none")
         return self
 
 
@@ -188,10 +191,13 @@ def build(kind: type[Strict], **values: object) -> Strict:
         if first["type"] == "missing":
             spoken = f"{place}: it is wanted"
         elif first["type"] == "extra_forbidden":
-            near = get_close_matches(
-                str(first["loc"][-1]), [*GenerateRequest.model_fields, *ControlRequest.model_fields]
-            )
-            spoken = f"{place}: there is no such key{f'; {near[0]}?' if near else ''}"
+            spoken = f"{place}: {no_such_key(str(first['loc'][-1]))}"
         elif place and not message.startswith(("--", "a ", "two ", "unknown ")):
             spoken = f"--{place.replace('_', '-')}: {spoken.replace('tuple', 'list')}, got {first['input']!r}"
         raise UserError(spoken) from None
+
+
+def no_such_key(key: str) -> str:
+    """What is said of a key that a request does not have, with the nearest that it has."""
+    near = get_close_matches(key, [*GenerateRequest.model_fields, *ControlRequest.model_fields])
+    return f"there is no such key{f'; {near[0]}?' if near else ''}"

@@ -271,7 +271,7 @@ def run_together(
         height=height,
         num_inference_steps=first.steps,
         guidance_scale=guidance,
-        negative_prompt=[one.request.negative_prompt for one in several],
+        negative_prompt=[one.request.negative_prompt or None for one in several],
         num_images_per_prompt=first.n if len(several) == 1 else 1,
         generator=[torch.Generator().manual_seed(seed) for mine in seeds for seed in mine],
         fusion=first.fusion,

@@ -155,7 +155,7 @@ class PipelineMaker:
             controlnet_conditioning_scale=[method.weights.get(label, 1.0) for label in labels],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
-            negative_prompt=self.negative_prompt,
+            negative_prompt=self.negative_prompt or None,
             generator=[torch.Generator().manual_seed(task.seed) for task in tasks],
             output_type="np",
         )

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
-from counterpoint.types import CONTROL_KINDS, Image
+from counterpoint.types import CONTROL_KINDS, Image, Notice
 
 _MOST = 0.97
 """Share of pixels that must agree."""
@@ -17,7 +17,7 @@ _LABELS = 48
 _CODES = np.unique(ADE20K_PALETTE.astype(np.int64) @ [65536, 256, 1])
 
 
-class WrongPicture(UserWarning):
+class WrongPicture(Notice):
     """A photo where a condition map is expected, or the other way round."""
 
 

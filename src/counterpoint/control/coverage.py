@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection
+from difflib import get_close_matches
 
 import torch
 import torch.nn.functional as F
@@ -50,8 +52,25 @@ def gates(asked: bool | None, fusion: Fusion, names: Collection[str]) -> bool:
     """
     if asked is not None:
         return asked
-    speaks = all(rule.name.partition(":")[0] in _UNGATED for rule in fusion.rules)
-    return len(names) > 1 and not speaks and any(map(is_silenced, names))
+    return len(names) > 1 and _silences(fusion) and any(map(is_silenced, names))
+
+
+def warn_of_names(fusion: Fusion, names: Collection[str]) -> None:
+    """Say so where silence is gated and a control's name is nearly a kind: nobody will know what its silence is."""
+    for name in names if len(names) > 1 and _silences(fusion) else ():
+        kind = kind_of(name)
+        near = [one for one in CONTROL_KINDS if one in kind] or get_close_matches(kind, CONTROL_KINDS, 1)
+        if kind not in CONTROL_KINDS and near:
+            warnings.warn(
+                f"{kind!r} is no kind of control, so its silent value is not known: call it {near[0]!r}, "
+                f"or {near[0]}:{kind}",
+                UserWarning,
+                stacklevel=5,
+            )
+
+
+def _silences(fusion: Fusion) -> bool:
+    return any(rule.name.partition(":")[0] not in _UNGATED for rule in fusion.rules)
 
 
 def covered(name: str, hint: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:

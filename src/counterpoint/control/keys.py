@@ -72,8 +72,15 @@ def refuse_fused(network: nn.Module) -> None:
     Raises:
         UserError: some are.
     """
-    if any(getattr(module, "fused_projections", False) for module in network.modules()):
+    if any(map(_is_fused, network.modules())):
         raise UserError(f"fused projections hide a {type(network).__name__}'s keys: call unfuse_qkv_projections()")
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """diffusers' ``unfuse_qkv_projections`` puts the processors back and leaves the mark."""
+    if isinstance(module, Attention):
+        return type(module.processor).__name__.startswith("Fused")
+    return bool(getattr(module, "fused_projections", False))
 
 
 def keeping_keys(network: nn.Module, kept: KeyValues, first: int = 0) -> AbstractContextManager[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +12,7 @@ from typing import Any
 
 from counterpoint.evaluation.statistics import Interval, Resampled
 from counterpoint.evaluation.suite import Row
+from counterpoint.metrics.metric import mean
 
 FEWEST = 20
 """Pairs below which a resampled interval is too narrow to draw conclusions from."""
@@ -89,6 +92,22 @@ def sentences(rows: Sequence[Row]) -> list[str]:
                     f"(95 % interval {low:.3g} to {high:.3g}, {len(one.metric.rows)} pairs with the same seeds)."
                 )
     return said
+
+
+def scores(rows: Sequence[Row]) -> str:
+    """A line a sample as CSV, for statistics of one's own: of measures that are the average of their samples, all of
+    them in one order. What has no number there is empty."""
+    file = io.StringIO()
+    write = csv.writer(file, lineterminator="\n").writerow
+    write(("case", "name", "measure", "sample", "value"))
+    for row in rows:
+        for metric in row.metrics:
+            if metric.reduce is mean:
+                for number, value in enumerate(
+                    metric.rows.flatten(1).mean(1).tolist() if metric.rows.ndim > 1 else metric.rows.tolist()
+                ):
+                    write((row.case, row.name, metric.name, number, repr(value) if math.isfinite(value) else ""))
+    return file.getvalue()
 
 
 def plain(rows: Sequence[Record]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file
 from transformers import (
     CLIPImageProcessor,
@@ -29,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from counterpoint.models.hub import fetch
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.single_file import components_from_file, controlnet_from_file
 from counterpoint.models.trained_for import check_kind
@@ -41,6 +41,7 @@ DEFAULTS = "generation_config.json"
 """File of a model's folder that says how it is best sampled: ``{"guidance_scale": 3.0}``."""
 GUIDANCE = 7.5
 """Guidance of a model that says nothing, as diffusers has it."""
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
 _CLASSES = {
     "AutoencoderKL": AutoencoderKL,
     "AutoencoderTiny": AutoencoderTiny,
@@ -97,6 +98,11 @@ def load_components(model: str, dtype: torch.dtype = torch.float32, config: str 
     if missing := [part for part in wanted if not (path / part).is_dir()]:
         raise UserError(f"{path} is not a Stable Diffusion model: it has no {', '.join(missing)}")
     unet = load_diffusers(path / "unet", dtype)
+    if unet.config.get("time_cond_proj_dim") is not None:
+        raise UserError(
+            f"{path} reads its guidance as an input, as distilled models do; in Python, counterpoint.attach fuses the "
+            "controls of diffusers' own pipeline"
+        )
     if unet.config.in_channels != unet.config.out_channels:
         raise UserError(
             f"{path} is an inpainting model with {unet.config.in_channels} input channels; use a plain one, it "
@@ -202,7 +208,7 @@ def load_lora(components: Components, source: str) -> None:
 def split_lora(source: str) -> tuple[str, float]:
     """``PATH:SCALE`` as path and scale; 1 where none is given."""
     name, colon, scale = source.rpartition(":")
-    return (name, float(scale)) if colon and scale.replace(".", "", 1).isdecimal() else (source, 1.0)
+    return (name, float(scale)) if colon and _NUMBER.fullmatch(scale) else (source, 1.0)
 
 
 def load_image_encoder(
@@ -244,10 +250,14 @@ def load_diffusers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     for file in files:
         found |= shapes(file)
     check_fit(on_meta(build, config).state_dict(), found, folder, "their config.json")
-    variant = "fp16" if all(".fp16." in file.name for file in files) else None
     return build.from_pretrained(
-        folder, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True
+        folder, torch_dtype=dtype, use_safetensors=True, variant=_variant(files), local_files_only=True
     )
+
+
+def _variant(files: Sequence[Path]) -> str | None:
+    """What files of weights are called besides their names."""
+    return "fp16" if all(".fp16." in file.name for file in files) else None
 
 
 def load_tower(folder: Path, dtype: torch.dtype = torch.float32, kind: Any = CLIPTextModel) -> Any:
@@ -256,14 +266,20 @@ def load_tower(folder: Path, dtype: torch.dtype = torch.float32, kind: Any = CLI
     Raises:
         UserError: it is not there, is a pickle, or lacks weights.
     """
-    for file in weight_files(folder):
+    files = weight_files(folder)
+    for file in files:
         shapes(file)
     said, told = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()  # what is too much is no mistake, what is missing is said below
     transformers_logging.disable_progress_bar()
     try:
         model, report = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=dtype,
+            variant=_variant(files),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} does not load: {str(error).splitlines()[0]}") from None
@@ -297,12 +313,7 @@ def locate(source: str) -> Path:
             f"there is no model {source!r}: give a name (tiny), a diffusers folder, a .safetensors file or a hub "
             "id such as owner/name"
         )
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-    except (OSError, ValueError, HFValidationError) as error:
-        raise UserError(
-            f"there is no folder {source!r}, and it cannot be had from the hub: {str(error).splitlines()[0]}"
-        ) from None
+    return fetch(source)
 
 
 def native_size(model: str) -> int:

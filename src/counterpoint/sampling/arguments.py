@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoint.types import UserError
+from counterpoint.types import Notice, UserError
 
 
 def check_numbers(
@@ -42,24 +43,26 @@ def check_numbers(
 
 
 def all_prompts(
-    prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, images: int
-) -> tuple[list[str], list[str]]:
+    prompt: str | Sequence[str], negative_prompt: str | Sequence[str | None] | None, images: int
+) -> tuple[list[str], list[str | None]]:
     """The prompt and the negative prompt of every picture.
 
     Args:
         prompt: one, or several.
-        negative_prompt: one for all, or one a prompt.
+        negative_prompt: one for all, or one a prompt; ``None`` is none, which some models tell from an empty one.
         images: a prompt.
 
     Raises:
         UserError: there is none, or their numbers differ.
     """
     prompts = _texts("prompt", prompt)
-    negatives = [""] if negative_prompt is None else _texts("negative prompt", negative_prompt)
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        negatives: list[str | None] = [negative_prompt] * len(prompts)
+    else:
+        _texts("negative prompt", ["" if one is None else one for one in negative_prompt])
+        negatives = list(negative_prompt)
     if images < 1:
         raise UserError(f"images a prompt must be at least 1, got {images}")
-    if negative_prompt is None or isinstance(negative_prompt, str):
-        negatives *= len(prompts)
     if len(negatives) != len(prompts):
         raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one a prompt")
     return [one for one in prompts for _ in range(images)], [one for one in negatives for _ in range(images)]
@@ -85,3 +88,20 @@ def check_noise(generator: Any, latents: Tensor | None, shape: tuple[int, ...]) 
         raise UserError(f"{len(generator)} generators for {shape[0]} images; give one, or one an image")
     if latents is not None and tuple(latents.shape) != shape:
         raise UserError(f"latents are {shape} here, got {tuple(latents.shape)}")
+
+
+def warn_if_broken(latents: Tensor) -> None:
+    """Say so where latents ``(b, c, h, w)`` are no numbers: half precision that overflowed, or a rule of one's own that
+    divides by nothing."""
+    broken = (~latents.isfinite()).flatten(1).any(1)
+    if broken.any():
+        warnings.warn(
+            f"{int(broken.sum())} of {len(latents)} pictures are made of values that are no numbers: in float16 some "
+            "models overflow, and a rule of your own may divide by zero",
+            BrokenPicture,
+            stacklevel=4,
+        )
+
+
+class BrokenPicture(Notice):
+    """A picture that shows nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from os import PathLike
 from typing import Any
 
@@ -20,7 +21,7 @@ from counterpoint.control.stack import Branch, Weight, attention_widths
 from counterpoint.fusion.minimal_impact import BalancedInjection, trained_injection
 from counterpoint.models.compiling import closed_by
 from counterpoint.sampling.prompt import plain_words, subject_places
-from counterpoint.types import Fusion, UserError
+from counterpoint.types import Fusion, Notice, UserError
 
 MODES = {
     "balanced": "as trained",
@@ -50,7 +51,7 @@ def each(what: str, value: Any, names: Sequence[str]) -> list[Any]:
     Raises:
         UserError: there are more or fewer.
     """
-    if value is None or isinstance(value, (int, float, str, Weight)):
+    if value is None or isinstance(value, (Real, str, Weight)):
         return [value] * len(names)
     if len(value) != len(names):
         raise UserError(
@@ -139,7 +140,7 @@ def _for_both_halves(region: Tensor | None, guided: bool) -> Tensor | None:
 
 def _pictures(value: Any, count: int, name: str) -> list[Any]:
     """A setting of a control: one for all pictures, or one each."""
-    if isinstance(value, (int, float, str, Weight)):
+    if isinstance(value, (Real, str, Weight)):
         return [value]
     if not hasattr(value, "__len__"):
         raise UserError(f"{value!r} is no setting of {name}")
@@ -226,7 +227,7 @@ def _check_layers(networks: Mapping[str, nn.Module], front: Sequence[str]) -> No
                 )
 
 
-class NoSubject(UserWarning):
+class NoSubject(Notice):
     """A rule that lends keys was not told where the subject is."""
 
 

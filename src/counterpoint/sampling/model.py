@@ -152,7 +152,7 @@ class Model:
     def denoiser(
         self,
         prompts: list[str],
-        negatives: list[str],
+        negatives: list[str | None],
         copies: int,
         guidance_scale: float,
         branches: list[Branch],
@@ -180,11 +180,11 @@ class Model:
         else:
             encode = PromptEncoder([self.tokenizer, self.tokenizer_2], [self.text_encoder, self.text_encoder_2])
         with self.present(self.text_encoder, self.text_encoder_2):
-            text, negative = encode(prompts[::copies]), encode(negatives[::copies])
+            text, negative = encode(prompts[::copies]), encode([one or "" for one in negatives[::copies]])
             length = max(text.embeddings.shape[1], negative.embeddings.shape[1])
             text, negative = encode.match(text, length), encode.match(negative, length)
         if self.zero_empty_prompt:
-            negative = encode.blank(negative, [not one for one in negatives[::copies]])
+            negative = encode.blank(negative, [one is None for one in negatives[::copies]])
         text, negative = text.repeated(copies), negative.repeated(copies)
         guided = guidance_scale > 1
         added = None

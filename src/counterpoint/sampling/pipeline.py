@@ -23,7 +23,7 @@ from counterpoint.models.ip_adapter import check_encoder
 from counterpoint.models.load import load_image_encoder
 from counterpoint.sampling.aggregated import come_back, leave
 from counterpoint.sampling.amdm import Aggregation, sample_aggregated
-from counterpoint.sampling.arguments import all_prompts, check_noise, check_numbers
+from counterpoint.sampling.arguments import all_prompts, check_noise, check_numbers, warn_if_broken
 from counterpoint.sampling.controls import (
     check_injection,
     check_reach,
@@ -137,7 +137,7 @@ class Pipeline(Model):
         width: int | None = None,
         num_inference_steps: int = 20,
         guidance_scale: float | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str | None] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Latents | None = None,
@@ -159,7 +159,8 @@ class Pipeline(Model):
         callback_on_step_end: Callable[[Pipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
         | None = None,
     ) -> Output:
-        """Generate images. Arguments mean what they mean in diffusers' ControlNet pipelines.
+        """Generate images. Arguments that diffusers' ControlNet pipelines have too mean what they mean there; what is
+        missing here, such as prompt embeddings, is heard where :func:`counterpoint.attach` joins a stock pipeline.
 
         Args:
             prompt: one, or one an image. ``ball++`` and ``(a red ball)1.3`` weigh words.
@@ -173,7 +174,7 @@ class Pipeline(Model):
             width: likewise.
             num_inference_steps: denoising steps.
             guidance_scale: classifier-free guidance; 1 switches it off; default the model's own.
-            negative_prompt: what to guide away from.
+            negative_prompt: what to guide away from; SDXL tells ``None`` from an empty one, as in diffusers.
             num_images_per_prompt: images a prompt.
             generator: one for all, or one an image: then an image is the same alone and in any batch.
             latents: starting noise, ``(b, c, h, w)`` at unit scale.
@@ -287,6 +288,7 @@ class Pipeline(Model):
             with hints_encoded_once(networks), self.at_work(rule):
                 for step in self._steps(denoisers, starts, timesteps, generator, settles, callback_on_step_end):
                     final = step.latents
+            warn_if_broken(final)
             images = final if output_type == "latent" else self.decode(final, output_type, generator)
         finally:
             come_back(self.helpers, self)

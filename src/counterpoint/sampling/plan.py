@@ -59,7 +59,7 @@ class Plan:
                 return level
         least = min(self.memory.values())
         raise UserError(
-            f"this needs {least / 2**30:.2f} GiB where only what is at work is in memory, and {limit / 2**30:.2f} are "
+            f"this needs {least / 2**30:.3g} GiB where only what is at work is in memory, and {limit / 2**30:.3g} are "
             "allowed: make fewer or smaller pictures at once, or use another dtype"
         )
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from counterpoint.types import UserError
+from counterpoint.types import Notice, UserError
 
 _WEIGHTED = re.compile(r"[\w)\"'][+-]{2,}|\)[+-]|\)\d|\w[+](?:\s|$|,)|\"\)\.(and|blend)\(")
 """Compel's syntax: ``ball++``, ``(a red ball)1.3``, ``meadow-- ``, ``("part one", "part two").and()``."""
@@ -41,7 +41,7 @@ def unweighted(prompt: str) -> str:
     return re.sub(r"\s+([,.;:!?])", r"\1", words)
 
 
-class PromptCut(UserWarning):
+class PromptCut(Notice):
     """Part of a prompt did not fit and was left out."""
 
 

@@ -72,8 +72,10 @@ def attached(
         stack.enter_context(_replaced(inside.container, _slot(inside.container), inside.controls))
         if inside.watches_host:
             stack.enter_context(_replaced(inside.model, _slot(inside.model), inside.host))
-        if hasattr(pipeline, "encode_prompt"):
+        if hasattr(pipeline, "encode_prompt") and hasattr(pipeline, "maybe_free_model_hooks"):
+            inside.running = False
             stack.enter_context(_replaced(pipeline, "encode_prompt", inside.prompt))
+            stack.enter_context(_replaced(pipeline, "maybe_free_model_hooks", inside.end))
         yield
 
 
@@ -94,6 +96,7 @@ class _Inside:
         self.pipeline, self.fusion, self.regions = pipeline, fusion, regions
         self.container = find_container(pipeline)
         readable = gate_silence is not None or not isinstance(self.container, FLUX)
+        readable &= gate_silence is not None or not _has_more_rows(pipeline)
         self.gate_silence = readable and gates(gate_silence, fusion, names)
         self.networks = networks_of(self.container)
         self.model: Any = pipeline.transformer if isinstance(self.container, FLUX) else pipeline.unet
@@ -101,6 +104,7 @@ class _Inside:
         self.subject, self.subject_masks = list(subject), list(subject_masks)
         self.lending: Lending | None = None
         self.count: int | None = None
+        self.running = True
         self.covered: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._check_family()
         if len(self.networks) > 1:  # of one network, a union, the number of controls is not known before it is called
@@ -112,8 +116,9 @@ class _Inside:
         return bool(self.subject) or self.fusion.injects
 
     def prompt(self, original: Forward, call: dict[str, Any]) -> Any:
-        """Around ``encode_prompt``: a run begins, and this is what it is about."""
-        self.lending, self.covered = None, {}
+        """Around ``encode_prompt``: a run begins, and this is what it is about. Until it ends the networks are this
+        pipeline's; at other times another one may use them, for whom they are what they were."""
+        self.lending, self.covered, self.running = None, {}, True
         given, copies = call.get("prompt"), call.get("num_images_per_prompt") or 1
         prompts = [given] if isinstance(given, str) else list(given or ())
         self.count = copies * (len(prompts) or len(call["prompt_embeds"]))
@@ -130,12 +135,21 @@ class _Inside:
             if not prompts:
                 raise UserError("the prompt came as embeddings: show where the subject is with subject_mask")
             tokenizer, prompts = self.pipeline.tokenizer, [one for one in prompts for _ in range(copies)]
+            if hasattr(self.pipeline, "maybe_convert_prompt"):  # an embedding that was learnt may be several tokens
+                prompts = self.pipeline.maybe_convert_prompt(prompts, tokenizer)
             places = [[subject_places(tokenizer, one, words) for one in prompts] for words in self.subject]
             self.lending = Lending(dict(zip(front, places, strict=True)))
         return original(**call)
 
+    def end(self, original: Forward, call: dict[str, Any]) -> Any:
+        """Around what diffusers calls last in a run."""
+        self.running = False
+        return original(**call)
+
     def controls(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around the container's ``forward``: every active control alone, then the rule."""
+        if not self.running:
+            return original(**call)
         images = shown(call)
         names = self._named(len(images) if isinstance(images, list) else 1)
         count = len(names)
@@ -190,6 +204,8 @@ class _Inside:
 
     def host(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around the host's ``forward``: features go in by the rule, and subjects are watched."""
+        if not self.running:
+            return original(**call)
         moment = self._moment(call["timestep"])
         rule = self.fusion.during(moment.progress)
         with ExitStack() as stack:
@@ -274,6 +290,11 @@ class _Inside:
         keys, walks = self.fusion.keys, self.fusion.walks
         if not keys:
             check_foreground(self.fusion, {}, self.foreground, len(told))
+        if _has_more_rows(self.pipeline) and (told or self.regions or self.gate_silence):
+            raise UserError(
+                f"a {type(self.pipeline).__name__} has more rows than pictures (frames, or perturbed ones), and masks "
+                "are told for pictures: leave subject, masks and gate_silence out"
+            )
         if self.subject and self.subject_masks:
             raise UserError("subject and subject_mask both say where the subject is: give one of them")
         if self.fusion.stages and isinstance(self.container, ADAPTERS):
@@ -304,6 +325,11 @@ class _Inside:
                 )
         if keys and not told and isinstance(self.container, UNETS):
             warnings.warn(f"{self.fusion.name} {NO_SUBJECT}", NoSubject, stacklevel=6)
+
+
+def _has_more_rows(pipeline: DiffusionPipeline) -> bool:
+    """Whether a batch is more than pictures and their unconditional halves: perturbed-attention guidance, films."""
+    return hasattr(pipeline, "do_perturbed_attention_guidance") or hasattr(pipeline, "motion_adapter")
 
 
 def _is_plain(network: nn.Module) -> bool:

@@ -39,7 +39,20 @@ pipe = counterpoint.load("{base}", controls={{"{kind}": "{folder}"}}){taken_in}
 ```
 
 """
-_STOCK = 'In diffusers alone it is `ControlNetModel.from_pretrained("{folder}")`.\n\n'
+_STOCK = """In diffusers alone:
+
+```python
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+network = ControlNetModel.from_pretrained("{folder}", torch_dtype=torch.float32)
+pipe = StableDiffusionControlNetPipeline.from_pretrained(
+    "{base}", controlnet=network, torch_dtype=torch.float32, safety_checker=None
+)
+image = pipe("PROMPT", image=CONDITION_IMAGE).images[0]
+```
+
+"""
 _LAST = 5
 
 
@@ -65,7 +78,7 @@ def write_card(folder: Path, job: Job, config: TrainConfig, settings: str, proce
     use = ""
     if ControlNetModel.__name__ in networks and base and kind:
         use = _USE.format(base=base, kind=kind, folder=folder, taken_in=taken_in)
-        use += "" if rule else _STOCK.format(folder=folder)
+        use += "" if rule else _STOCK.format(base=base, folder=folder)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()[-_LAST:]]
     keys = list(dict.fromkeys(key for line in log for key in line if key not in {"lr", "seconds_per_step"}))
     rows = [[str(line.get(key, "")) for key in keys] for line in log]

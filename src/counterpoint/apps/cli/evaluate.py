@@ -13,7 +13,7 @@ _RULES = ("conflicting", "complementary", "silent", "single")
 """Suites that join controls."""
 _OWN = {
     **dict.fromkeys(("metrics", "lpips"), ("folder",)),
-    **dict.fromkeys(("fusion", "sweep", "weight", "gate_silence", "quality", "manifest"), _RULES),
+    **dict.fromkeys(("fusion", "rules", "sweep", "weight", "gate_silence", "quality", "manifest"), _RULES),
     "versus": (*_RULES, "conservativity"),
     "layouts": ("layout",),
 }
@@ -39,6 +39,10 @@ def evaluate(
         ),
     ] = None,
     metrics: Annotated[str, typer.Option(help="For folder: measures, separated by commas.", show_default=False)] = "",
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.py", help="Rules of your own: every function of a Python file, which is run."),
+    ] = None,
     fusion: Annotated[
         list[str] | None,
         typer.Option(help="A rule to compare. Repeatable; default all, or sum with --sweep.", show_default=False),
@@ -153,6 +157,7 @@ def evaluate(
     from counterpoint.apps.cli.methods import methods_asked, models_asked
     from counterpoint.apps.cli.values import pairs
     from counterpoint.apps.suites import Source
+    from counterpoint.fusion.own import read_rules
     from counterpoint.types import UserError
 
     _refuse_ignored(context, suite)
@@ -161,6 +166,9 @@ def evaluate(
         return
     began = time.perf_counter()
     folder = out or Path("counterpoint-evaluation") / suite
+    mine = {} if rules is None else {"rules": read_rules(rules)}
+    if mine and ray:
+        raise UserError("--rules are known to this process alone: leave --ray away")
     record.check_writable(folder)
     output.quiet_libraries()
     if suite == "folder":
@@ -192,7 +200,7 @@ def evaluate(
             methods = models_asked(aggregate or ["base"], aggregation or [""])
         else:
             methods = methods_asked(fusion, sweep, weight, gate_silence, quality or ["exact"], versus or [])
-        results, strips = _run(suite, source, methods, n, seeds, batch_size, ray, manifest, folder)
+        results, strips = _run(suite, source, methods, n, seeds, batch_size, ray, manifest, folder, mine)
     results = {
         "schema": record.SCHEMA,
         "suite": suite,
@@ -281,15 +289,16 @@ def _run(
     ray: str | None,
     manifest: Path | None,
     folder: Path,
+    mine: dict[str, str],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
 
     from counterpoint.apps.cli import output
     from counterpoint.apps.evaluation_page import strips
-    from counterpoint.apps.record import settle
+    from counterpoint.apps.record import settle, write_text
     from counterpoint.apps.suites import SUITES, executor, identity, make_bench, make_suite, pin, rehearse
     from counterpoint.evaluation.make import costs, make, reader
-    from counterpoint.evaluation.report import records, sentences
+    from counterpoint.evaluation.report import records, scores, sentences
     from counterpoint.evaluation.seeds import Seeded
     from counterpoint.types import UserError
 
@@ -308,13 +317,14 @@ def _run(
         raise UserError(f"{suite} makes no pictures: leave --seeds away")
     if manifest is not None:
         pin(manifest, suite, chosen, n)
-    settings = {"suite": suite, **identity(bench, methods), "batch_size": batch_size}
+    settings = {"suite": suite, **identity(bench, methods), **mine, "batch_size": batch_size}
     settle(folder, settings, "choose another --out")
     with output.progress("making pictures", unit="picture") as listen:
         make(tasks, executor(source, bench.maker, ray), folder / "pictures", batch_size, listen)
     output.say("scoring")
     with torch.no_grad():
         rows = seeded.score(reader(folder / "pictures"), n, methods, bench.readers)
+    write_text(folder / "scores.csv", scores(rows))
     return {
         "n": n,
         "seeds": seeds,

@@ -70,6 +70,10 @@ def generate(
             "where there are several controls, but not under sum and minimal-impact.",
         ),
     ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.py", help="Rules of your own: every function of a Python file, which is run."),
+    ] = None,
     fusion: Annotated[
         str,
         typer.Option(
@@ -191,7 +195,8 @@ def generate(
     from counterpoint.apps.cli import output
     from counterpoint.apps.cli.values import pairs, window_of
     from counterpoint.apps.request import ControlRequest, GenerateRequest, build
-    from counterpoint.types import UserError, kind_of
+    from counterpoint.fusion.own import read_rules
+    from counterpoint.types import Notice, UserError, kind_of
 
     images = pairs("--control", control)
     photos = pairs("--photo", photo)
@@ -222,6 +227,8 @@ def generate(
                 )
     if unused := sorted(set(details["extractor"]) - set(photos)):
         raise UserError(f"--extractor {unused[0]}=... needs --photo {unused[0]}=PHOTO")
+    if rules is not None:
+        read_rules(rules)
     request = build(
         GenerateRequest,
         prompt=prompt,
@@ -269,8 +276,6 @@ def generate(
         device=device,
         dtype=dtype,
     )
-    if strength is not None and init_image is None:
-        raise UserError("--strength says how far a start picture is noised, and there is none: --init-image IMAGE")
     if tune and not request.controls:
         raise UserError("--tune: there are no controls to follow")
     if out.suffix and out.suffix.lower() != ".png":
@@ -283,9 +288,6 @@ def generate(
     from counterpoint.apps import planning
     from counterpoint.apps.replay import recipe_of
     from counterpoint.apps.run import run
-    from counterpoint.conditions.recognise import WrongPicture
-    from counterpoint.sampling.controls import NoSubject
-    from counterpoint.sampling.prompt import PromptCut
 
     if plan:
         output.quiet_libraries()
@@ -297,7 +299,7 @@ def generate(
     readers = _readers(request, tune, pairs("--reader", reader)) if report or tune else {}
     output.told_dtype(dtype, device)
 
-    with output.spoken_warnings(PromptCut, WrongPicture, NoSubject), output.progress("sampling") as listen:
+    with output.spoken_warnings(Notice), output.progress("sampling") as listen:
         if memory is None:
             planned, result = None, run(request, listen=listen, report=report)
         else:

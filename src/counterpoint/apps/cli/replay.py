@@ -29,6 +29,9 @@ def replay(
         str | None,
         typer.Option(metavar="FORM", help="Write the recipe for another tool instead: diffusers or comfyui."),
     ] = None,
+    rules: Annotated[
+        Path | None, typer.Option(metavar="FILE.py", help="The rules of your own that it was made with; they are run.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write; default beside the picture, unless --verify is all you want.")
     ] = None,
@@ -38,8 +41,11 @@ def replay(
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
     from counterpoint.apps.cli.values import pairs
+    from counterpoint.fusion.own import read_rules
     from counterpoint.types import UserError
 
+    if rules is not None:
+        read_rules(rules)
     images = {name: Path(path) for name, path in pairs("--control", control).items()}
     inputs = {name: Path(path) for name, path in pairs("--input", input).items()}
     if export is not None:

@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from counterpoint import __version__
+from counterpoint.apps.request import no_such_key
 from counterpoint.apps.service.pace import Pace
 from counterpoint.apps.service.routes import MOST, router
 from counterpoint.apps.service.safety import find_check
@@ -145,7 +146,7 @@ def make_app(config: Config) -> FastAPI:
             {
                 "type": one["type"],
                 "loc": [_plain(part) if isinstance(part, str) else part for part in one["loc"]],
-                "msg": _plain(one["msg"]),
+                "msg": _plain(no_such_key(str(one["loc"][-1])) if one["type"] == "extra_forbidden" else one["msg"]),
             }
             for one in error.errors()
         ]

@@ -20,7 +20,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from counterpoint.apps.service.schema import Accepted, ExtractIn, JobIn, JobOut, check, decode, extractable
+from counterpoint.apps.service.schema import Accepted, ExtractIn, JobIn, JobOut, Problem, check, decode, extractable
 from counterpoint.apps.service.state import Service
 from counterpoint.apps.service.store import DONE, ENDED, Job
 from counterpoint.conditions.plain import PLAIN
@@ -32,8 +32,16 @@ MOST = 100
 _EVERY = 0.2
 """Seconds between looks at a job whose events are heard."""
 _ID = re.compile("[0-9a-f]{32}")
+_PNG: dict[str, Any] = {"description": "A picture.", "content": {"image/png": {}}}
+_EVENTS: dict[str, Any] = {"description": "Server-sent events.", "content": {"text/event-stream": {}}}
+_CROWDED: dict[str, Any] = {"model": Problem, "description": "The queue is full; see Retry-After."}
 _BEARER = HTTPBearer(auto_error=False, description="An API key.")
 router = APIRouter()
+
+
+def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """What else may be answered, beside what every request that needs a key may be."""
+    return {code: {"model": Problem} for code in (401, *codes)}
 
 
 async def _service(request: Request) -> Service:
@@ -56,7 +64,6 @@ def _user(service: There, key: Annotated[HTTPAuthorizationCredentials | None, De
 
 
 User = Annotated[str, Depends(_user)]
-_CROWDED = {"description": "The queue is full; see Retry-After."}
 
 
 @router.post(
@@ -64,7 +71,7 @@ _CROWDED = {"description": "The queue is full; see Retry-After."}
     status_code=202,
     response_model=Accepted,
     tags=["jobs"],
-    responses={401: {}, 413: {}, 415: {}, 422: {}, 429: _CROWDED},
+    responses={**_problems(413, 415, 422), 429: _CROWDED},
 )
 def submit(job: JobIn, owner: User, service: There) -> Accepted:
     """Queue a job. What it will cost is estimated, and held against the limits, before any work."""
@@ -97,19 +104,24 @@ def _found(service: Service, name: str, owner: str) -> Job:
     return job
 
 
-@router.get("/v1/jobs", response_model=list[JobOut], tags=["jobs"])
+@router.get("/v1/jobs", response_model=list[JobOut], tags=["jobs"], responses=_problems())
 def listed(owner: User, service: There) -> list[JobOut]:
     """Your latest jobs."""
     return [_out(job) for job in service.store.of(owner, MOST)]
 
 
-@router.get("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses={404: {}})
+@router.get("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses=_problems(404, 422))
 def status(name: str, owner: User, service: There) -> JobOut:
     """A job as it is now."""
     return _out(_found(service, name, owner))
 
 
-@router.get("/v1/jobs/{name}/events", tags=["jobs"], responses={404: {}, 200: {"content": {"text/event-stream": {}}}})
+@router.get(
+    "/v1/jobs/{name}/events",
+    tags=["jobs"],
+    response_class=StreamingResponse,
+    responses={200: _EVENTS, **_problems(404, 422)},
+)
 async def events(name: str, owner: User, service: There, request: Request) -> StreamingResponse:
     """A job's states and steps as server-sent events, until it ends."""
     await anyio.to_thread.run_sync(_found, service, name, owner)
@@ -131,7 +143,12 @@ async def events(name: str, owner: User, service: There, request: Request) -> St
     return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-@router.get("/v1/jobs/{name}/images/{number}", tags=["jobs"], response_class=FileResponse, responses={404: {}, 409: {}})
+@router.get(
+    "/v1/jobs/{name}/images/{number}",
+    tags=["jobs"],
+    response_class=FileResponse,
+    responses={200: _PNG, **_problems(404, 409, 422)},
+)
 def image(name: str, number: int, owner: User, service: There) -> FileResponse:
     """A picture of a job that is done; its recipe is inside."""
     job = _found(service, name, owner)
@@ -142,7 +159,7 @@ def image(name: str, number: int, owner: User, service: There) -> FileResponse:
     return FileResponse(service.config.jobs / job.id / f"{number}.png", media_type="image/png")
 
 
-@router.delete("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses={404: {}, 409: {}})
+@router.delete("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses=_problems(404, 409, 422))
 def cancel(name: str, owner: User, service: There) -> JobOut:
     """Cancel a job that has not ended; a running one stops within a step."""
     _found(service, name, owner)
@@ -155,7 +172,7 @@ def cancel(name: str, owner: User, service: There) -> JobOut:
     "/v1/extract",
     tags=["tools"],
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}, 401: {}, 413: {}, 415: {}, 422: {}},
+    responses={200: _PNG, **_problems(413, 415, 422)},
 )
 def extract(wanted: ExtractIn, _: User, service: There) -> Response:
     """A condition image from a photo, by what needs no model."""
@@ -166,7 +183,7 @@ def extract(wanted: ExtractIn, _: User, service: There) -> Response:
     return Response(file.getvalue(), media_type="image/png")
 
 
-@router.get("/v1/models", tags=["tools"])
+@router.get("/v1/models", tags=["tools"], responses=_problems())
 def models(_: User, service: There) -> dict[str, Any]:
     """Models, fusion rules, kinds of control and limits of this service."""
     return {

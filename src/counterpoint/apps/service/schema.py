@@ -132,6 +132,14 @@ class JobIn(_Strict):
     )
 
 
+class Problem(BaseModel):
+    """Why a request is refused: in a line, or where its JSON is wrong, each place with its own."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"detail": "width: 100 is no multiple of 8"}]})
+
+    detail: str | list[dict[str, Any]]
+
+
 class Accepted(BaseModel):
     """A job that was queued."""
 

@@ -166,10 +166,10 @@ def _complementary(kinds: Sequence[str], *_: object) -> list[Metric]:
     ]
 
 
-def _silent(kinds: Sequence[str], features_of: str, n: int) -> list[Metric]:
+def _silent(kinds: Sequence[str], told: bool, features_of: str, n: int) -> list[Metric]:
     distance = partial(measures.region_distance, features_of=features_of, n=n)
     each = (distance, measures.cycle, measures.silent_variance)
-    return [*(measure(kind) for measure in each for kind in kinds), measures.clip()]
+    return [*(measure(kind) for measure in each for kind in kinds), *([measures.clip()] if told else [])]
 
 
 def _single(kind: str, classes: int, side: int, features_of: str, n: int) -> list[Metric]:
@@ -213,7 +213,7 @@ def silent(cases: Cases) -> FusionSuite:
             f"{layout}, {level} prompt": Sort(
                 cases.SILENT_KINDS,
                 partial(cases.silent, kinds=cases.SILENT_KINDS, layout=layout, level=level),
-                partial(_silent, cases.SILENT_KINDS),
+                partial(_silent, cases.SILENT_KINDS, level != "none"),
             )
             for layout, level in [
                 *product(("crops", "split", "centre"), ("brief",)),
