@@ -151,6 +151,7 @@ def test_demo(cli, tmp_path: Path) -> None:
         assert f'href="{report}"' in page
         assert "Who won where" in (tmp_path / "counterpoint-demo" / report).read_text()
     assert "sum, gated" in page
+    assert "minimal-impact, trained" in page
     assert "crosscontrolnet" in cli("cite", tmp_path / "counterpoint-demo" / "conflict-cross.png")[1]
     assert "http" not in page.replace("https://github.com", "")
 

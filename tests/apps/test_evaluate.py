@@ -18,6 +18,7 @@ from counterpoint.apps.record import settle
 from counterpoint.apps.suites import PipelineMaker, Source, _identity, identity, make_bench
 from counterpoint.evaluation.suite import Task
 from counterpoint.fusion import FUSIONS, RULES
+from counterpoint.fusion.minimal_impact import INJECTION
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
 from tests.conftest import random_parts
@@ -215,7 +216,7 @@ def test_networks_are_compared_on_the_same_cases(cli, tiny: Path, tmp_path: Path
     status, _, error = cli(*small, f"--versus=canny={tmp_path / 'other'}", "--out", "run")
     assert status == 2, "a folder holds one run"
     config = tmp_path / "other" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "injection": {"reading": "min-norm"}}))
+    config.write_text(json.dumps({**json.loads(config.read_text()), INJECTION: {"reading": "min-norm"}}))
     status, out, error = cli(*small, *given[1:], "--out", "own")
     assert status == 0, error
     names = {row["name"] for row in json.loads(out)["rows"]}
@@ -253,7 +254,7 @@ def test_line_drawings_are_read_back(cli, tiny: Path) -> None:
 
 
 def test_rules_of_ones_own(cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a file they are compared, their code is part of the run, and what they made is made again with them alone."""
+    """They are compared, their code is part of the run, and what they made is made again with them alone."""
     for table in (RULES, FUSIONS):  # whatever happens, they are as before afterwards
         monkeypatch.setitem(table, "loud", None)
         del table["loud"]

@@ -252,10 +252,10 @@ def test_a_model_of_half_precision_files(parts: dict, tmp_path: Path) -> None:
 
 
 def test_a_model_that_reads_its_guidance_is_refused(parts: dict, tmp_path: Path) -> None:
-    config = {**parts["unet"].config, "time_cond_proj_dim": 16}
+    config = {name: value for name, value in parts["unet"].config.items() if not name.startswith("_")}
     StableDiffusionPipeline(
         **{name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")},
-        unet=UNet2DConditionModel.from_config(config),
+        unet=UNet2DConditionModel.from_config(config | {"time_cond_proj_dim": 16}),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(tmp_path)  # fmt: skip
     with pytest.raises(UserError, match="reads its guidance as an input"):

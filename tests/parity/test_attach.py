@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from PIL import Image
 
 from counterpoint import attach
 from counterpoint.fusion import FLUX_DELTA, FUSIONS
+from counterpoint.sampling.prompt import subject_places
 from counterpoint.types import Fusion, UserError
 from tests.parity import families
 from tests.parity.test_stock import hints, ours, stock
@@ -238,25 +238,22 @@ def test_a_pipeline_with_the_same_networks_is_none_of_it(parts: dict) -> None:
         assert torch.equal(theirs(), wanted)
 
 
-def test_a_word_of_several_vectors_moves_the_subject(parts: dict) -> None:
+def test_a_word_of_several_vectors_moves_the_subject(parts: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """A textual inversion takes as many places as it has vectors; the subject is looked for behind them."""
     pipe = stock(parts, 2)
     pipe.tokenizer, pipe.text_encoder = copy.deepcopy(pipe.tokenizer), copy.deepcopy(pipe.text_encoder)
     width = pipe.text_encoder.config.hidden_size
     pipe.load_textual_inversion({"<red>": torch.zeros(3, width)}, token="<red>")
-    seen: list[Any] = []
+    found: list[list[int]] = []
 
-    def watch(pipeline: Any, *_: Any) -> dict[str, Any]:
-        seen.append(pipeline.encode_prompt)
-        return {}
+    def spy(*given: Any) -> list[int]:
+        found.append(subject_places(*given))
+        return found[-1]
 
+    monkeypatch.setattr("counterpoint.sampling.stock.subject_places", spy)
     with attach(pipe, "cross", subject="person"):
-        families.caller(pipe, "a <red> person", image=hints(2))(callback_on_step_end=watch)
-        inside = inspect.getclosurevars(seen[0]).nonlocals["around"].__self__
-    places = inside.lending.places["0"][0]
-    ids = pipe.tokenizer(pipe.maybe_convert_prompt("a <red> person", pipe.tokenizer)).input_ids
-    assert [ids[place] for place in places] == pipe.tokenizer("person", add_special_tokens=False).input_ids
-    assert places == [5]
+        assert torch.isfinite(families.caller(pipe, "a <red> person", image=hints(2))()).all()
+    assert found == [[5]], "behind a beginning, an a and three vectors"
 
 
 def test_more_rows_than_pictures(parts: dict) -> None:

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from counterpoint.evaluation.statistics import Interval, Resampled
 from counterpoint.evaluation.suite import Row
 from counterpoint.metrics.metric import mean
@@ -95,18 +97,17 @@ def sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def scores(rows: Sequence[Row]) -> str:
-    """A line a sample as CSV, for statistics of one's own: of measures that are the average of their samples, all of
-    them in one order. What has no number there is empty."""
+    """A line a sample as CSV, for statistics of one's own: of measures that are the average of their samples ``(n,
+    seeds, ...)``. What has no number there is empty."""
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
-    write(("case", "name", "measure", "sample", "value"))
+    write(("case", "name", "measure", "sample", "seed", "value"))
     for row in rows:
         for metric in row.metrics:
             if metric.reduce is mean:
-                for number, value in enumerate(
-                    metric.rows.flatten(1).mean(1).tolist() if metric.rows.ndim > 1 else metric.rows.tolist()
-                ):
-                    write((row.case, row.name, metric.name, number, repr(value) if math.isfinite(value) else ""))
+                values = metric.rows.reshape(*metric.rows.shape[:2], -1).mean(-1)
+                for (sample, seed), value in np.ndenumerate(values.numpy()):
+                    write((row.case, row.name, metric.name, sample, seed, value if math.isfinite(value) else ""))
     return file.getvalue()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from counterpoint.evaluation.suite import Finished, Method, Readers, Row, Suite, Task
-from counterpoint.metrics.metric import Metric, Rows
+from counterpoint.metrics.metric import Metric, Rows, mean
 
 _APART = 1 << 32
 """Between the seeds of one case, so that no two cases ever share one."""
@@ -60,7 +60,8 @@ def _averaged(same: Sequence[Metric]) -> Metric:
     def reduce(rows: Rows) -> float:
         return sum(map(first.reduce, rows.unbind(1))) / len(same)
 
-    made = Metric(first.name, first.measure, reduce, higher=first.higher, distinct=first.distinct)
+    how = mean if first.reduce is mean else reduce  # who knows a mean can have its samples one by one
+    made = Metric(first.name, first.measure, how, higher=first.higher, distinct=first.distinct)
     made.add(torch.stack([metric.rows for metric in same], 1))
     made.note = next((metric.note for metric in same if metric.note), "")
     return made

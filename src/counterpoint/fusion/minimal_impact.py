@@ -23,7 +23,7 @@ Granularity = Literal["sample", "pixel"]
 Gram = Float[Tensor, "... n n"]
 CAP = 20.0
 """Largest factor of an injected control (section 4.2)."""
-INJECTION = "injection"
+INJECTION = "_injection"
 """In a ControlNet's configuration: the settings of the :class:`BalancedInjection` that it was trained with."""
 _EXACT = 6
 """Branches up to which every face of the simplex is tried."""

@@ -55,7 +55,8 @@ def _row(title: str, about: str, case: Any, out: Path, seed: int, steps: int) ->
     from counterpoint.api import load
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
-    from counterpoint.fusion import FUSIONS
+    from counterpoint.fusion import FUSIONS, get_fusion
+    from counterpoint.fusion.minimal_impact import trained_injection
     from counterpoint.types import CONTROL_KINDS
 
     prefix, pipe = title.lower(), load("tiny", list(case.images))
@@ -72,19 +73,25 @@ def _row(title: str, about: str, case: Any, out: Path, seed: int, steps: int) ->
         told = {"subject": case.subject} if rule.keys else {}
         report = {"report": title == "Conflict" and rule.name in {"sum", "cross"}}
         tries.append((rule.name, rule.summary, {"fusion": rule, "gate_silence": False, **told, **report}))
+    trained: dict[str, Any] = {}
     if title == "Silence":
         note = "each speaks only where it shows something"
         tries.append(("sum, gated", note, {"fusion": "sum", "gate_silence": True}))
+        learnt = load("tiny", [f"{kind}:mi" for kind in case.images])
+        rule = get_fusion(trained_injection(learnt.controls[learnt.labels[0]]).rule)
+        trained["minimal-impact, trained"] = learnt
+        tries.append(("minimal-impact, trained", "by networks that learnt to be taken in so", {"fusion": rule}))
     for label, note, how in tries:
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
-        made = pipe(case.prompt, hints, num_inference_steps=steps, generator=generator, **how)
+        model = trained.get(label, pipe)
+        made = model(case.prompt, hints, num_inference_steps=steps, generator=generator, **how)
         picture = {"file": f"{prefix}-{label.replace(', ', '-').replace(' ', '-')}.png", "label": label, "note": note}
         picture |= {"seconds": time.perf_counter() - began, "won": None}
         recipe = {
             "demo": prefix,
             "prompt": case.prompt,
-            "controls": list(case.images),
+            "controls": model.labels,
             "fusion": None if label == "prompt only" else label.partition(",")[0],
             "seed": seed,
             "steps": steps,
