@@ -28,7 +28,8 @@ METHOD_beta-five := tiny-innercontrol --set aligning_alpha=5
 METHOD_wide := tiny-innercontrol --set min_timestep_readout=400
 METHOD_beta-tenth := tiny-innercontrol --set aligning_alpha=0.1
 
-# Groups, and how each is measured; what was trained with an injection, at the strength that suits it. Silent ones are
+# Groups, and how each is measured; what was trained with an injection, at the strength that suits it. Rows are marked against
+# the network that went on as long without the method, where there is one. Silent ones are
 # Minimal Impact ControlNet's tables: by sum and by balanced combination, the plain networks at unequal weights, and how far
 # each is from a gradient.
 EACH = $(foreach method,$(2),$(1).$(method).$(3))
@@ -56,6 +57,8 @@ SPLIT = $(subst $(COMMA), ,$(1))
 PLACE = runs/$(if $(findstring mi-stage,$(1)),calibrated,methods)/$(1)
 NETWORK = $(firstword $(subst ., ,$(1)))=$(call PLACE,$(1))
 VERSUS = --versus $(subst $() ,$(COMMA),$(foreach run,$(call SPLIT,$(1)),$(call NETWORK,$(run))))
+FAIR = $(strip $(foreach run,$(RUNS_$(1)),$(if $(findstring .tuned.,$(run))$(findstring .mi-plain.,$(run)),$(run))))
+BASE = $(if $(filter silent-% depth-% hed lineart seg,$(1)),$(if $(FAIR),--baseline "sum of $(subst $(COMMA),+,$(FAIR))"))
 RUNS := $(sort $(foreach group,$(GROUPS),$(call SPLIT,$(RUNS_$(group)))))
 KEPT := $(GROUPS:%=docs/methods/%/results.json)
 
@@ -67,7 +70,7 @@ runs/calibrated/%/config.json: runs/methods/%/config.json
 
 $(KEPT): docs/methods/%/results.json: | $$(if $$(wildcard $$@),,$$(foreach run,$$(call SPLIT,$$(RUNS_$$*)),$$(call PLACE,$$(run))/config.json))
 	$(BIN)/counterpoint evaluate $(or $(HOW_$*),$(HOW_$(patsubst %-$(lastword $(subst -, ,$*)),%,$*))) \
-	  --out runs/tables/$* $(foreach run,$(RUNS_$*),$(call VERSUS,$(run)))
+	  --out runs/tables/$* $(foreach run,$(RUNS_$*),$(call VERSUS,$(run))) $(call BASE,$*)
 	mkdir -p $(@D)
 	cp runs/tables/$*/results.json $@
 

@@ -213,6 +213,11 @@ def test_networks_are_compared_on_the_same_cases(cli, tiny: Path, tmp_path: Path
     found = {row["name"]: row["metrics"] for row in rows}
     assert set(found) == {"sum", "sum of same", "sum of other"}
     assert found["sum"]["ssim_canny"] == found["sum of same"]["ssim_canny"] != found["sum of other"]["ssim_canny"]
+    status, out, error = cli(*small, *given, "--out", "run", "--baseline", "sum of other")
+    assert status == 0, error
+    assert json.loads(out)["rows"][0]["name"] == "sum of other", "what others are marked against comes first"
+    status, _, error = cli(*small, *given, "--out", "run", "--baseline", "other")
+    assert (status, "no row is called so; there are 'sum', 'sum of same', 'sum of other'" in error) == (2, True), error
     status, _, error = cli(*small, f"--versus=canny={tmp_path / 'other'}", "--out", "run")
     assert status == 2, "a folder holds one run"
     config = tmp_path / "other" / "config.json"

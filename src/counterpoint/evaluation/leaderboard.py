@@ -12,8 +12,9 @@ from counterpoint.types import UserError
 
 _HEAD = """# {title}
 
-Every table was made by the command under it, with 95 % intervals; the best of a column is bold. A sentence for each
-pair of rows that differ is in the command's own records. Tables marked *as published* are the papers' own, on other
+Every table was made by the command under it, with 95 % intervals over cases and noise, not over trainings, and no
+correction for many comparisons; the best of a column is bold, be it beyond chance or not. A sentence for each pair of
+rows that differ is in the command's own records. Tables marked *as published* are the papers' own, on other
 models and other pictures: compare orders, never numbers across the two.
 """
 

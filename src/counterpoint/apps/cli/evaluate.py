@@ -15,6 +15,7 @@ _OWN = {
     **dict.fromkeys(("metrics", "lpips"), ("folder",)),
     **dict.fromkeys(("fusion", "rules", "sweep", "weight", "gate_silence", "quality", "manifest"), _RULES),
     "versus": (*_RULES, "conservativity"),
+    "baseline": (*_RULES, "layout", "style", "conservativity"),
     "layouts": ("layout",),
 }
 """Option -> the only suites that do not ignore it."""
@@ -78,6 +79,12 @@ def evaluate(
         typer.Option(metavar="SETTINGS", help="For --aggregate: how, as in generate. Repeatable.", show_default=False),
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Cases of each sort.", min=1, max=100_000)] = 64,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The row that others are marked against, as tables call it; default the first."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Pictures of each case, from noise of their own.", min=1, max=1000)] = 1,
     model: Annotated[
         str, typer.Option(help="tiny, or another folder of the same layout with judges; with --data any model.")
@@ -200,6 +207,8 @@ def evaluate(
             methods = models_asked(aggregate or ["base"], aggregation or [""])
         else:
             methods = methods_asked(fusion, sweep, weight, gate_silence, quality or ["exact"], versus or [])
+        if baseline is not None:
+            methods = _led_by(baseline, methods)
         results, strips = _run(suite, source, methods, n, seeds, batch_size, ray, manifest, folder, mine)
     results = {
         "schema": record.SCHEMA,
@@ -223,6 +232,15 @@ def evaluate(
     if len(told) > _FEW:
         print(f"and {len(told) - _FEW} more differences that hold: {folder / 'results.md'}")
     print(folder / "index.html")
+
+
+def _led_by(baseline: str, methods: list[Any]) -> list[Any]:
+    from counterpoint.types import UserError
+
+    names = [method.name for method in methods]
+    if baseline not in names:
+        raise UserError(f"--baseline {baseline!r}: no row is called so; there are {', '.join(map(repr, names))}")
+    return sorted(methods, key=lambda method: method.name != baseline)
 
 
 def _refuse_ignored(context: typer.Context, suite: str) -> None:
