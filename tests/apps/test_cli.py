@@ -199,7 +199,7 @@ MISTAKES = [
     (("generate", "x", "--width", "100"), "multiple of 8"),
     (("generate", "x", "--width", "0"), "--width"),
     (("generate", "x", "--strength", "0.5"), "init image"),
-    (("generate", "x", "--inpaint-mask", "maps/seg.png"), "--init-image"),
+    (("generate", "x", "--inpaint-mask", "maps/seg.png"), "init image"),
     (("generate", "x", "--resize", "zoom"), "--resize"),
     (("generate", "x", "--device", "toaster"), "toaster"),
     (("generate", "x", "--dtype", "int4"), "--dtype"),

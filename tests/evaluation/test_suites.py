@@ -375,7 +375,7 @@ def test_asymmetry_is_each_cases_own(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe.scheduler.register_to_config(prediction_type="v_prediction")
     with pytest.raises(UserError, match="predicts v_prediction"):
         conservativity.Conservativity(pipe, pairs, suite.network)
-    networks[0].register_to_config(injection={"reading": "literal", "cap": 20.0, "granularity": "sample"})
+    networks[0].register_to_config(_injection={"reading": "literal", "cap": 20.0, "granularity": "sample"})
     trained = suite.score(reader(Path("nowhere")), 2, (), blind_readers())
     plain = tables[0][0].metrics[0].rows[:2]
     assert not torch.allclose(trained[0].metrics[0].rows, plain, rtol=1e-2), "its own injection counts"

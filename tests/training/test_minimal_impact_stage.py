@@ -139,6 +139,6 @@ def test_what_was_trained_with_an_injection_is_not_used_without(make, parts: dic
         pass
     with pytest.raises(UserError, match="go on so"):
         make(network=network)
-    network.register_to_config(injection={"made": "elsewhere"})
+    network.register_to_config(_injection={"made": "elsewhere"})
     with pytest.raises(UserError, match="unknown here"):
         check_injection(get_fusion("sum"), {"depth": network})

@@ -125,13 +125,13 @@ def test_the_weight_grows_over_a_ramp(make) -> None:
 
 def test_what_was_trained_with_an_injection_goes_on_with_it(make) -> None:
     plain, given = make(), make()
-    given.controlnet.register_to_config(injection={"reading": "min-norm", "cap": 2.0, "granularity": "sample"})
+    given.controlnet.register_to_config(_injection={"reading": "min-norm", "cap": 2.0, "granularity": "sample"})
     host = (given.unet, given.text_encoder, given.tokenizer, given.scheduler)
     reads = (given.reward, given.readers, given.vae)
     stage = RewardStage(*reads, given.controlnet, "depth", *host, weight=1.0, window=(0, 999)).double()
     assert stage.inject == BalancedInjection("min-norm", 2.0)
     assert not torch.allclose(price(stage), price(plain))
-    given.controlnet.register_to_config(injection={"made": "elsewhere"})
+    given.controlnet.register_to_config(_injection={"made": "elsewhere"})
     with pytest.raises(UserError, match="unknown here"):
         ControlNetStage(given.controlnet, "depth", *host)
 

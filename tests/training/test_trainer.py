@@ -510,7 +510,7 @@ def test_the_card_of_a_controlnet_says_how_to_use_it(tmp_path: Path, parts: dict
     assert f'counterpoint.load("some/model", controls={{"hed": "{tmp_path}"}})' in text
     assert "2 processes" in text
     assert "ControlNetModel for hed, trained by the recipe `tiny-controlnet`" in text
-    assert f'ControlNetModel.from_pretrained("{tmp_path}")' in text
+    assert f'ControlNetModel.from_pretrained("{tmp_path}", torch_dtype' in text
     assert "fusion=" not in text
 
 
