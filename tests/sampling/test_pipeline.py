@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from counterpoint.fusion import FUSIONS
+from counterpoint.sampling.arguments import BrokenPicture
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.prompt import PromptCut
 from counterpoint.sampling.schedulers import make_scheduler
@@ -383,3 +384,15 @@ def test_settings_of_the_wrong_number_are_said(pipe: Pipeline) -> None:
             "a person", HINTS, num_images_per_prompt=2, controlnet_conditioning_scale=[[1.0, 0.0], 1.0], report=True,
             **FAST,
         )  # fmt: skip
+
+
+def test_a_picture_of_no_numbers_is_told_of(pipe: Pipeline) -> None:
+    """Here by a rule of one's own; in half precision a model may do it by itself."""
+    rules = {"broken": lambda features: features.sum(0) / 0, "sum": "sum"}
+    for name, fusion in rules.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", BrokenPicture)
+            pipe("a person", HINTS, fusion=fusion, output_type="latent", **FAST)
+        told = [str(one.message) for one in caught if one.category is BrokenPicture]
+        assert len(told) == (name == "broken")
+        assert all("1 of 1 pictures" in one for one in told)
