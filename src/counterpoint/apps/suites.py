@@ -15,6 +15,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
+import counterpoint
 from counterpoint.api import find_device, load
 from counterpoint.apps.cluster import its_device, on_ray
 from counterpoint.apps.readers import FIND, READ, check_named, family_readers, of_one, user_readers, weights_file
@@ -224,6 +225,7 @@ def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> 
     readers = [*source.readers.values(), *(place for place in (source.clip, source.inception) if place)]
     return {
         "counterpoint": versions()["counterpoint"],
+        "code": _code(),
         "weights": _hash(weights),
         **({"readers": _hash(readers)} if readers else {}),
         **{name: str(place) for name, place in places.items()},
@@ -234,6 +236,15 @@ def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> 
         "dtype": source.dtype,
         "device": source.device.partition(":")[0],
     }
+
+
+def _code() -> str:
+    """Tells what makes pictures from other versions of it: a rule that was changed does not go on with old ones."""
+    home = Path(counterpoint.__file__).parent
+    files = [
+        path for room in ("control", "fusion", "models", "sampling") for path in sorted((home / room).rglob("*.py"))
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def identity(bench: Bench, methods: Sequence[Method]) -> dict[str, Any]:
