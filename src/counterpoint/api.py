@@ -260,7 +260,7 @@ def attach(
         >>> with attach(pipeline, "cross", subject="person"):
         ...     image = pipeline("a person on a meadow", image=[pose, depth]).images[0]
     """
-    masks = [subject_mask] if isinstance(subject_mask, (PIL.Image.Image, np.ndarray, Tensor)) else subject_mask
+    masks = [subject_mask] if isinstance(subject_mask, Mask) else subject_mask
     if isinstance(controls, str):
         raise UserError(f"controls names every control of the pipeline in its order: a list such as [{controls!r}]")
     if not isinstance(control_mask, Mapping):
@@ -287,7 +287,7 @@ def _grey(mask: Mask, pipeline: DiffusionPipeline) -> Tensor:
     if isinstance(mask, PIL.Image.Image):
         mask = np.asarray(mask.convert("L"))
     if isinstance(mask, np.ndarray):
-        mask = torch.from_numpy(np.array(mask))[None, None] if mask.ndim == 2 else torch.from_numpy(np.array(mask))
+        mask = torch.from_numpy(np.array(mask[None, None] if mask.ndim == 2 else mask))
     if mask.dtype == torch.uint8:
         mask = mask / 255
     if mask.ndim != 4 or mask.shape[1] != 1:

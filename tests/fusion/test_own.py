@@ -67,6 +67,7 @@ def test_every_function_is_a_rule(tmp_path: Path) -> None:
         ("x = 1", "has no function"),
         ("def cross(features): return features[0]", "there is a rule 'cross' already"),
         ("def one(): raise ValueError('no')", "one fails: ValueError: no"),
+        ("def good(f): return f[0]\ndef one(): raise ValueError('no')", "one fails: ValueError: no"),
     ],
 )
 def test_what_is_no_rule(tmp_path: Path, text: str, message: str) -> None:

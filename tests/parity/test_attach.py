@@ -256,6 +256,23 @@ def test_a_word_of_several_vectors_moves_the_subject(parts: dict, monkeypatch: p
     assert found == [[5]], "behind a beginning, an a and three vectors"
 
 
+@pytest.mark.parametrize("more", [{"guess_mode": True}, {"embeds": True}])
+def test_what_stock_takes_is_heard_inside(parts: dict, more: dict) -> None:
+    """Also what our own pipeline does not take."""
+    pipe = stock(parts, 2)
+    prompt: dict[str, Any] = {"prompt": PROMPT}
+    if more.get("embeds"):
+        text, negative = pipe.encode_prompt(PROMPT, pipe.device, 1, True, "red")
+        prompt, more = {"prompt_embeds": text, "negative_prompt_embeds": negative}, {}
+    call = families.caller(pipe, image=hints(2), **prompt, **more)
+    plain, wanted = families.caller(pipe, PROMPT, image=hints(2))(), call()
+    assert not torch.equal(plain, wanted), "it does change the picture"
+    with attach(pipe, "sum"):
+        assert torch.equal(call(), wanted)
+    with attach(pipe, "pix"):
+        assert torch.isfinite(call()).all()
+
+
 def test_more_rows_than_pictures(parts: dict) -> None:
     """Perturbed-attention guidance and films: rules run, and what is told for each picture is refused."""
     plain = stock(parts, 2)

@@ -45,13 +45,14 @@ def read_rules(path: Path) -> str:
         raise UserError(f"{path} has no function whose name could be a rule's")
     if taken := sorted(mine.keys() & RULES.keys()):
         raise UserError(f"{path}: there is a rule {taken[0]!r} already")
-    for name, one in mine.items():
-        build = _builder(name, one, path)
+    builders, made = {name: _builder(name, one, path) for name, one in mine.items()}, {}
+    for name, build in builders.items():
         try:
-            FUSIONS[name] = build()
+            made[name] = build()
         except Exception as error:
             raise UserError(f"{path}: {name} fails: {type(error).__name__}: {error}") from None
-        RULES[name] = build
+    RULES.update(builders)
+    FUSIONS.update(made)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
