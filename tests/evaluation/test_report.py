@@ -87,6 +87,15 @@ def test_tables(rows: list[Row]) -> None:
     assert "pose+depth" in plain(made)
 
 
+def test_what_does_not_compete_is_neither_best_nor_in_the_way() -> None:
+    truth, low, high = (Row(name, "all", (metric("value", torch.full((3,), at)),), rival=name != "truth")
+                        for name, at in (("truth", 1.0), ("low", 0.25), ("high", 0.5)))  # fmt: skip
+    made = markdown(records([truth, low, high], "tiny"))
+    assert made.count("**0.500**") == 1
+    assert made.count("**0.") + made.count("**1.") == 1
+    assert "**0." not in markdown(records([truth, low], "tiny")), "the only rival is no best one"
+
+
 def test_small_numbers_and_foreign_names() -> None:
     flat = Metric("niqe", lambda rows: rows)
     flat.add(torch.tensor([1.0, torch.nan]))

@@ -340,8 +340,12 @@ def test_layouts_of_real_scenes_succeed_and_noise_fails(tmp_path: Path) -> None:
     real = in_turn(lambda chunk: [drawn(task.seed, int(task.key[1])).image for task in chunk])
     make(tasks, real, tmp_path / "real")
     rows = suite.score(reader(tmp_path / "real"), 3, methods, truthful_readers())
-    assert [row.case for row in rows[::2]] == ["L2", "L3", "L4", "L5", "L6", "all levels"]
-    assert {row.name for row in rows} == {"base", "interact+migc steps=3,eta=0.5x:0.4x"}
+    assert [row.case for row in rows[::3]] == ["L2", "L3", "L4", "L5", "L6", "all levels"]
+    assert [row.name for row in rows[:3]] == ["the scenes themselves", "base", "interact+migc steps=3,eta=0.5x:0.4x"]
+    for own, other in zip(rows[::3], rows[1::3], strict=True):
+        assert not own.rival, "nobody competes with the truth"
+        for one, same in zip(own.metrics, other.metrics, strict=True):
+            assert torch.equal(one.rows, same.rows)
     success, overlap, _ = rows[-1].metrics
     assert success.compute() > 0.85  # a thing behind another of its kind is one patch with it
     assert overlap.compute() > 0.85
@@ -349,6 +353,9 @@ def test_layouts_of_real_scenes_succeed_and_noise_fails(tmp_path: Path) -> None:
     make(tasks, in_turn(lambda chunk: [noise(task) for task in chunk]), tmp_path / "noise")
     rows = suite.score(reader(tmp_path / "noise"), 3, methods, blind_readers())
     assert rows[-1].metrics[0].compute() == 0
+    published = LayoutSuite({2: lambda n: [replace(case, picture=None) for case in scene_levels()[2](n)]})
+    rows = published.score(reader(tmp_path / "noise"), 3, methods, blind_readers())
+    assert {row.name for row in rows} == {method.name for method in methods}, "a published layout has no picture"
 
 
 @pytest.mark.filterwarnings("ignore::counterpoint.sampling.prompt.PromptCut")

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from counterpoint.conditions.layout import draw_layout
-from counterpoint.evaluation.report import Record, best, number, tables, way
+from counterpoint.evaluation.report import Record, is_best, number, tables, way
 from counterpoint.evaluation.suite import Finished, Task
 from counterpoint.pages import render
 from counterpoint.types import Image
@@ -42,7 +42,7 @@ def page(results: dict[str, Any], strips: Strips) -> str:
         memory=results.get("peak_mb", {}),
         strips=strips,
         others=[strip for sort, several in strips.items() if sort not in shown for strip in several],
-        best=best,
+        is_best=is_best,
         way=way,
         plot=_plot,
         number=number,

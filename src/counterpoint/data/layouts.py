@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from counterpoint.data.scenes.caption import caption
 from counterpoint.data.scenes.layout import draw_layout
 from counterpoint.data.scenes.render import SPLITS, scene
 from counterpoint.metrics.coco_mig import COLOURS
-from counterpoint.types import Box, UserError
+from counterpoint.types import Box, Image, UserError
 
 MOST = 4
 """Things that a training scene has at most."""
@@ -43,12 +43,13 @@ class Wanted:
 @dataclass(frozen=True)
 class LayoutCase:
     """A prompt and what it should show where; ``number`` seeds its noise, ``reference`` is the number of the scene
-    whose style is wanted, if one is."""
+    whose style is wanted, if one is, and ``picture`` the scene that the layout was read from, if it was."""
 
     number: int
     prompt: str
     wanted: tuple[Wanted, ...]
     reference: int | None = None
+    picture: Image | None = field(default=None, repr=False, compare=False)
 
     @property
     def layout(self) -> Layout:
@@ -67,6 +68,7 @@ class ActionCase:
         layout: where, and who does what.
         action: what is done.
         thing: name of what it is done to.
+        picture: the scene that shows it.
     """
 
     number: int
@@ -74,6 +76,7 @@ class ActionCase:
     layout: Layout
     action: str
     thing: str
+    picture: Image = field(repr=False, compare=False)
 
 
 def _reference(number: int | None) -> Reference | None:
@@ -105,7 +108,7 @@ def _of_scene(number: int, level: int) -> LayoutCase | None:
     if any(min(x1 - x0, y1 - y0) < LEAST_SIDE for x0, y0, x1, y1 in (thing.box for thing in one.instances)):
         return None
     wanted = tuple(Wanted(thing.name, thing.colour, thing.box) for thing in one.instances)
-    return LayoutCase(number, caption(one.layout, "brief"), wanted, number + 1)
+    return LayoutCase(number, caption(one.layout, "brief"), wanted, number + 1, one.image)
 
 
 def scene_actions(split: str = "test") -> Actions:
@@ -119,7 +122,7 @@ def _action(number: int) -> ActionCase:
     things = tuple(Instance(thing.phrase, thing.box) for thing in one.instances)
     prompt = caption(replace(one.layout, triplets=()), "brief")
     layout = Layout(things, (Interaction(who, action, whom),), _reference(number + 1))
-    return ActionCase(number, prompt, layout, action, one.instances[whom].name)
+    return ActionCase(number, prompt, layout, action, one.instances[whom].name, one.image)
 
 
 def read_mig_bench(path: Path) -> Levels:

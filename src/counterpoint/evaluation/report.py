@@ -180,7 +180,7 @@ def tables(rows: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 def _cell(name: str, row: Record, group: Sequence[Record], bold: str) -> str:
     value = row["metrics"][name]
     text = number(value["mean"])
-    if len(group) > 1 and value["mean"] is not None and value["mean"] == best(group, name):
+    if is_best(row, group, name):
         text = bold.format(text)
     return text if value["low"] is None else f"{text} ± {number((value['high'] - value['low']) / 2)}"
 
@@ -190,13 +190,13 @@ def _mark(row: Record, name: str) -> str:
     return f" {_MARKS[found]}" if found else ""
 
 
-def best(group: Sequence[Record], name: str) -> float | None:
-    """The best mean of a measure, of rivals that have one."""
-    if not all(row.get("rival") for row in group):
-        return None
-    values = [row["metrics"][name] for row in group if row["metrics"][name]["mean"] is not None]
-    pick = max if group[0]["metrics"][name]["higher"] else min
-    return pick((float(value["mean"]) for value in values), default=None)
+def is_best(row: Record, group: Sequence[Record], name: str) -> bool:
+    """Whether a row has the best mean of a measure, of two or more rivals that have one."""
+    rivals = [one["metrics"][name] for one in group if one.get("rival") and one["metrics"][name]["mean"] is not None]
+    if len(rivals) < 2 or not row.get("rival"):
+        return False
+    pick = max if rivals[0]["higher"] else min
+    return bool(row["metrics"][name]["mean"] == pick(value["mean"] for value in rivals))
 
 
 def way(name: str, group: Sequence[Record]) -> str:

@@ -6,7 +6,7 @@ read from a person's joints and where the thing is, on scenes only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from counterpoint.metrics.actions import action_shown
 from counterpoint.metrics.coco_mig import RANGES, has_colour, instance_score, mean_iou, picture_row, success_rate
 from counterpoint.metrics.metric import Metric, mean
 from counterpoint.metrics.text import clip_score
-from counterpoint.types import Box
+from counterpoint.types import Box, Image
 
 
 @dataclass(frozen=True)
@@ -40,41 +40,63 @@ class LayoutSuite:
         ]
 
     def score(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
-        """A row a method and level, one a method over all instances, as the benchmark averages, and one on actions."""
-        overall = {method.name: _metrics() for method in methods}
+        """A row a method and level, one a method over all instances, as the benchmark averages, and one on actions. On
+        scenes the first row of each is the scenes' own: what a picture that is right would have."""
+        sources = self._sources(finished, methods)
+        overall = {name: _metrics() for name in sources}
         rows = []
         for level, first in self.levels.items():
-            cases, tables = first(n), {method.name: _metrics() for method in methods}
+            cases, tables = first(n), {name: _metrics() for name in sources}
             for start in range(0, len(cases), CHUNK):
                 chunk = cases[start : start + CHUNK]
                 words = readers.embed_texts([case.prompt for case in chunk])
-                for method in methods:
-                    pictures = stack([finished(_key(method, f"L{level}", case)) for case in chunk])
+                for name, picture in sources.items():
+                    pictures = stack([picture(f"L{level}", case) for case in chunk])
                     scores = _scores(pictures, chunk, readers)
                     likeness = clip_score(readers.embed_pictures(pictures), words)
-                    for success, overlap, clip in (tables[method.name], overall[method.name]):
+                    for success, overlap, clip in (tables[name], overall[name]):
                         success.update(scores)
                         overlap.update(scores)
                         clip.update(likeness)
-            rows += [Row(name, f"L{level}", tuple(metrics), rival=True) for name, metrics in tables.items()]
-        rows += [Row(name, "all levels", tuple(metrics), rival=True) for name, metrics in overall.items()]
-        return [*rows, *self._score_actions(finished, n, methods, readers)]
+            rows += [_row(name, f"L{level}", metrics) for name, metrics in tables.items()]
+        rows += [_row(name, "all levels", metrics) for name, metrics in overall.items()]
+        return [*rows, *self._score_actions(sources, n, readers)]
+
+    def _sources(self, finished: Finished, methods: Sequence[Method]) -> dict[str, _Source]:
+        """Name of a row -> where its pictures are from."""
+        made: dict[str, _Source] = {
+            method.name: lambda sort, case, method=method: finished(_key(method, sort, case)) for method in methods
+        }
+        known = next(iter(self.levels.values()))(1)[0].picture is not None
+        return {_SCENES: _scenes_own, **made} if known else made
 
     def _actions(self, n: int) -> Sequence[ActionCase]:
         return () if self.actions is None else self.actions(n)
 
-    def _score_actions(self, finished: Finished, n: int, methods: Sequence[Method], readers: Readers) -> list[Row]:
+    def _score_actions(self, sources: dict[str, _Source], n: int, readers: Readers) -> list[Row]:
         cases = self._actions(n)
-        tables = {method.name: Metric("action", lambda rows: rows, mean) for method in methods}
+        tables = {name: Metric("action", lambda rows: rows, mean) for name in sources}
         for start in range(0, len(cases), CHUNK):
             chunk = cases[start : start + CHUNK]
-            for method in methods:
-                pictures = stack([finished(_key(method, _ACTIONS, case)) for case in chunk])
-                tables[method.name].update(_right_actions(pictures, chunk, readers))
-        return [Row(name, _ACTIONS, (metric,), rival=True) for name, metric in tables.items()] if cases else []
+            for name, picture in sources.items():
+                pictures = stack([picture(_ACTIONS, case) for case in chunk])
+                tables[name].update(_right_actions(pictures, chunk, readers))
+        return [_row(name, _ACTIONS, (metric,)) for name, metric in tables.items()] if cases else []
 
 
 _ACTIONS = "actions"
+_SCENES = "the scenes themselves"
+_Source = Callable[[str, LayoutCase | ActionCase], Image]
+"""Sort and case -> picture."""
+
+
+def _scenes_own(_: str, case: LayoutCase | ActionCase) -> Image:
+    assert case.picture is not None
+    return case.picture
+
+
+def _row(name: str, case: str, metrics: Sequence[Metric]) -> Row:
+    return Row(name, case, tuple(metrics), rival=name != _SCENES)
 
 
 def _key(method: Method, sort: str, case: LayoutCase | ActionCase) -> str:
