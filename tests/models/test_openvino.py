@@ -47,8 +47,8 @@ def pair(parts: dict, cache: Path) -> tuple[PortedUNet, PortedControlNet]:
 @torch.no_grad()
 def test_the_numbers_are_the_same(parts: dict, pair: tuple[PortedUNet, PortedControlNet]) -> None:
     unet, network = parts["unet"], parts["networks"][0]
-    for batch in (2, 4):
-        inputs, hint = given(unet, batch), torch.rand(batch, 3, 64, 64)
+    for batch, size in ((2, 8), (4, 8), (2, 7), (2, 12), (2, 6)):
+        inputs, hint = given(unet, batch, size), torch.rand(batch, 3, 8 * size, 8 * size)
         down, mid = network(**inputs, controlnet_cond=hint, conditioning_scale=0.7, return_dict=False)
         found = pair[1](**inputs, controlnet_cond=hint, conditioning_scale=0.7)
         for one, other in zip((*down, mid), (*found[0], found[1]), strict=True):

@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from counterpoint.types import UserError
 
 CACHE = Path.home() / ".cache" / "counterpoint" / "openvino"
+_SIDE = 15
+"""Of what networks are traced with. Odd, so that diffusers' UNet asks each level for its size on the way up: traced
+where every level halves evenly it takes for granted that all sizes do."""
 
 
 class Ported(nn.Module):
@@ -60,6 +63,10 @@ class Ported(nn.Module):
         found = self._compiled[shapes]([one.numpy() for one in inputs])
         return [torch.from_numpy(found[place].copy()) for place in range(len(found))]
 
+    def example(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What a network is traced with: inputs of a call, those that are maps with sides of :data:`_SIDE`."""
+        return [one if one.ndim < 4 else torch.zeros(*one.shape[:2], _SIDE, _SIDE) for one in inputs]
+
     def _compile(self, inputs: Sequence[Tensor]) -> Any:
         core = self.openvino.Core()
         model = self._trace(core, inputs).clone()
@@ -75,12 +82,12 @@ class Ported(nn.Module):
     def _trace(self, core: Any, inputs: Sequence[Tensor]) -> Any:
         if self._traced is None:
             (inside,) = self._inside
-            path = self.cache / f"{_key(inside, self.kind.__name__, self.openvino.__version__)}.xml"
+            path = self.cache / f"{_key(inside, self.kind.__name__, self.openvino.__version__, str(_SIDE))}.xml"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=path.parent) as half:
                     with inside.as_traced():
-                        made = _traced(inside.eval(), tuple(inputs))
+                        made = _traced(inside.eval(), tuple(self.example(inputs)))
                     self.openvino.save_model(made, Path(half) / path.name, compress_to_fp16=False)
                     for suffix in (".bin", ".xml"):  # who finds the second finds both
                         (Path(half) / path.name).with_suffix(suffix).replace(path.with_suffix(suffix))
@@ -112,6 +119,13 @@ class PortedUNet(Ported):
             residuals = [*down_block_additional_residuals, mid_block_additional_residual]
         (found,) = self.run(*_given(sample, timestep, encoder_hidden_states, added_cond_kwargs), *residuals)
         return (found,)
+
+
+    def example(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """With residuals as they are at that size."""
+        given = super().example(inputs)
+        sites = site_shapes(self.config, given[0].shape)
+        return [*given[: -len(sites)], *map(torch.zeros, sites)]
 
 
 class PortedControlNet(Ported):
