@@ -92,7 +92,11 @@ def test_the_layout_suite_compares_models(cli, adapters: dict[str, Path], tmp_pa
     )  # fmt: skip
     assert status == 0, error
     record = json.loads(out)
-    assert {row["name"] for row in record["rows"]} == {"base", *(f"{who}+{what} steps={n}" for n in (1, 2))}
+    assert {row["name"] for row in record["rows"]} == {
+        "the scenes themselves",
+        "base",
+        *(f"{who}+{what} steps={n}" for n in (1, 2)),
+    }
     assert {row["case"] for row in record["rows"]} == {*(f"L{level}" for level in range(2, 7)), "all levels", "actions"}
     assert record["settings"]["scheduler"] == "ddim"
 

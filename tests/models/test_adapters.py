@@ -201,7 +201,7 @@ def test_sides_that_do_not_halve_evenly_are_rounded_up(width: int, grids: tuple)
 def test_half_precision_moves_no_box(parts: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     plain = migc.telling
-    monkeypatch.setattr(migc, "telling", lambda unet, told: seen.append(told) or plain(unet, told))
+    monkeypatch.setattr(migc, "telling", lambda unet, told, **how: seen.append(told) or plain(unet, told, **how))
     layout = Layout((Instance("a ball", (0.1, 0.2, 0.303, 0.7)),))
     half = with_instances(copy.deepcopy(parts["unet"]), SITES).bfloat16()
     encode = PromptEncoder([parts["tokenizer"]], [parts["text_encoder"]])
@@ -213,6 +213,81 @@ def test_half_precision_moves_no_box(parts: dict, monkeypatch: pytest.MonkeyPatc
     assert sum(told) == 26, "the published code tells up to the step of index 25, it included"
     assert seen[0].boxes[0, 0].tolist() == pytest.approx([0.1, 0.2, 0.303, 0.7], abs=1e-6)
     assert seen[0].phrases.dtype == torch.bfloat16
+
+
+def test_the_refined_one_tells_phrases_to_the_end(parts: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its authors sample: networks for the first half of the steps, then boxes alone, in every layer."""
+    grown = with_instances(copy.deepcopy(parts["unet"]), SITES, refined=True)
+    layers = [module.processor for name, module in grown.named_modules() if name.endswith(".attn2")]
+    networks = [one for one in layers if one.migc is not None]
+    assert 0 < len(networks) < len(layers)
+    encode = PromptEncoder([parts["tokenizer"]], [parts["text_encoder"]])
+    layout = Layout((Instance("a ball", (0.1, 0.2, 0.5, 0.7)),))
+    guide = make_guide(Adapter("migc"), grown, encode, [layout], False, (64, 64))
+    shaded, joined = [], []
+    for one in networks:
+        monkeypatch.setattr(one.migc, "forward", lambda *given: shaded.append(given) or given[1])
+    monkeypatch.setattr(migc, "naively", lambda whole, *rest: joined.append(rest) or whole)
+    text = torch.zeros(1, 7, grown.config.cross_attention_dim)
+    for index, asked in ((0, len(networks)), (25, len(networks)), (26, 0), (49, 0)):
+        shaded.clear(), joined.clear()
+        with torch.no_grad(), guide(Moment(index, 50, torch.tensor(1))) as more:
+            grown(torch.zeros(1, 4, 8, 8), 1, text, **more)
+        assert (len(shaded), len(joined)) == (asked, len(layers) - asked)
+    assert all(one.told is None for one in layers)
+
+
+def test_layout_attention_is_as_published() -> None:
+    """MIGC's regions leave out the first instance, MIGC++'s leave out none; a place in no region sees all."""
+    torch.manual_seed(0)
+    inside = torch.zeros(1, 2, 2, 2)
+    inside[0, 0, 0, 0] = inside[0, 1, 0, 1] = 1
+    outside = 1 - inside.sum(1, keepdim=True)
+    layout = Told(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 8), torch.rand(1, 2, 4),
+                  torch.ones(1, 2, dtype=torch.bool), (16, 16))  # fmt: skip
+    hidden = torch.randn(1, 4, 16)
+    seen: list[torch.Tensor] = []
+    for refined, groups in ((False, ((0, 1, 2, 3), (1,), (2, 3), (2, 3))), (True, ((0,), (1,), (2, 3), (2, 3)))):
+        network = InstanceShading(16, 8, refined=refined).eval()
+        plain = network.la.forward
+        network.la.forward = lambda *given, plain=plain: seen.append(plain(*given)) or seen[-1]  # type: ignore[method-assign]
+        with torch.no_grad():
+            network(hidden, hidden, hidden[:, None].expand(-1, 2, -1, -1), inside, outside, layout)
+            q, k, v = (
+                one(hidden)[0].unflatten(-1, (8, 2)) for one in (network.la.to_q, network.la.to_k, network.la.to_v)
+            )
+            wanted = []
+            for place, group in enumerate(groups):
+                sim = torch.einsum("hd,khd->hk", q[place], k[list(group)]) * 2**-0.5
+                if not refined and place == 0:
+                    sim = torch.zeros_like(sim)  # masked everywhere, all alike
+                wanted.append(torch.einsum("hk,khd->hd", sim.softmax(-1), v[list(group)]).flatten())
+            torch.testing.assert_close(seen[-1][0], network.la.to_out(torch.stack(wanted)))
+
+
+def test_interactions_fill_thirty_rows_at_most(parts: dict) -> None:
+    """As the authors' samplers do; padding takes part in the attention."""
+    encode = PromptEncoder([parts["tokenizer"]], [parts["text_encoder"]])
+    layout = Layout((Instance("a ball", (0.1, 0.2, 0.5, 0.7)),))
+    width, text = parts["unet"].config.cross_attention_dim, parts["text_encoder"].config.hidden_size
+    for rows, filled in ((32, 30), (30, 30), (8, 8)):
+        grown = with_fusers(parts["unet"], InteractionEmbedding(text, width, rows))
+        guide = make_guide(Adapter("interact"), grown, encode, [layout], False, (64, 64))
+        with torch.no_grad(), guide(Moment(0, 50, torch.tensor(1))) as more:
+            given = more["cross_attention_kwargs"]["gligen"]
+            assert grown.position_net(**given).shape[1] == 3 * filled
+
+
+@pytest.mark.parametrize("total", [1, 5, 7, 10, 25, 50])
+def test_gligen_is_told_as_long_as_in_diffusers(parts: dict, total: int) -> None:
+    encode = PromptEncoder([parts["tokenizer"]], [parts["text_encoder"]])
+    layout = Layout((Instance("a ball", (0.1, 0.2, 0.5, 0.7)),))
+    guide = make_guide(Adapter("gligen"), parts["unet"], encode, [layout], False, (64, 64))
+    told = []
+    for index in range(total):
+        with guide(Moment(index, total, torch.tensor(1))) as more:
+            told.append(bool(more))
+    assert told == [index < int(0.3 * total) for index in range(total)]
 
 
 @pytest.mark.parametrize("refined", [False, True])

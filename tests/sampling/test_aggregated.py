@@ -311,7 +311,7 @@ def test_what_cannot_be_aggregated_is_said(make: Callable, parts: dict) -> None:
         first("a person", layout=Layout(reference=LAYOUT.reference), **FAST)
     with pytest.raises(UserError, match="reads a layout's reference picture, and there is none"):
         make("ip-adapter")("a person", layout=Layout(THINGS), **FAST)
-    with pytest.raises(UserError, match="has 4 interactions; this model takes at most 3"):
+    with pytest.raises(UserError, match=r"4 interactions, .*counted as one; interact takes at most 3: leave out 1"):
         first("a person", layout=Layout(THINGS * 2), **FAST)
-    with pytest.raises(UserError, match="has 30 things; this model takes at most 28"):
+    with pytest.raises(UserError, match="has 30 things; migc takes at most 28: leave out 2"):
         make("migc")("a person", layout=Layout(THINGS * 15), **FAST)

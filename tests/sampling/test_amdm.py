@@ -21,6 +21,7 @@ from counterpoint.sampling.amdm import (
     sample_aggregated,
 )
 from counterpoint.sampling.loop import sample
+from counterpoint.sampling.schedulers import moments
 from counterpoint.types import Moment, UserError
 
 SHAPE = (2, 4, 8, 8)
@@ -218,7 +219,7 @@ def test_what_does_not_fit() -> None:
         run([Model(1)] * 2, PRESETS["authors"])
     with pytest.raises(UserError, match="at least two models"):
         run([Model(1)], Aggregation())
-    with pytest.raises(UserError, match="2 weights for 2 models; give one, or 1"):
+    with pytest.raises(UserError, match="2 weights for 2 models; give one$"):
         run([Model(1)] * 2, Aggregation((0.5, 0.5)))
     with pytest.raises(UserError, match="2 etas for 3 models; give one, or 3"):
         run([Model(1)] * 3, PRESETS["paper"])
@@ -235,12 +236,35 @@ def test_a_window_in_sigma_is_the_one_in_steps() -> None:
     assert torch.equal(run(models, Aggregation(sigma=(third + fourth) / 2)), wanted)
     assert models[1].calls == 3, "and no call more"
     assert torch.equal(run(models, Aggregation(sigma=1.001 * third)), run(models, Aggregation(steps=2)))
-    assert not Aggregation(sigma=0.1, mean="stale").shares(0, 10.0), "no step is before the first"
+    assert not Aggregation(sigma=0.1, mean="stale").shares(0, 10.0, (64, 64)), "no step is before the first"
+
+
+def test_the_window_where_none_is_given() -> None:
+    """The paper's at its size and number of steps, the same share of the noise at others, and never less than three."""
+    ddim = scheduler()
+    for count, size, wanted in ((50, (64, 64), 3), (50, (16, 16), 18), (50, (8, 32), 18), (10, (64, 64), 3),
+                                (50, (128, 128), 3), (2, (64, 64), 2)):  # fmt: skip
+        ddim.set_timesteps(count)
+        found = [Aggregation().shares(one.index, one.sigma, size) for one in moments(ddim, ddim.timesteps)]
+        assert found == [index < wanted for index in range(count)]
+    models = [Model(5), Model(6)]
+    run(models, Aggregation(), 50)
+    assert models[1].calls == sum(Aggregation().shares(one.index, one.sigma, noise(0).shape[2:])
+                                  for one in moments(scheduler(50), scheduler(50).timesteps))  # fmt: skip
+
+
+def test_a_window_without_a_step_is_said() -> None:
+    models = [Model(5), Model(6)]
+    with pytest.raises(UserError, match=r"no step is shared: of \d+ the noisiest has a sigma of [\d.]+$"):
+        run(models, Aggregation(sigma=1e6))
+    with pytest.raises(UserError, match="with a stale mean the first is never shared"):
+        run(models, Aggregation(mean="stale"), 1)
 
 
 def test_settings_and_presets_as_text() -> None:
     assert Aggregation.parse("") == Aggregation()
-    assert Aggregation.parse("paper") == Aggregation((0.5,), None, "paper", (45.0, 55.0))
+    assert Aggregation.parse("paper") == Aggregation((0.5,), 3, "paper", (45.0, 55.0))
+    assert Aggregation.parse("paper,sigma=4") == Aggregation((0.5,), None, "paper", (45.0, 55.0), 4.0)
     assert PRESETS["paper-three"].for_models(3) == ((0.47, 0.5), (45.0, 40.0, 35.0))
     authors = Aggregation.parse("authors, steps=5")
     assert (authors.noise, authors.mean, authors.mix, authors.steps) == ("separate", "stale", "paper", 5)

@@ -45,7 +45,6 @@ class Told:
         boxes: ``(b, n, 4)`` as x0, y0, x1, y1 in 0..1.
         there: ``(b, n)``, false for padding; a row without instances, such as an unconditional one, stays plain.
         size: height and width of the picture in pixels.
-        everywhere: whether layers without the network join instances too, by :data:`NAIVE` weights.
     """
 
     phrases: Float[Tensor, "b n t d"]
@@ -53,7 +52,6 @@ class Told:
     boxes: Float[Tensor, "b n 4"]
     there: Bool[Tensor, "b n"]
     size: tuple[int, int]
-    everywhere: bool = True
     _masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -132,9 +130,12 @@ class InstanceShading(nn.Module):
         context = torch.stack([told.pooled, self.pos_net.linears_position(places)], 2).flatten(0, 1)
         queries = self.norm(hidden)[:, None].expand(-1, n, -1, -1).flatten(0, 1)
         enhanced = self.ea(queries, context).view(b, n, s, c) * masks
-        regions = torch.cat([masks, rest], 1)[..., 0]
+        # The published MIGC's regions leave out its first instance, whose places then see the mean of all places; its
+        # weights were made with that.
+        regions = torch.cat([masks if self.refined else masks[:, 1:], rest], 1)[..., 0]
         together = torch.einsum("brs,brt->bst", regions, regions) > 0
-        template = self.la(hidden, hidden, together[:, None])[:, None]
+        apart = torch.zeros_like(together, dtype=hidden.dtype).masked_fill(~together, torch.finfo(hidden.dtype).min)
+        template = self.la(hidden, hidden, apart[:, None])[:, None]
         there = told.there
         if self.refined:
             made = self.sac(torch.cat([enhanced, template], 1), None, there, (height, width))
@@ -240,6 +241,7 @@ class InstanceProcessor(nn.Module):
         super().__init__()
         self.plain, self.migc = plain, migc
         self.told: Told | None = None
+        self.shaded = True
 
     def __call__(
         self,
@@ -252,9 +254,7 @@ class InstanceProcessor(nn.Module):
         """The layer's output."""
         whole: Tensor = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         told = self.told
-        if told is None or (self.migc is None and not told.everywhere):
-            return whole
-        if told.busy is None:
+        if told is None or told.busy is None:
             return whole
         busy, told = told.busy
         hidden = hidden_states[busy]
@@ -262,7 +262,7 @@ class InstanceProcessor(nn.Module):
         repeated = hidden[:, None].expand(-1, n, -1, -1).flatten(0, 1)
         read = self.plain(attn, repeated, told.phrases.flatten(0, 1)).unflatten(0, (b, n))
         inside, outside = (masks.to(hidden) for masks in told.masks(hidden.shape[1]))
-        if self.migc is None:
+        if self.migc is None or not self.shaded:
             made = naively(whole[busy], read, inside)
         else:
             made = self.migc(hidden, whole[busy], read, inside, outside, told)
@@ -325,16 +325,22 @@ def with_instances(
 
 
 @contextmanager
-def telling(unet: UNet2DConditionModel, told: Told) -> Iterator[None]:
-    """Tell a UNet of :func:`with_instances` a layout for as long as the block lasts."""
+def telling(unet: UNet2DConditionModel, told: Told, *, shaded: bool = True) -> Iterator[None]:
+    """Tell a UNet of :func:`with_instances` a layout for as long as the block lasts; not ``shaded``, its networks rest
+    and every layer joins instances by :data:`NAIVE` weights."""
     processors = [attention.processor for attention in _cross_attentions(unet).values()]
     for processor in processors:
-        processor.told = told
+        processor.told, processor.shaded = told, shaded
     try:
         yield
     finally:
         for processor in processors:
             processor.told = None
+
+
+def is_refined(unet: UNet2DConditionModel) -> bool:
+    """Whether a UNet's instance layers are MIGC++'s."""
+    return any(isinstance(module, InstanceShading) and module.refined for module in unet.modules())
 
 
 def instance_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:

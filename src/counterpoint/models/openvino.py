@@ -120,7 +120,6 @@ class PortedUNet(Ported):
         (found,) = self.run(*_given(sample, timestep, encoder_hidden_states, added_cond_kwargs), *residuals)
         return (found,)
 
-
     def example(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """With residuals as they are at that size."""
         given = super().example(inputs)

@@ -25,8 +25,10 @@ from counterpoint.types import Denoiser, Latents, UserError
 MIXES = ("paper", "unit", "slerp")
 NOISES = ("shared", "separate")
 MEANS = ("own", "stale")
-STEPS = 3
-"""How many steps are shared where nothing is said."""
+STEPS, SIGMA = 3, 10.0
+"""The window where nothing is said: the first steps, and further while ``sigma_t`` is at least this for latents 64 a
+side, as the paper's window ends at 50 steps. Smaller pictures are decided later: what noise hides of a layout at one
+size it hides at half of the noise at half of the size, so for others it is in proportion to the side."""
 AUTO = 0.5
 """Eta where nothing is said, as a share of ``|x' - mu|``."""
 Eta = float | str
@@ -57,7 +59,8 @@ class Aggregation:
     Attributes:
         weights: one fewer than there are models, in 0..1: how much of what came before is kept when the next model is
             mixed in; one number is for all of them.
-        steps: the window: how many of the first steps are shared; :data:`STEPS` if neither this nor ``sigma`` is given.
+        steps: the window: how many of the first steps are shared; if neither this nor ``sigma`` is given, at least
+            :data:`STEPS`, and as many as :data:`SIGMA` says.
         mix: ``"paper"`` has Algorithm 2's coefficients, whose squares do not sum to 1 for more than two models;
             ``"unit"`` those that do; ``"slerp"`` turns along the arc between latents as they are, where the other two
             take them for orthogonal and make correlated ones longer.
@@ -121,6 +124,8 @@ class Aggregation:
                 given[name] = _READ[name](value)
             except ValueError:
                 raise UserError(f"{part}: an aggregation's {name} cannot be {value!r}") from None
+        if ("steps" in given) != ("sigma" in given):  # one takes the place of the other
+            given = {"steps": None, "sigma": None, **given}
         return replace(base, **given)
 
     def for_models(self, count: int) -> tuple[tuple[float, ...], tuple[Eta, ...]]:
@@ -133,12 +138,16 @@ class Aggregation:
             raise UserError(f"an aggregation wants at least two models, got {count}")
         return _each("weights", self.weights, count - 1), _each("etas", self.eta, count)
 
-    def shares(self, index: int, sigma: float) -> bool:
-        """Whether a step, counted from 0, with a ``sigma_t`` before it, is shared."""
+    def shares(self, index: int, sigma: float, size: tuple[int, int]) -> bool:
+        """Whether a step, counted from 0, with a ``sigma_t`` before it, is shared, for latents of a size."""
         first = 1 if self.mean == "stale" else 0
+        if index < first:
+            return False
         if self.sigma is not None:
-            return index >= first and sigma >= self.sigma
-        return first <= index < first + (STEPS if self.steps is None else self.steps)
+            return sigma >= self.sigma
+        if self.steps is not None:
+            return index < first + self.steps
+        return index < first + STEPS or sigma >= SIGMA * math.sqrt(size[0] * size[1]) / 64
 
 
 _READ: dict[str, Callable[[str], Any]] = {
@@ -150,7 +159,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "noise": str,
     "mean": str,
 }
-_PAPER = Aggregation((0.5,), mix="paper", eta=(45.0, 55.0))
+_PAPER = Aggregation((0.5,), 3, mix="paper", eta=(45.0, 55.0))
 PRESETS = {
     "paper": _PAPER,
     "paper-style": replace(_PAPER, weights=(0.45,)),
@@ -245,13 +254,19 @@ def sample_aggregated(
         finished: called when the helpers are not needed any more, so that they can leave memory.
 
     Raises:
-        UserError: another scheduler, or numbers that do not fit.
+        UserError: another scheduler, numbers that do not fit, or a window without a step.
     """
     _check(scheduler, aggregation, latents, len(denoisers))
     weights, etas = aggregation.for_models(len(denoisers))
     models, mine = list(denoisers), _repeated(latents, len(denoisers))
-    run = moments(scheduler, timesteps)
-    last = max((moment.index for moment in run if aggregation.shares(moment.index, moment.sigma)), default=-1)
+    run, size = moments(scheduler, timesteps), (latents[0].shape[2], latents[0].shape[3])
+    shared = [moment.index for moment in run if aggregation.shares(moment.index, moment.sigma, size)]
+    if not shared and aggregation.steps != 0:
+        raise UserError(
+            f"no step is shared: of {len(run)} the noisiest has a sigma of {run[0].sigma:.3g}"
+            + ", and with a stale mean the first is never shared" * (aggregation.mean == "stale")
+        )
+    last = max(shared, default=-1)
     stale: list[Tensor] = []
     for moment in run:
         index, timestep = moment.index, moment.timestep
@@ -263,7 +278,7 @@ def sample_aggregated(
                 for model, one in zip(models, mine, strict=True)]  # fmt: skip
         steps = [scheduler.step(one, timestep, here, return_dict=False)[0]
                  for one, here in zip(said, mine, strict=True)]  # fmt: skip
-        if aggregation.shares(index, moment.sigma):
+        if index in shared:
             means = steps
             if aggregation.mean == "stale":
                 means = [_stale_mean(scheduler, int(timestep), *pair) for pair in zip(mine, stale, strict=True)]
@@ -307,7 +322,8 @@ def _stale_mean(scheduler: DDIMScheduler, timestep: int, latents: Tensor, predic
 
 def _each(what: str, given: Sequence[Any], count: int) -> tuple[Any, ...]:
     if len(given) not in {1, count}:
-        raise UserError(f"{len(given)} {what} for {count + (what == 'weights')} models; give one, or {count}")
+        several = f", or {count}" if count > 1 else ""
+        raise UserError(f"{len(given)} {what} for {count + (what == 'weights')} models; give one{several}")
     return tuple(_repeated(given, count))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,11 @@ from counterpoint.types import Moment, UserError
 Guide = Callable[[Moment], AbstractContextManager[Mapping[str, Any]]]
 """For one step: what the UNet's call wants besides, and whatever else must hold while it runs."""
 UNTIL = {"interact": 1.0, "gligen": 0.3, "migc": 0.5, "ip-adapter": 1.0}
-"""Kind of adapter -> the share of the steps after which it is not asked any more, as its authors sample."""
+"""Kind of adapter -> the share of the steps after which its networks are not asked any more, as its authors sample.
+MIGC++ goes on telling phrases in their boxes without them, to the end; MIGC, as AMDM uses it, does not."""
+INTERACTIONS = 30
+"""What InteractDiffusion is shown of a layout; padding is seen, so tables with more rows, as some files have, are not
+filled further than its authors do."""
 TOGETHER = "and"
 """The action of things that do nothing to each other (AMDM's own use of InteractDiffusion for COCO-MIG)."""
 
@@ -77,16 +81,16 @@ def _tokens(kind: str, given: dict[str, Tensor], guided: bool) -> Guide:
     rows = {name: torch.cat([torch.zeros_like(value), value]) if guided else value for name, value in given.items()}
 
     def guide(moment: Moment) -> AbstractContextManager[Mapping[str, Any]]:
-        speaks = moment.progress < UNTIL[kind]
+        speaks = moment.index < int(UNTIL[kind] * moment.total)  # rounded down, as diffusers' pipelines do
         return _constant({"cross_attention_kwargs": {"gligen": rows}} if speaks else {})
 
     return guide
 
 
 def _interacting(unet: UNet2DConditionModel, encode: PromptEncoder, layouts: Sequence[Layout], guided: bool) -> Guide:
-    most = unet.position_net.interactions
+    most = min(INTERACTIONS, unet.position_net.interactions)
     several = [_with_bystanders(layout) for layout in layouts]
-    _check_count("interactions", [len(one) for one in several], most)
+    _check_count("interact", "interactions, a thing that does nothing counted as one", map(len, several), most)
     read = _reader(encode, [one.phrase for layout in layouts for one in layout.instances]
                    + [one.action for actions in several for one in actions])  # fmt: skip
     boxes = torch.zeros(len(layouts), most, 2, 4)
@@ -109,7 +113,7 @@ def _with_bystanders(layout: Layout) -> tuple[Interaction, ...]:
 
 
 def _grounded(unet: UNet2DConditionModel, encode: PromptEncoder, layouts: Sequence[Layout], guided: bool) -> Guide:
-    _check_count("things", [len(layout.instances) for layout in layouts], gligen.INSTANCES)
+    _check_count("gligen", "things", [len(layout.instances) for layout in layouts], gligen.INSTANCES)
     boxes, there, pooled, _ = _things(encode, layouts, gligen.INSTANCES)
     given = _placed(unet, boxes=boxes, masks=there.float(), positive_embeddings=pooled)
     return _tokens("gligen", given, guided)
@@ -119,7 +123,7 @@ def _instances(
     unet: UNet2DConditionModel, encode: PromptEncoder, layouts: Sequence[Layout], guided: bool, size: tuple[int, int]
 ) -> Guide:
     counts = [len(layout.instances) for layout in layouts]
-    _check_count("things", counts, migc.INSTANCES)
+    _check_count("migc", "things", counts, migc.INSTANCES)
     boxes, there, pooled, phrases = _things(encode, layouts, max(counts))
     given = _placed(unet, phrases=phrases, pooled=pooled)
     given["boxes"] = boxes.to(unet.device)  # whole: half precision would move their edges by pixels
@@ -128,13 +132,15 @@ def _instances(
         given = {name: torch.cat([torch.zeros_like(value), value]) for name, value in given.items()}
         there = torch.cat([torch.zeros_like(there), there])
     told = migc.Told(given["phrases"], given["pooled"], given["boxes"], there, size)
+    to_the_end = migc.is_refined(unet)
 
     @contextmanager
     def guide(moment: Moment) -> Iterator[Mapping[str, Any]]:
-        if moment.progress > UNTIL["migc"]:  # as published: 25 of 50 includes the step of index 25
+        shaded = moment.progress <= UNTIL["migc"]  # as published: 25 of 50 includes the step of index 25
+        if not shaded and not to_the_end:
             yield {}
             return
-        with migc.telling(unet, told):
+        with migc.telling(unet, told, shaded=shaded):
             yield {}
 
     return guide
@@ -199,6 +205,6 @@ def _placed(unet: UNet2DConditionModel, **tensors: Tensor) -> dict[str, Tensor]:
     return {name: value.to(unet.device, unet.dtype) for name, value in tensors.items()}
 
 
-def _check_count(what: str, counts: Sequence[int], most: int) -> None:
-    if max(counts) > most:
-        raise UserError(f"the layout has {max(counts)} {what}; this model takes at most {most}")
+def _check_count(kind: str, what: str, counts: Iterable[int], most: int) -> None:
+    if (found := max(counts)) > most:
+        raise UserError(f"the layout has {found} {what}; {kind} takes at most {most}: leave out {found - most}")
