@@ -219,7 +219,7 @@ def test_what_does_not_fit() -> None:
         run([Model(1)] * 2, PRESETS["authors"])
     with pytest.raises(UserError, match="at least two models"):
         run([Model(1)], Aggregation())
-    with pytest.raises(UserError, match="2 weights for 2 models; give one$"):
+    with pytest.raises(UserError, match=r"2 weights for 2 models; give one$"):
         run([Model(1)] * 2, Aggregation((0.5, 0.5)))
     with pytest.raises(UserError, match="2 etas for 3 models; give one, or 3"):
         run([Model(1)] * 3, PRESETS["paper"])
