@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from counterpoint.apps.studio.actions import Actions, painted
 from counterpoint.apps.studio.form import Form, Offer, Slot, labelled, requests
 from counterpoint.apps.studio.work import Made, Progress, StoppedError, Workshop, expected
 from counterpoint.conditions.image import read_image
+from counterpoint.conditions.layout import Interaction, read_layout
 from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.render import SPLITS, scene
 from counterpoint.types import UserError
@@ -266,6 +268,14 @@ def test_a_layout_file_goes_in_and_out_and_over_the_picture(tmp_path: Path) -> N
     found_boxes, found_done, reference = actions.open_layout(str(saved))
     assert (found_boxes, found_done) == (boxes, done)
     assert np.asarray(PIL.Image.open(reference)).tolist() == np.asarray(PIL.Image.open(style)).tolist()
+    twins = {"instances": [{"phrase": "a person", "box": box, "name": name}
+                           for name, box in (("left", [0, 0, 0.5, 1]), ("right", [0.5, 0, 1, 1]))],
+             "interactions": [{"subject": "right", "action": "kicking", "object": "left"}]}  # fmt: skip
+    (tmp_path / "twins.json").write_text(json.dumps(twins))
+    two, act, _ = actions.open_layout(str(tmp_path / "twins.json"))
+    assert act == [["a person 2", "kicking", "a person 1"]], "who looks alike is numbered"
+    again = read_layout(Path(actions.save_layout(two, act, None)["value"]))
+    assert again.interactions == (Interaction(1, "kicking", 0),)
     PIL.Image.new("RGB", (128, 128), (77, 77, 77)).save(tmp_path / "made.png")
     over = drawn_over([(str(tmp_path / "made.png"), "sum")], boxes, done)
     assert over.shape == (BOARD, BOARD, 3)

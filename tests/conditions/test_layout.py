@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from counterpoint.conditions.layout import Instance, Interaction, Layout, draw_layout, read_layout
+from counterpoint.conditions.layout import Instance, Interaction, Layout, Reference, _box, draw_layout, read_layout
 from counterpoint.types import UserError
 
 PERSON = {"phrase": "a person", "box": [0.1, 0.2, 0.4, 0.9]}
@@ -91,6 +92,42 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_layout(tmp_path / "none.json")
     with pytest.raises(UserError, match="about thing 3 of 1"):
         Layout((Instance("a ball", (0, 0, 1, 1)),), (Interaction(0, "near", 3),))
+
+
+PICTURE = np.zeros((4, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (Instance, {"box": (0, 0, 1)}, "four numbers in 0..1, got (0, 0, 1)"),
+        (Instance, {"box": ("0", 0, 1, 1)}, "four numbers in 0..1"),
+        (Instance, {"box": None}, "four numbers in 0..1, got None"),
+        (Instance, {"phrase": None}, "has no phrase"),
+        (Layout, {"interactions": (SimpleNamespace(subject="a", action="near", object=0),)}, "in the layout, got 'a'"),
+        (Layout, {"interactions": (SimpleNamespace(subject=0, action=None, object=0),)}, "has no action"),
+        (Reference, {"weight": "x"}, "a number in 0..2, got 'x'"),
+        (Reference, {"image": PICTURE.astype(np.float32)}, "got (4, 6, 3) float32: read it with read_image"),
+        (Reference, {"image": np.zeros((4, 6, 4), np.uint8)}, "got (4, 6, 4) uint8"),
+        (Reference, {"image": np.zeros((0, 0, 3), np.uint8)}, "got (0, 0, 3) uint8"),
+        (Reference, {"image": PIL.Image.new("RGB", (4, 4))}, "got Image"),
+        (Reference, {"mask": np.zeros((4, 6, 4), np.uint8)}, "mask of a reference is a picture"),
+    ],
+)
+def test_what_python_gives_is_read_as_carefully(kind: type, fields: dict, message: str) -> None:
+    usual = {Instance: {"phrase": "a ball", "box": (0, 0, 1, 1), "name": ""}, Reference: vars(Reference(PICTURE)),
+             Layout: vars(Layout((Instance("a", (0, 0, 1, 1)),)))}  # fmt: skip
+    one = object.__new__(kind)  # in tests annotations are checked first; who uses the library has no such check
+    for name, value in {**usual[kind], **fields}.items():
+        object.__setattr__(one, name, value)
+    with pytest.raises(UserError) as error:
+        one.__post_init__()
+    assert message in str(error.value)
+
+
+def test_numbers_of_any_kind_make_a_box() -> None:
+    assert _box(np.array([0, 0.25, 1, 1], np.float32), "a ball") == (0.0, 0.25, 1.0, 1.0)
+    assert Instance("a ball", (0, 0, 1, 1)).box == (0.0, 0.0, 1.0, 1.0)
 
 
 def test_a_drawing_changes_the_lines_and_nothing_else() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -302,6 +303,11 @@ def test_a_folder_belongs_to_one_runs_settings(tmp_path: Path) -> None:
     settle(tmp_path, {"steps": 20, "weights": "ab"}, "choose another --out")
     with pytest.raises(UserError, match="steps: 20 -> 50"):
         settle(tmp_path, {"steps": 50, "weights": "ab"}, "choose another --out")
+    for more in ({"ways": {"a": 1}}, {"ways": {"b": 2}}, {"ways": {"a": 1}}, {}):
+        settle(tmp_path, {"steps": 20, "weights": "ab", **more}, "choose another --out")
+    assert json.loads((tmp_path / "settings.json").read_text())["ways"] == {"a": 1, "b": 2}
+    with pytest.raises(UserError, match=r"ways: \{'a': 1, 'b': 2\} -> \{'a': 3\}"):
+        settle(tmp_path, {"steps": 20, "weights": "ab", "ways": {"a": 3}}, "choose another --out")
     for damaged in ("{", "[1]", ""):
         (tmp_path / "settings.json").write_text(damaged)
         with pytest.raises(UserError, match="is damaged"):

@@ -265,6 +265,62 @@ def test_layout_attention_is_as_published() -> None:
             torch.testing.assert_close(seen[-1][0], network.la.to_out(torch.stack(wanted)))
 
 
+@torch.no_grad()
+def test_shading_written_out() -> None:
+    """MIGC's layer, instance by instance: enhancement, layout template, and shares of all of them at every place."""
+    torch.manual_seed(0)
+    c, n, h, w = 16, 2, 3, 4
+    net = InstanceShading(c, 8).double().eval()
+    inside = torch.zeros(1, n, h, w, dtype=torch.float64)
+    inside[0, 0, :2, :2], inside[0, 1, 1:, 2:] = 1, 0.5
+    outside = 1 - inside.amax(1, keepdim=True)
+    layout = Told(torch.zeros(1, n, 3, 8), torch.randn(1, n, 8).double(), torch.rand(1, n, 4).double(),
+                  torch.ones(1, n, dtype=torch.bool), (16, 16))  # fmt: skip
+    hidden, whole = torch.randn(2, 1, h * w, c, dtype=torch.float64)
+    read = torch.randn(1, n, h * w, c, dtype=torch.float64)
+    found = net(hidden, whole, read, inside, outside, layout)[0]
+
+    def attend(layer: torch.nn.Module, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        q, k, v = (one.unflatten(-1, (8, -1)) for one in (layer.to_q(x), layer.to_k(context), layer.to_v(context)))
+        seen = (torch.einsum("qhd,khd->hqk", q, k) * (c // 8) ** -0.5).softmax(-1)
+        return layer.to_out(torch.einsum("hqk,khd->qhd", seen, v).flatten(1))
+
+    slots, guides = [whole[0] * outside[0, 0].flatten()[:, None]], [outside[0, 0]]
+    for i in range(n):
+        x0, y0, x1, y1 = layout.boxes[0, i]
+        box = torch.stack([x0, x1, y0, y1])
+        waves = [wave(100 ** (k / 8) * box) for k in range(8) for wave in (torch.sin, torch.cos)]
+        context = torch.stack([layout.pooled[0, i], net.pos_net.linears_position(torch.cat(waves))])
+        more = attend(net.ea, net.norm(hidden[0]), context)
+        slots.append((read[0, i] + more) * inside[0, i].flatten()[:, None])
+        guides.append(inside[0, i])
+    regions = [inside[0, 1].flatten(), outside[0, 0].flatten()]  # the first instance has none
+    template = []
+    for place in range(h * w):
+        group = [other for other in range(h * w) if any(one[place] * one[other] > 0 for one in regions)]
+        seen = attend(net.la, hidden[0, [place]], hidden[0, group]) if group else None
+        alike = net.la.to_out(net.la.to_v(hidden[0]).mean(0, keepdim=True))
+        template.append(alike if seen is None else seen)
+    slots.append(torch.cat(template))
+    guides.append(torch.ones(h, w))
+
+    def gate(maps: torch.Tensor, block: torch.nn.Module) -> torch.Tensor:
+        mlp, spatial = block.ChannelGate.mlp, block.SpatialGate.spatial.conv
+        maps = maps * (mlp(maps.mean((1, 2))[None]) + mlp(maps.amax((1, 2))[None])).sigmoid()[0, :, None, None]
+        return maps * spatial(torch.stack([maps.amax(0), maps.mean(0)])[None]).sigmoid()[0]
+
+    def score(features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+        maps = torch.cat([features.T.unflatten(1, (h, w)), guide[None].double()])
+        return net.sac.conv2(gate(net.sac.conv1(maps[None])[0], net.sac.cbam1)[None])[0, 0]
+
+    scores = [score(*pair) for pair in zip(slots, guides, strict=True)]
+    empty = score(torch.zeros(h * w, c).double(), torch.zeros(h, w))
+    full = torch.stack([*scores[:-1], *[empty] * (30 - n - 2), scores[-1]])
+    shares = gate(full, net.sac.cbam2)[[*range(n + 1), 29]].flatten(1).softmax(0)
+    wanted = sum(share[:, None] * slot for share, slot in zip(shares, slots, strict=True))
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_interactions_fill_thirty_rows_at_most(parts: dict) -> None:
     """As the authors' samplers do; padding takes part in the attention."""
     encode = PromptEncoder([parts["tokenizer"]], [parts["text_encoder"]])
@@ -483,6 +539,32 @@ def test_a_file_of_something_else_is_said(unet: UNet2DConditionModel, tmp_path: 
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="no adapter that is known here: interact, gligen, migc, ip-adapter"):
         load_adapter(unet, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("form", ["gligen", "interact"])
+def test_what_belongs_to_nothing_is_named(unet: UNet2DConditionModel, tmp_path: Path, form: str) -> None:
+    """Beside the grounding layers a file may hold whole published models, and nothing else."""
+    width = unet.config.cross_attention_dim
+    embedding = InteractionEmbedding(24, width) if form == "interact" else GLIGENTextBoundingboxProjection(24, width)
+    state = {name: value.clone() for name, value in fuser_state(with_fusers(unet, embedding)).items()}
+    rest = ("model.input_blocks.1.0.x", "model.out.2.bias", "autoencoder.x", "diffusion.betas")
+    ldm = {"model.input_blocks.0.0.weight": unet.conv_in.weight.clone(), **{name: torch.zeros(1) for name in rest}}
+    diffusers = {name: value.clone() for name, value in unet.state_dict().items()}
+    for beside in ({}, ldm, diffusers):
+        save_file({**state, **beside}, tmp_path / "a.safetensors")
+        assert load_adapter(unet, tmp_path / "a.safetensors")[0] == form
+    for beside, said in (
+        ({"rubbish": torch.zeros(1)}, "rubbish is foreign"),
+        ({"conv_in.weight": torch.zeros(1, 2)}, r"conv_in.weight is \(1, 2\), wanted"),
+        ({"model.input_blocks.0.0.weight": torch.zeros(3)}, r"conv_in.weight is \(3,\), wanted"),
+        ({"down_blocks.9.x": torch.zeros(1)}, "down_blocks.9.x is foreign"),
+    ):
+        save_file({**state, **beside}, tmp_path / "a.safetensors")
+        with pytest.raises(UserError, match=said):
+            load_adapter(unet, tmp_path / "a.safetensors")
+    save_file(state, tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="several weight files: name one of a"):
+        load_adapter(unet, tmp_path)
 
 
 def test_who_takes_no_part_is_told_too() -> None:

@@ -117,6 +117,34 @@ def test_padding_and_the_unconditional_half_do_not_see_what_is_there(unet: UNet2
         embedding(**grounding(6))
 
 
+@torch.no_grad()
+def test_tokens_written_out() -> None:
+    """Subjects, actions, objects; each from a phrase and a place, numbered, and marked 0, 2 and 1."""
+    torch.manual_seed(0)
+    net = InteractionEmbedding(3, 6, 4, hidden=5).double()
+    given = {name: value.double() for name, value in grounding(2, 3).items()}
+    found = net(**given)
+
+    def place(box: torch.Tensor) -> torch.Tensor:
+        return torch.cat([wave(100 ** (k / 8) * box) for k in range(8) for wave in (torch.sin, torch.cos)])
+
+    for row in range(3):
+        for number in range(2):
+            subject, thing = given["boxes"][row, number]
+            x, y = sorted([*subject[[0, 2]], *thing[[0, 2]]]), sorted([*subject[[1, 3]], *thing[[1, 3]]])
+            middle = torch.stack([x[1], y[1], x[2], y[2]])
+            parts = ((0, subject, 0, net.linears, net.null_positive_feature),
+                     (4, thing, 1, net.linears, net.null_positive_feature),
+                     (2, middle, 2, net.linear_action, net.null_action_feature))  # fmt: skip
+            for first, box, role, layer, null in parts:
+                real = given["there"][row, number] > 0
+                text = given["phrases"][row, number, role] if real else null
+                where = place(box) if real else net.null_position_feature
+                wanted = layer(torch.cat([text, where])) + net.interaction_embedding.emb.weight[number]
+                wanted = wanted + net.position_embedding.emb.weight[role]
+                torch.testing.assert_close(found[row, first + number], wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_the_place_of_an_action_is_between() -> None:
     subject, other = torch.tensor([[[0.1, 0.2, 0.4, 0.9]]]), torch.tensor([[[0.6, 0.5, 0.8, 0.7]]])
     torch.testing.assert_close(between(subject, other), torch.tensor([[[0.4, 0.5, 0.6, 0.7]]]))

@@ -28,7 +28,7 @@ from counterpoint.sampling.aggregated import come_back, leave, own_tensors
 from counterpoint.sampling.amdm import PRESETS
 from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.pipeline import Pipeline
-from counterpoint.sampling.schedulers import make_scheduler
+from counterpoint.sampling.schedulers import SCHEDULERS, make_scheduler
 from counterpoint.types import UserError
 from tests.conftest import noise
 
@@ -309,9 +309,32 @@ def test_what_cannot_be_aggregated_is_said(make: Callable, parts: dict) -> None:
         first("a person", layout=[LAYOUT, LAYOUT], **FAST)
     with pytest.raises(UserError, match="reads a layout's instances, and there are none"):
         first("a person", layout=Layout(reference=LAYOUT.reference), **FAST)
-    with pytest.raises(UserError, match="reads a layout's reference picture, and there is none"):
+    with pytest.raises(UserError, match="reads a layout's reference picture, and there is none: give the layout one"):
         make("ip-adapter")("a person", layout=Layout(THINGS), **FAST)
     with pytest.raises(UserError, match=r"4 interactions, .*counted as one; interact takes at most 3: leave out 1"):
         first("a person", layout=Layout(THINGS * 2), **FAST)
     with pytest.raises(UserError, match="has 30 things; migc takes at most 28: leave out 2"):
         make("migc")("a person", layout=Layout(THINGS * 15), **FAST)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_another_sampler_is_no_other_schedule(parts: dict, make: Callable, name: str) -> None:
+    """Some have no word for a setting that others have switched off."""
+    helper = replace(make("migc"), scheduler=make_scheduler(name, parts["scheduler"].config))
+    counterpoint.aggregate([make("interact"), helper])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p.vae.register_to_config(scaling_factor=0.5), "another VAE: scaling factor 0.5"),
+        (lambda p: p.scheduler.register_to_config(num_train_timesteps=500), "schedule: num_train_timesteps 500"),
+        (lambda p: p.unet.register_to_config(in_channels=9), "latents of other shape 9"),
+    ],
+)
+def test_what_differs_is_named(parts: dict, make: Callable, change: Callable, said: str) -> None:
+    first, other = make(), make()
+    other = replace(other, vae=copy.deepcopy(other.vae), unet=copy.deepcopy(other.unet))
+    change(other)
+    with pytest.raises(UserError, match=said):
+        counterpoint.aggregate([first, other])

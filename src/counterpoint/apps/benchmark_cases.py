@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,13 +16,8 @@ from counterpoint.control.keys import Lending
 from counterpoint.control.sites import fuse
 from counterpoint.control.stack import Branch
 from counterpoint.fusion import FUSIONS
-from counterpoint.models.gligen import with_fusers
-from counterpoint.models.interact import InteractionEmbedding
-from counterpoint.models.ip_adapter import with_ip_adapter
-from counterpoint.models.load import load_components, load_controls, load_image_encoder
-from counterpoint.models.migc import with_instances
+from counterpoint.models.load import load_components, load_controls
 from counterpoint.sampling.denoise import ControlledDenoiser
-from counterpoint.sampling.guides import Adapter
 from counterpoint.sampling.plan import floor
 from counterpoint.types import Fusion, Moment, UserError
 
@@ -136,8 +131,7 @@ SIZES: dict[str, Callable[[], _Models]] = {SHIPPED: _shipped, "sd15": random_mod
 
 
 def aggregate_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparison:
-    """A picture in 50 steps by a model alone, and with each helper in the first three of them. The adapters are
-    untrained, which costs the same.
+    """A picture in 50 steps by a model alone, and with each helper in the first three of them.
 
     Raises:
         UserError: another size than tiny, whose pictures take seconds.
@@ -145,25 +139,7 @@ def aggregate_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comp
     if size != SHIPPED:
         raise UserError("benchmark aggregate makes whole pictures: --size tiny")
     pipe = load("tiny", scheduler="ddim", device=str(device), dtype=dtype)
-    text = pipe.unet.config.cross_attention_dim
-    encoder, processor = load_image_encoder(pipe.origin, pipe.origin, dtype)
-    models = {
-        "interact": replace(
-            pipe,
-            unet=with_fusers(pipe.unet, InteractionEmbedding(text, text, 8, 128)),
-            adapter=Adapter("interact"),
-        ),
-        "migc": replace(
-            pipe,
-            unet=with_instances(pipe.unet, ("mid_block.attentions.0", "up_blocks.1.attentions.0"), refined=True),
-            adapter=Adapter("migc"),
-        ),
-        "ip-adapter": replace(
-            pipe,
-            unet=with_ip_adapter(pipe.unet, encoder.config.projection_dim).to(device),
-            adapter=Adapter("ip-adapter", encoder.to(device), processor),
-        ),
-    }
+    models = {name: pipe.adapted(name) for name in ("interact", "migc", "style")}
     things = tuple(
         Instance(phrase, (x, 0.4, x + 0.2, 0.9))
         for phrase, x in (("a person", 0.0), ("a red ball", 0.25), ("a blue box", 0.5), ("a green cone", 0.75))
@@ -180,5 +156,5 @@ def aggregate_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comp
             generator=torch.Generator().manual_seed(0),
         )
 
-    several = (("interact",), ("interact", "migc"), ("interact", "ip-adapter"), tuple(models))
+    several = (("interact",), ("interact", "migc"), ("interact", "style"), tuple(models))
     return Comparison({" + ".join(names): picture(*names) for names in several}, "interact")

@@ -111,7 +111,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def settle(folder: Path, settings: dict[str, Any], remedy: str) -> None:
-    """Let a folder belong to one run's settings, which are written to its ``settings.json``.
+    """Let a folder belong to one run's settings, which are written to its ``settings.json``. A setting that says
+    something of each of several things may come to speak of more of them, and stays what it was of each.
 
     Raises:
         UserError: it holds pictures made with others, ``remedy`` ends the message; or its file is damaged.
@@ -126,12 +127,17 @@ def settle(folder: Path, settings: dict[str, Any], remedy: str) -> None:
         raise UserError(
             f"{path} is damaged: it no longer says how the pictures beside it were made; {remedy}"
         ) from None
-    keys = dict.fromkeys([*before, *settings])
-    changed = [
-        f"{key}: {before.get(key)} -> {settings.get(key)}" for key in keys if before.get(key) != settings.get(key)
-    ]
+    found, changed = dict(before), []
+    for key in dict.fromkeys([*before, *settings]):
+        old, new = before.get(key), settings.get(key)
+        if isinstance(old or new, dict) and {**(old or {}), **(new or {})} == {**(new or {}), **(old or {})}:
+            found[key] = {**(old or {}), **(new or {})}
+        elif old != new:
+            changed.append(f"{key}: {old} -> {new}")
     if changed:
         raise UserError(f"{folder} holds pictures made with other settings ({'; '.join(changed)}); {remedy}")
+    if found != before:
+        write_json(path, found)
 
 
 def check_writable(folder: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ class Instance:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not self.phrase.strip():
-            raise UserError(f"the thing at {_said(self.box)} has no phrase: say what it is, such as 'a red ball'")
+        object.__setattr__(self, "box", _box(self.box, self.phrase))
         x0, y0, x1, y1 = self.box
+        if not isinstance(self.phrase, str) or not self.phrase.strip():
+            raise UserError(f"the thing at {_said(self.box)} has no phrase: say what it is, such as 'a red ball'")
         if not (0 <= x0 <= 1 and 0 <= y0 <= 1 and 0 <= x1 <= 1 and 0 <= y1 <= 1):
             raise UserError(
                 f"the box of {self.phrase!r} reaches outside the picture: {_said(self.box)}; boxes are x0, y0, x1, y1 "
@@ -60,11 +62,15 @@ class Reference:
     mask: Image | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.weight, bool) or not 0 <= self.weight <= MOST_WEIGHT:
-            raise UserError(f"the weight of a reference is a number in 0..{MOST_WEIGHT:g}, got {self.weight}")
+        if not _is_number(self.weight) or not 0 <= self.weight <= MOST_WEIGHT:
+            raise UserError(f"the weight of a reference is a number in 0..{MOST_WEIGHT:g}, got {self.weight!r}")
         for what, picture in (("reference", self.image), ("mask of a reference", self.mask)):
-            if picture is not None and not (getattr(picture, "dtype", None) == np.uint8 and picture.ndim == 3):
-                raise UserError(f"the {what} is a picture as an array (h, w, 3) uint8, got a {type(picture).__name__}")
+            if picture is not None and not _is_picture(picture):
+                got = f"{picture.shape} {picture.dtype}" if isinstance(picture, np.ndarray) else type(picture).__name__
+                raise UserError(
+                    f"the {what} is a picture as an array (h, w, 3) uint8, got {got}: read it with read_image, or "
+                    "np.asarray(picture.convert('RGB'))"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +83,13 @@ class Layout:
 
     def __post_init__(self) -> None:
         for one in self.interactions:
-            if not one.action.strip():
+            if not isinstance(one.action, str) or not one.action.strip():
                 raise UserError("an interaction has no action: say what is done, such as 'kicking'")
             for place in (one.subject, one.object):
+                if not isinstance(place, int):
+                    raise UserError(
+                        f"the interaction {one.action!r} calls things by their place in the layout, got {place!r}"
+                    )
                 if not 0 <= place < len(self.instances):
                     raise UserError(f"the interaction {one.action!r} is about thing {place} of {len(self.instances)}")
 
@@ -159,13 +169,7 @@ def _label(draw: Any, place: tuple[float, float], text: str, colour: Any, font: 
 
 def _instance(content: Any) -> Instance:
     parts = _keys(content, "an instance", {"phrase": str, "box": list, "name": str}, ("phrase", "box"))
-    box = parts["box"]
-    numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in box)
-    if len(box) != 4 or not numbers or any(abs(end) > 1e9 for end in box):  # JSON has integers that no float holds
-        raise UserError(f"the box of {parts['phrase']!r} is x0, y0, x1, y1, four numbers in 0..1, got {box}")
-    return Instance(
-        parts["phrase"], (float(box[0]), float(box[1]), float(box[2]), float(box[3])), parts.get("name", "")
-    )
+    return Instance(parts["phrase"], _box(parts["box"], parts["phrase"]), parts.get("name", ""))
 
 
 def _interaction(content: Any, instances: tuple[Instance, ...]) -> Interaction:
@@ -208,6 +212,22 @@ def _keys(content: Any, what: str, kinds: Mapping[str, Any], wanted: tuple[str, 
     if missing := [key for key in wanted if key not in content]:
         raise UserError(f"{what} lacks {missing[0]!r}: {json.dumps(content)}")
     return content
+
+
+def _box(given: Any, phrase: Any) -> Box:
+    ends = tuple(given) if isinstance(given, Iterable) else ()
+    # no float holds some integers of JSON
+    if len(ends) != 4 or not all(_is_number(end) and not abs(end) > 1e9 for end in ends):
+        raise UserError(f"the box of {phrase!r} is x0, y0, x1, y1, four numbers in 0..1, got {given}")
+    return float(ends[0]), float(ends[1]), float(ends[2]), float(ends[3])
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, Real) and not isinstance(given, bool)
+
+
+def _is_picture(given: Any) -> bool:
+    return isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.shape[2:] == (3,) and given.size > 0
 
 
 def _said(box: Box) -> str:

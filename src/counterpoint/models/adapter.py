@@ -32,9 +32,13 @@ def load_adapter(unet: UNet2DConditionModel, source: Path) -> tuple[str, UNet2DC
         source: a safetensors file, or a folder that holds one.
 
     Raises:
-        UserError: the file is missing, a pickle, damaged, of another UNet, or holds no adapter.
+        UserError: the file is missing, a pickle, damaged, of another UNet, or holds no adapter; or the folder holds
+            several.
     """
-    file = weight_files(source)[0] if source.is_dir() else source
+    files = weight_files(source) if source.is_dir() else [source]
+    if len(files) > 1:
+        raise UserError(f"{source} holds several weight files: name one of {', '.join(one.name for one in files)}")
+    (file,) = files
     names = shapes(file)
     for kind, (mark, load) in KINDS.items():
         if any(mark in name for name in names):

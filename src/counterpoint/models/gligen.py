@@ -75,10 +75,16 @@ def fuser_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def load_fusers(grown: UNet2DConditionModel, file: Path) -> UNet2DConditionModel:
     """Fill what :func:`with_fusers` added from a file, and return the same UNet.
 
+    Published files hold whole models. What belongs to one is passed over, if it has this UNet's shapes where its names
+    tell; what does not is named.
+
     Raises:
         UserError: something is missing, foreign or of another shape.
     """
-    check_fit(fuser_state(grown), fuser_shapes(file), file, "this UNet")
+    whole = grown.state_dict()
+    beside = {_own(old): shape for old, shape in shapes(file).items() if renamed(old) is None and not _REST.match(old)}
+    known = {name: whole[name] for name in beside if name in whole}
+    check_fit({**known, **fuser_state(grown)}, {**beside, **fuser_shapes(file)}, file, "this UNet")
     with safe_open(file, "pt") as content:
         names = {old: new for old in content.keys() if (new := renamed(old)) is not None}  # noqa: SIM118 - not a dict
         tensors = {new: content.get_tensor(old).to(grown.device, grown.dtype) for old, new in names.items()}
@@ -87,9 +93,21 @@ def load_fusers(grown: UNet2DConditionModel, file: Path) -> UNet2DConditionModel
 
 
 _ADDED = re.compile(r"\.fuser\.|^position_net\.")
+_PREFIX = re.compile(r"^(model\.)?(diffusion_model\.)?")
+_REST = re.compile(
+    r"(autoencoder|first_stage_model|text_encoder|cond_stage_model|diffusion|model_ema)\."
+    r"|(model\.)?(diffusion_model\.)?(time_embed|middle_block|out|(input|output)_blocks\.(?!0\.0\.weight)\d+)\."
+)
+"""What else is in published files: other networks, schedules, and a UNet in LDM's names but for its first layer, whose
+shape tells UNets apart."""
+
+
+def _own(name: str) -> str:
+    name = _PREFIX.sub("", name)
+    return {"input_blocks.0.0.weight": "conv_in.weight"}.get(name, name)
 
 
 def renamed(name: str) -> str | None:
     """A published name as diffusers has it; ``None`` for what is no part of the grounding layers."""
-    name = re.sub(r"^(model\.)?(diffusion_model\.)?", "", name)
+    name = _PREFIX.sub("", name)
     return ldm_block(name) if _ADDED.search(name) else None

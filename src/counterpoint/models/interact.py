@@ -91,7 +91,7 @@ def load_interaction(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionM
     """A UNet with the interaction layers of a safetensors file: as published (LDM's names, also of a converted
     ``.pth``), as the diffusers form of it has them, or as trained here.
 
-    Whatever else a published file holds (the UNet itself, the autoencoder) is left out.
+    The other networks of a published file are passed over.
 
     Raises:
         UserError: the file is missing, a pickle, damaged, of another UNet, or holds no interaction layers.

@@ -60,10 +60,20 @@ def _facts(first: Model, other: Model) -> list[tuple[str, str, Any, Any]]:
             other.vae.config.scaling_factor,
         ),
         *(
-            (f"another noise schedule: {name}", _FAMILY, *(one.scheduler.config.get(name) for one in (first, other)))
+            # a scheduler without a setting is one for which it is off
+            (
+                f"another noise schedule: {name}",
+                _FAMILY,
+                *(one.scheduler.config.get(name) or None for one in (first, other)),
+            )
             for name in _SCHEDULE
         ),
     ]
+
+
+def _setting(model: Model, name: str) -> Any:
+    """Of a scheduler; one that lacks a setting has it off."""
+    return model.scheduler.config.get(name) or None
 
 
 def _same_latents(first: Model, other: Model) -> bool:

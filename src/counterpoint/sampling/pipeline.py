@@ -312,12 +312,12 @@ class Pipeline(Model):
         if len(layouts) != count:
             raise UserError(f"{len(layouts)} layouts for {count} pictures; give one, or one each")
         if readers and any(layout is None for layout in layouts):
-            raise UserError(f"{readers[0]} reads a layout, and there is none")
+            raise UserError(f"{readers[0]} reads a layout, and there is none: give one with layout= or --layout")
         for layout in layouts:
             if "ip-adapter" in readers and layout and layout.reference is None:
-                raise UserError("ip-adapter reads a layout's reference picture, and there is none")
+                raise UserError("ip-adapter reads a layout's reference picture, and there is none: give the layout one")
             if set(readers) - {"ip-adapter"} and layout and not layout.instances:
-                raise UserError(f"{readers[0]} reads a layout's instances, and there are none")
+                raise UserError(f"{readers[0]} reads a layout's instances, and there are none: give it some")
         if not readers and any(layout is not None for layout in layouts):
             raise UserError("nothing here reads a layout: load an adapter (interact, gligen, migc, ip-adapter)")
 

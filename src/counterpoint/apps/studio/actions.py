@@ -19,7 +19,18 @@ from counterpoint.apps.record import read_recipe
 from counterpoint.apps.replay import request_of
 from counterpoint.apps.request import ControlRequest, GenerateRequest, build
 from counterpoint.apps.run import conditions, is_out_of_memory, open_request
-from counterpoint.apps.studio.form import SLOTS, Form, Offer, Slot, keep, keep_layout, labelled, requests
+from counterpoint.apps.studio.form import (
+    SLOTS,
+    Form,
+    Offer,
+    Slot,
+    called,
+    keep,
+    keep_layout,
+    labelled,
+    layout_content,
+    requests,
+)
 from counterpoint.apps.studio.work import Made, Progress, StoppedError, Workshop, spoken
 from counterpoint.conditions.image import read_image
 from counterpoint.conditions.layout import Layout, draw_layout, parse_layout, read_layout
@@ -239,10 +250,10 @@ class Actions:
 
 def layout_fields(layout: Layout, folder: Path) -> dict[str, Any]:
     """A layout as the fields that would say it."""
-    called = [one.phrase for one in layout.instances]
+    names = called([one.phrase for one in layout.instances])
     return {
         "boxes": [[one.phrase, *one.box] for one in layout.instances],
-        "actions": [[called[one.subject], one.action, called[one.object]] for one in layout.interactions],
+        "actions": [[names[one.subject], one.action, names[one.object]] for one in layout.interactions],
         "reference": None if layout.reference is None else str(keep(layout.reference.image, folder)),
     }
 
@@ -313,9 +324,7 @@ def corner(event: gr.SelectData, first: Any, phrase: str, boxes: list[list[Any]]
 def drawn_layout(boxes: list[list[Any]], actions: list[list[Any]], ground: Image | None = None) -> Any:
     """The boxes, drawn; while a row is being typed, as they were."""
     try:
-        instances = [{"phrase": str(row[0]), "box": [float(edge) for edge in row[1:]]} for row in boxes if row[0]]
-        done = [{"subject": a, "action": b, "object": c} for a, b, c in actions if b]
-        layout = parse_layout({"instances": instances, "interactions": done}, Path())
+        layout = parse_layout(layout_content(boxes, actions), Path())
         return draw_layout(blank() if ground is None else ground, layout)
     except (UserError, ValueError, TypeError):
         return gr.skip()

@@ -65,7 +65,7 @@ class Form:
     """The whole page.
 
     ``boxes`` are rows ``(phrase, left, top, right, bottom)`` in 0..1, ``actions`` rows ``(subject, action, object)``
-    that call boxes by their phrases.
+    that call boxes as :func:`called` does.
     """
 
     prompt: str
@@ -184,18 +184,7 @@ def keep_layout(
     Raises:
         UserError: a box or an action is not one.
     """
-    rows = [row for row in boxes if str(row[0] or "").strip()]
-    for phrase, *box in rows:
-        if any(edge in (None, "") for edge in box):
-            raise UserError(f"the box of {phrase!r} is incomplete: click two opposite corners")
-    content: dict[str, object] = {
-        "instances": [{"phrase": str(row[0]), "box": [float(edge) for edge in row[1:]]} for row in rows],  # type: ignore[arg-type]
-        "interactions": [
-            {"subject": str(who), "action": str(what), "object": str(whom)}
-            for who, what, whom in actions
-            if str(what or "").strip()
-        ],
-    }
+    content = layout_content(boxes, actions)
     if reference is not None:
         content["reference"] = str(keep(reference, folder))
     text = json.dumps(content, indent=1)
@@ -203,3 +192,35 @@ def keep_layout(
     write_text(path, text)
     read_layout(path)
     return path.resolve()
+
+
+def layout_content(boxes: Sequence[Sequence[object]], actions: Sequence[Sequence[object]]) -> dict[str, object]:
+    """What a layout file holds that says the same as the tables.
+
+    Raises:
+        UserError: a box is incomplete.
+    """
+    rows = [row for row in boxes if str(row[0] or "").strip()]
+    for phrase, *box in rows:
+        if any(edge in (None, "") for edge in box):
+            raise UserError(f"the box of {phrase!r} is incomplete: click two opposite corners")
+    phrases = [str(row[0]) for row in rows]
+    return {
+        "instances": [
+            {"phrase": phrase, "box": [float(edge) for edge in row[1:]], **({} if name == phrase else {"name": name})}  # type: ignore[arg-type]
+            for row, phrase, name in zip(rows, phrases, called(phrases), strict=True)
+        ],
+        "interactions": [
+            {"subject": str(who), "action": str(what), "object": str(whom)}
+            for who, what, whom in actions
+            if str(what or "").strip()
+        ],
+    }
+
+
+def called(phrases: Sequence[str]) -> list[str]:
+    """How things are called in the table of who does what: by their phrase, and numbered where several have it."""
+    return [
+        f"{phrase} {phrases[: place + 1].count(phrase)}" if phrases.count(phrase) > 1 else phrase
+        for place, phrase in enumerate(phrases)
+    ]
