@@ -134,17 +134,22 @@ ablations: $(READY)
 	$(call ABLATION,complementary,gate) --fusion sum --fusion pix --fusion cross --gate-silence
 	$(call ABLATION,silent,readings) --fusion sum $(addprefix --fusion ,$(READINGS)) --gate-silence
 
-# Whole models together (AMDM): each alone, what one cannot do; pairs and all three; and what the settings do, on the
-# layouts of a smaller set.
-ALONE := base interact migc style
-TOGETHER := interact,migc interact,style interact,migc,style
-HOW := steps=1 steps=3 steps=5 steps=10 weights=0.3 weights=0.7 mix=paper mix=unit noise=separate mean=stale \
-  eta=0.1x eta=0.3x eta=0.7x eta=0.9x paper authors
+# Whole models together (AMDM): each alone, what one cannot do; pairs and all three; the paper's recipes; and what the
+# settings do, on the layouts of a smaller set. docs/aggregation.md draws on them.
+TOGETHER = $(BIN)/counterpoint evaluate $(1) --steps $(2) --out runs/aggregation/$(3) -n $(4)
+MODELS := base interact migc style interact,migc interact,style interact,migc,style
+LENGTHS := steps=3 steps=1 steps=10 steps=18 steps=25 steps=35 steps=50
+HOW := mix=slerp eta=0.1x eta=0.3x eta=0.7x eta=0.9x weights=0.3 weights=0.7 mix=unit mix=paper noise=separate mean=stale \
+  paper,steps=18 authors,steps=18 paper authors
 
 aggregation: $(READY)
-	$(BIN)/counterpoint evaluate layout --steps 50 --out runs/aggregation/layout -n 160 $(addprefix --aggregate ,$(ALONE) $(TOGETHER))
-	$(BIN)/counterpoint evaluate style --steps 50 --out runs/aggregation/style -n 160 $(addprefix --aggregate ,$(ALONE) $(TOGETHER))
-	$(BIN)/counterpoint evaluate layout --steps 50 --out runs/aggregation/settings -n 32 --aggregate interact,migc $(addprefix --aggregation ,$(HOW))
+	$(call TOGETHER,layout,50,layout,160) $(addprefix --aggregate ,$(filter-out style interact$(COMMA)style,$(MODELS)))
+	$(call TOGETHER,style,50,style,96) $(addprefix --aggregate ,$(MODELS))
+	$(call TOGETHER,style,10,style-recipe,96) --aggregate interact,style --aggregation paper-style --aggregation mix=slerp
+	$(call TOGETHER,layout,10,three-recipe,20) --aggregate interact,migc,style --aggregation paper-three --aggregation mix=slerp
+	$(call TOGETHER,layout,50,windows,20) --aggregate interact,migc $(addprefix --aggregation ,$(LENGTHS))
+	$(call TOGETHER,layout,50,settings,20) --aggregate interact,migc $(addprefix --aggregation ,$(HOW))
+	$(BIN)/counterpoint evaluate leaderboard runs/aggregation --out docs/aggregation-results.md
 
 # The pictures of README and docs that show the rules.
 pictures: $(READY)

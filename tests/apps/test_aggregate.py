@@ -84,6 +84,31 @@ def test_controls_and_layouts_together_and_the_layout_drawn(
     assert (drawn[::4, ::4] != plain).any()
 
 
+def test_the_shipped_ones_work_together(cli, tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (64, 64), (200, 40, 40)).save(tmp_path / "style.png")
+    path = tmp_path / "layout.json"
+    path.write_text(json.dumps({**LAYOUT, "reference": {"image": "style.png", "weight": 0.8}}))
+    status, out, error = cli(
+        "generate", "a person and a red ball", "--aggregate", "interact,migc,style", "--layout", path, "--steps", 2,
+        "--report", "--out", tmp_path / "out.png", "--json",
+    )  # fmt: skip
+    assert status == 0, error
+    assert json.loads(out)["images"] == [str(tmp_path / "out.png")]
+    drawn = np.asarray(PIL.Image.open(tmp_path / "out.layout.png"))
+    assert not np.array_equal(drawn, np.asarray(PIL.Image.open(tmp_path / "out.png")))
+
+
+def test_who_is_told_of_boxes_puts_more_things_into_them(cli, tmp_path: Path) -> None:
+    status, out, error = cli(
+        "evaluate", "layout", "-n", 3, "--steps", 12, "--aggregate", "base", "--aggregate", "migc", "--out", tmp_path,
+        "--json",
+    )  # fmt: skip
+    assert status == 0, error
+    rows = {(row["name"], row["case"]): row["metrics"] for row in json.loads(out)["rows"]}
+    found = {name: rows[name, "all levels"]["miou"]["mean"] for name in ("base", "migc", "the scenes themselves")}
+    assert 2 * found["base"] < found["migc"] < found["the scenes themselves"]
+
+
 def test_the_layout_suite_compares_models(cli, adapters: dict[str, Path], tmp_path: Path) -> None:
     who, what = adapters.values()
     status, out, error = cli(
