@@ -60,12 +60,7 @@ def _facts(first: Model, other: Model) -> list[tuple[str, str, Any, Any]]:
             other.vae.config.scaling_factor,
         ),
         *(
-            # a scheduler without a setting is one for which it is off
-            (
-                f"another noise schedule: {name}",
-                _FAMILY,
-                *(one.scheduler.config.get(name) or None for one in (first, other)),
-            )
+            (f"another noise schedule: {name}", _FAMILY, _setting(first, name), _setting(other, name))
             for name in _SCHEDULE
         ),
     ]
