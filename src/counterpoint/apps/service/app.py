@@ -12,10 +12,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from counterpoint import __version__
 from counterpoint.apps.request import no_such_key
+from counterpoint.apps.service.middleware import BodyLimit, Counted, Keys
 from counterpoint.apps.service.pace import Pace
 from counterpoint.apps.service.routes import MOST, router
 from counterpoint.apps.service.safety import find_check
@@ -24,61 +24,8 @@ from counterpoint.apps.service.store import Job, Store
 from counterpoint.apps.service.worker import Worker
 from counterpoint.types import UserError
 
-
-class BodyLimit:
-    """Refuses bodies that are too large before they are read whole."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count what comes in."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        said = headers.get(b"content-length", b"0")
-        if not said.isdigit() or int(said) > self.most:
-            await self._refuse(scope, receive, send)
-            return
-        seen = 0
-        body: list[Message] = []
-        while True:
-            message = await receive()
-            body.append(message)
-            seen += len(message.get("body", b""))
-            if seen > self.most:
-                await self._refuse(scope, receive, send)
-                return
-            if not message.get("more_body"):
-                break
-
-        async def replay() -> Message:
-            return body.pop(0) if body else await receive()
-
-        await self.app(scope, replay, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = JSONResponse({"detail": f"a request may have {self.most:,} bytes"}, 413, {"Connection": "close"})
-        await answer(scope, receive, send)
-
-
-class Counted:
-    """Counts requests by route and status."""
-
-    def __init__(self, app: ASGIApp, counter: prometheus_client.Counter) -> None:
-        self.app, self.counter = app, counter
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Look at the answer's first message."""
-
-        async def seen(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
-                self.counter.labels(route, message["status"]).inc()
-            await send(message)
-
-        await self.app(scope, receive, seen if scope["type"] == "http" else send)
+_TOLD = 20
+"""Places of a request that an answer says are wrong."""
 
 
 def make_app(config: Config) -> FastAPI:
@@ -132,6 +79,7 @@ def make_app(config: Config) -> FastAPI:
     app.state.service = Service(config, store, worker, pace, registry, states)
     app.add_middleware(Counted, counter=requests)
     app.add_middleware(BodyLimit, most=config.limits.body)
+    app.add_middleware(Keys, keys=config.keys)  # the last is the first that a request meets
 
     @app.exception_handler(UserError)
     async def mistaken(_: Request, error: UserError) -> JSONResponse:
@@ -148,7 +96,7 @@ def make_app(config: Config) -> FastAPI:
                 "loc": [_plain(part) if isinstance(part, str) else part for part in one["loc"]],
                 "msg": _plain(no_such_key(str(one["loc"][-1])) if one["type"] == "extra_forbidden" else one["msg"]),
             }
-            for one in error.errors()
+            for one in error.errors()[:_TOLD]  # each is looked up among all keys
         ]
         return JSONResponse({"detail": found}, 422)  # without what was sent: it may be no JSON at all
 

@@ -1,0 +1,66 @@
+"""The service's bounds: what is refused before it costs anything, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from fastapi.testclient import TestClient
+
+from counterpoint.apps.service.app import make_app
+from counterpoint.apps.service.schema import Limits
+from counterpoint.apps.service.state import Config
+from counterpoint.apps.service.worker import Worker
+
+KEY = "k" * 16
+LIMITS = Limits(body=4_000_000, pixels=128 * 160, controls=2, steps=30, images=2, queue=6, queue_each=4, seconds=120)
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """A service whose worker does nothing: jobs stay queued."""
+    monkeypatch.setattr(Worker, "_next", lambda self: self.wake.wait())
+    config = Config(tmp_path, {"tiny": "tiny"}, {"tiny": 128}, frozenset({KEY}), limits=LIMITS, threads=1, grace=0)
+    with TestClient(make_app(config), headers={"Authorization": f"Bearer {KEY}"}) as made:
+        yield made
+
+
+def submit(client: TestClient, **more: Any) -> Any:
+    return client.post("/v1/jobs", json={"prompt": "a red ball", "steps": 2, **more})
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/extract", "/v1/nothing"])
+def test_a_body_without_a_key_is_not_read(client: TestClient, path: str) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body is read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": path,
+             "raw_path": path.encode(), "root_path": "", "scheme": "http", "query_string": b"",
+             "headers": [(b"content-type", b"application/json"), (b"content-length", b"999")],
+             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80)}  # fmt: skip
+    anyio.run(client.app, scope, receive, send)
+    assert sent[0]["status"] == 401
+    assert b"API key" in sent[1]["body"]
+
+
+@pytest.mark.enable_socket
+def test_many_small_values_are_refused_unread(client: TestClient) -> None:
+    for content in ('{"a":' * 200_000, json.dumps({"prompt": "a", "subject": [""] * 100_000})):
+        answer = client.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["detail"]) == (413, "a request may hold 20,000 values")
+    began = time.monotonic()
+    answer = submit(client, **{f"strenght{number}": 0 for number in range(15_000)})
+    assert answer.status_code == 422
+    assert len(answer.json()["detail"]) == 20
+    assert time.monotonic() - began < 10
