@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from counterpoint.apps.service.app import make_app
 from counterpoint.apps.service.schema import Limits
 from counterpoint.apps.service.state import Config
 from counterpoint.apps.service.worker import Worker
+from tests.conftest import noise
 
 KEY = "k" * 16
 LIMITS = Limits(body=4_000_000, pixels=128 * 160, controls=2, steps=30, images=2, queue=6, queue_each=4, seconds=120)
@@ -64,3 +67,14 @@ def test_many_small_values_are_refused_unread(client: TestClient) -> None:
     assert answer.status_code == 422
     assert len(answer.json()["detail"]) == 20
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.enable_socket
+def test_an_icon_is_refused_undecoded(client: TestClient) -> None:
+    """Pillow would decode it to say how large it is."""
+    file = io.BytesIO()
+    noise((256, 256), 50).save(file, "ICO")
+    icon = base64.b64encode(file.getvalue()).decode()
+    for answer in (submit(client, init_image=icon), client.post("/v1/extract", json={"kind": "canny", "image": icon})):
+        assert answer.status_code == 422
+        assert "is not an image that can be read" in answer.json()["detail"]
