@@ -59,9 +59,8 @@ def serve(
     from counterpoint.types import UserError
 
     try:
-        import uvicorn
-
         from counterpoint.apps.service.app import make_app
+        from counterpoint.apps.service.server import Server
         from counterpoint.apps.service.state import Config
     except ImportError:
         raise UserError("serve needs packages that are not installed: pip install 'counterpoint[serve]'") from None
@@ -98,8 +97,7 @@ def serve(
 
         if ray is None:
             ready()
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(grace) + 5))
-            server.run(sockets=[probe])
+            Server(app).run(sockets=[probe])
             return
     if ray != "local" and not database:
         raise UserError("--ray ADDRESS: several machines cannot share SQLite; give --database postgresql+psycopg://...")

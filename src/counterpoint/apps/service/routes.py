@@ -114,12 +114,12 @@ def status(name: str, owner: User, service: There) -> JobOut:
     responses={200: _EVENTS, **_problems(404, 422)},
 )
 async def events(name: str, owner: User, service: There, request: Request) -> StreamingResponse:
-    """A job's states and steps as server-sent events, until it ends."""
+    """A job's states and steps as server-sent events, until it ends or the service does."""
     await anyio.to_thread.run_sync(_found, service, name, owner)
 
     async def stream() -> AsyncIterator[str]:
         before = ""
-        while not await request.is_disconnected():
+        while not (service.worker.stopping.is_set() or await request.is_disconnected()):
             job = await anyio.to_thread.run_sync(service.store.get, name, owner)
             if job is None:
                 return

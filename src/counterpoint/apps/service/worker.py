@@ -67,11 +67,17 @@ class Worker(threading.Thread):
         finally:
             self._kill()
 
-    def stop(self, patience: float) -> None:
-        """Finish the job at hand if it takes no longer than ``patience`` seconds, else queue it again; then end."""
-        self.patience = time.monotonic() + patience
-        self.stopping.set()
+    def close(self, patience: float) -> None:
+        """Claim nothing more; finish the job at hand if it takes no longer than so many seconds, else queue it again.
+        Who asked first is heard."""
+        if not self.stopping.is_set():
+            self.patience = time.monotonic() + patience
+            self.stopping.set()
         self.wake.set()
+
+    def stop(self, patience: float) -> None:
+        """The same, and wait."""
+        self.close(patience)
         self.join()
 
     def _next(self) -> None:
