@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 
 import httpx
 import pytest
 
+from counterpoint.apps.service import worker as carries
 from counterpoint.apps.service.app import make_app
 from counterpoint.apps.service.server import Server
 from counterpoint.apps.service.state import Config
 from counterpoint.apps.service.worker import Worker
+
+SETTINGS = {"safety": "off", "checker": None, "threads": 1, "models": {"tiny": "tiny"}}
 
 
 def waits(until: Callable[[], bool], patience: float = 60) -> None:
@@ -42,3 +50,42 @@ def test_who_listens_to_events_keeps_no_server_from_its_end(tmp_path: Path, monk
         thread.join(60)
     assert not thread.is_alive()
     assert not app.state.service.worker.is_alive()
+
+
+def test_a_process_hears_the_service_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal or a supervisor sends its signals to the whole group."""
+    heard: dict[int, object] = {}
+    monkeypatch.setattr("signal.signal", heard.__setitem__)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    ours, theirs = Pipe()
+    ours.close()
+    carries.work(theirs, SETTINGS)
+    assert heard == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
+
+
+_ABANDONED = """
+import sys, time
+from pathlib import Path
+from counterpoint.apps.service.worker import Worker
+if __name__ == "__main__":
+    store = Store(f"sqlite:///{sys.argv[1]}/jobs.db")
+    store.add("a", "a", {"model": "tiny"}, 1.0)
+    worker = Worker(store, Path(sys.argv[1]), 600.0, {"models": {"tiny": "tiny"}})
+    worker.start()
+    ignored = "0"
+    while not int(ignored, 16) >> 14 & 1:  # the process hears no SIGTERM any more
+        time.sleep(0.05)
+        if worker.process is not None and worker.process.pid:
+            ignored = Path(f"/proc/{worker.process.pid}/status").read_text().split("SigIgn:")[1].split()[0]
+    print(worker.process.pid)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says which signals a process ignores")
+def test_a_service_that_ends_unasked_takes_its_process_along(tmp_path: Path) -> None:
+    script = tmp_path / "abandoned.py"
+    script.write_text(_ABANDONED)
+    ended = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ended.stdout), 0)

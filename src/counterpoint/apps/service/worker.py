@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import threading
@@ -53,6 +54,7 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Work until told to stop."""
         looked = 0.0
+        atexit.register(self._abandon)
         try:
             while not self.stopping.is_set():
                 try:
@@ -66,6 +68,7 @@ class Worker(threading.Thread):
                     self.stopping.wait(_PAUSE)
         finally:
             self._kill()
+            atexit.unregister(self._abandon)
 
     def close(self, patience: float) -> None:
         """Claim nothing more; finish the job at hand if it takes no longer than so many seconds, else queue it again.
@@ -98,7 +101,7 @@ class Worker(threading.Thread):
             self._follow(job, link, began)
         except (EOFError, BrokenPipeError, ConnectionResetError, OSError):
             self._kill()
-            self.store.give_back(job.id, blame=True)
+            self.store.give_back(job.id, blame=not self.stopping.is_set())
 
     def _follow(self, job: Job, link: Connection, began: float) -> None:
         asked, told = False, began
@@ -138,6 +141,13 @@ class Worker(threading.Thread):
         assert self.link is not None
         return self.link
 
+    def _abandon(self) -> None:
+        """When the service ends unasked: multiprocessing would ask the process to end, which it does not hear, and
+        wait."""
+        self.close(0)
+        if self.process is not None:
+            self.process.kill()
+
     def _kill(self) -> None:
         if self.process is not None:
             self.process.kill()
@@ -155,9 +165,10 @@ def work(link: Connection, settings: Settings) -> None:
     """The process: job after job from the link, one message a step and one at the end."""
     import signal
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # the service decides when it ends, also when all of its group hear
+        signal.signal(number, signal.SIG_IGN)
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service decides when it ends
     torch.set_num_threads(settings["threads"])
     from counterpoint.apps.cli.output import quiet_libraries
     from counterpoint.apps.service.safety import load_safety
