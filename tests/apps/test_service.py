@@ -25,7 +25,7 @@ from counterpoint.apps.service.pace import Pace
 from counterpoint.apps.service.safety import load_safety, safety
 from counterpoint.apps.service.schema import Limits
 from counterpoint.apps.service.state import Config
-from counterpoint.apps.service.store import ATTEMPTS, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Store
+from counterpoint.apps.service.store import ATTEMPTS, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Job, Store
 from counterpoint.apps.service.worker import Worker
 from counterpoint.types import UserError
 from tests.conftest import noise
@@ -317,16 +317,14 @@ def test_paces_are_learnt_for_each_model_and_remembered(opened: Callable[[], Sto
     store = opened()
     for name, model in (("a", "small"), ("b", "large"), ("c", "gone")):
         store.add(name, "a", {"model": model, "steps": 20, "n": 1, "controls": [1, 2]}, 1.0)
-        store.claim()
-        store.end(name, DONE, images=[{"seed": 0, "seconds": 700.0 if model == "large" else 2.0}])
+        store.end(claimed(store), DONE, images=[{"seed": 0, "seconds": 700.0 if model == "large" else 2.0}])
     again = Pace({"small": 128, "large": 1024}, store.done(100))
     assert again.estimate(wish, 600.0) == pytest.approx(700.0)
     assert again.estimate({**wish, "model": "small", "n": 2}, 600.0) == pytest.approx(4.0)
     fast = {**wish, "model": "small", "quality": "fast"}
     assert again.estimate(fast, 600.0) == pytest.approx(2.0), "as long as an exact one until one was made"
     store.add("d", "a", fast, 1.0)
-    store.claim()
-    store.end("d", DONE, images=[{"seed": 0, "seconds": 0.5}])
+    store.end(claimed(store), DONE, images=[{"seed": 0, "seconds": 0.5}])
     again = Pace({"small": 128, "large": 1024}, store.done(100))
     assert again.estimate(fast, 600.0) == pytest.approx(0.5)
     assert again.estimate({**fast, "quality": "exact"}, 600.0) == pytest.approx(2.0)
@@ -445,23 +443,27 @@ def test_what_nothing_would_hear_is_refused(client: TestClient, more: dict[str, 
     assert said in answer.text
 
 
+def claimed(store: Store) -> Job:
+    job = store.claim()
+    assert job is not None
+    return job
+
+
 def test_jobs_end_once_whoever_says_so_first(opened: Callable[[], Store], monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened()
     for name, owner in (("a1", "a"), ("a2", "a"), ("b1", "b")):
         store.add(name, owner, {"prompt": name}, 1.0)
-    first = store.claim()
-    assert first is not None
+    first = claimed(store)
     assert (first.id, first.state, first.attempts) == ("a1", RUNNING, 1)
-    second = store.claim()
-    assert second is not None
+    second = claimed(store)
     assert second.id == "b1", "who was served last waits"
-    assert store.end("a1", DONE, images=[{"seed": 0}])
-    assert not store.end("a1", FAILED, "too late")
+    assert store.end(first, DONE, images=[{"seed": 0}])
+    assert not store.end(first, FAILED, "too late")
     assert not store.cancel("a1", "a")
     assert store.cancel("b1", "b")
     assert not store.cancel("b1", "a")
     assert store.to_cancel("b1")
-    store.give_back("b1", blame=True)
+    store.give_back(second, blame=True)
     assert store.get("b1", "b").state == CANCELLED
     assert store.counts() == {QUEUED: 1, RUNNING: 0, DONE: 1, CANCELLED: 1, FAILED: 0}
     store.claim()
@@ -474,7 +476,27 @@ def test_jobs_end_once_whoever_says_so_first(opened: Callable[[], Store], monkey
     again.claim()
     again.recover()
     assert again.get("a2", "a").state == FAILED
+    assert again.get("a2", "a").reason == "its worker died 2 times"
     assert again.claim() is None
+
+
+def test_a_job_belongs_to_whoever_claimed_it_last(opened: Callable[[], Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was silent beyond its lease, and then goes on, changes nothing."""
+    store = opened()
+    store.add("a", "a", {}, 1.0)
+    late = claimed(store)
+    assert store.alive(late)
+    with monkeypatch.context() as patch:
+        patch.setattr("counterpoint.apps.service.store.LEASE", -1.0)
+        store.recover()
+    mine = claimed(store)
+    assert not store.alive(late)
+    store.progress(late, 5, 9)
+    store.give_back(late, blame=True)
+    assert not store.end(late, DONE, images=[])
+    job = store.get("a", "a")
+    assert (job.state, job.step, job.attempts, job.seen) == (RUNNING, 0, 2, mine.seen)
+    assert store.end(mine, DONE, images=[])
 
 
 def test_safety() -> None:

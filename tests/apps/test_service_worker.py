@@ -9,17 +9,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from counterpoint.apps.service import worker as carries
 from counterpoint.apps.service.app import make_app
 from counterpoint.apps.service.server import Server
 from counterpoint.apps.service.state import Config
+from counterpoint.apps.service.store import Store
 from counterpoint.apps.service.worker import Worker
 
 SETTINGS = {"safety": "off", "checker": None, "threads": 1, "models": {"tiny": "tiny"}}
@@ -89,3 +92,57 @@ def test_a_service_that_ends_unasked_takes_its_process_along(tmp_path: Path) -> 
     assert ended.returncode == 0, ended.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(ended.stdout), 0)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Worker, Any]]:
+    """One whose process is this test, which has the other end of its link."""
+    monkeypatch.setattr(carries, "_PAUSE", 0.01)
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store.add("a", "a", {"model": "tiny"}, 1.0)
+    made = Worker(store, tmp_path, 600.0, SETTINGS)
+    ours, theirs = Pipe()
+    monkeypatch.setattr(made, "_linked", lambda: theirs)
+    yield made, ours
+    made.stop(0)
+    store.close()
+
+
+def test_a_job_goes_on_while_the_database_is_away(worker: tuple[Worker, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    made, process = worker
+    store, left = made.store, {"progress": 3, "to_cancel": 2, "end": 3}
+
+    def now_and_then(name: str) -> Any:
+        call = getattr(store, name)
+
+        def tried(*arguments: Any) -> Any:
+            left[name] -= 1
+            if left[name] >= 0:
+                raise OperationalError("", {}, Exception("the database is away"))
+            return call(*arguments)
+
+        return tried
+
+    for name in left:
+        monkeypatch.setattr(store, name, now_and_then(name))
+    made.start()
+    assert process.recv()[0] == {"model": "tiny"}
+    process.send(("step", (3, 9)))
+    waits(lambda: store.get("a", "a").step == 3)
+    process.send(("done", [{"seed": 0}]))
+    waits(lambda: store.get("a", "a").state == "done")
+    assert store.get("a", "a").attempts == 1
+    assert max(left.values()) < 0
+
+
+def test_a_worker_leaves_a_job_that_is_anothers(worker: tuple[Worker, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    made, process = worker
+    killed = threading.Event()
+    monkeypatch.setattr(carries, "LEASE", 0.0)
+    monkeypatch.setattr(made, "_kill", killed.set)
+    monkeypatch.setattr(made.store, "recover", lambda: None)
+    monkeypatch.setattr(made.store, "alive", lambda _: False)
+    made.start()
+    assert process.recv()[0] == {"model": "tiny"}
+    assert killed.wait(60)
+    assert made.store.get("a", "a").state == "running", "of the other"

@@ -64,7 +64,8 @@ class Job:
 
 
 class Store:
-    """Jobs in a database; every change is one statement that names the state it starts from.
+    """Jobs in a database; every change is one statement that names the state it starts from, and of a job that runs
+    the claim.
 
     Args:
         url: of SQLAlchemy's kind, such as ``sqlite:///jobs.db`` or ``postgresql+psycopg://...``.
@@ -149,48 +150,38 @@ class Store:
                 return None
         return Job(**{**row._mapping, **begun})
 
-    def progress(self, job: str, step: int, steps: int) -> None:
-        """Note how far a running job is."""
+    def progress(self, job: Job, step: int, steps: int) -> None:
+        """Note how far a claimed job is."""
         with self.engine.begin() as connection:
-            connection.execute(self._running(job).values(step=step, steps=steps))
+            connection.execute(_JOBS.update().where(_claimed(job)).values(step=step, steps=steps))
 
-    def alive(self, job: str) -> None:
-        """A sign of life from a running job's worker."""
+    def alive(self, job: Job) -> bool:
+        """A sign of life from a claimed job's worker; whether it still is that worker's."""
         with self.engine.begin() as connection:
-            connection.execute(self._running(job).values(seen=time.time()))
+            return connection.execute(_JOBS.update().where(_claimed(job)).values(seen=time.time())).rowcount == 1
 
     def to_cancel(self, job: str) -> bool:
         """Whether somebody asked for it."""
         with self.engine.connect() as connection:
             return bool(connection.execute(sql.select(_JOBS.c.cancel).where(_JOBS.c.id == job)).scalar())
 
-    def end(self, job: str, state: str, reason: str = "", images: Sequence[dict[str, Any]] | None = None) -> bool:
-        """End a running job; whether it had not ended before."""
+    def end(self, job: Job, state: str, reason: str = "", images: Sequence[dict[str, Any]] | None = None) -> bool:
+        """End a claimed job; whether it had not ended before, nor been claimed by another since."""
         values = {"state": state, "reason": reason, "images": None if images is None else list(images)}
+        mine = _JOBS.update().where(_claimed(job))
         with self.engine.begin() as connection:
-            return connection.execute(self._running(job).values(**values, ended=time.time())).rowcount == 1
+            return connection.execute(mine.values(**values, ended=time.time())).rowcount == 1
 
-    def give_back(self, job: str, *, blame: bool) -> None:
-        """Queue a running job again; with ``blame`` it fails if it was begun :data:`ATTEMPTS` times."""
+    def give_back(self, job: Job, *, blame: bool) -> None:
+        """Queue a claimed job again; with ``blame`` it fails if it was begun :data:`ATTEMPTS` times."""
         with self.engine.begin() as connection:
-            row = connection.execute(_JOBS.select().where(_JOBS.c.id == job, _JOBS.c.state == RUNNING)).first()
-            if row is None:
-                return
-            if row.cancel:
-                values = {"state": CANCELLED, "ended": time.time()}
-            elif blame and row.attempts >= ATTEMPTS:
-                values = {"state": FAILED, "ended": time.time(), "reason": f"its worker died {row.attempts} times"}
-            else:
-                values = {"state": QUEUED, "attempts": row.attempts if blame else row.attempts - 1}
-            connection.execute(self._running(job).values(**values))
+            connection.execute(_queued_again(_claimed(job), blame))
 
     def recover(self) -> None:
         """Queue again what runs without a worker: after a restart, or when a machine is gone."""
-        silent = _JOBS.c.seen < time.time() - LEASE
-        with self.engine.connect() as connection:
-            found = connection.execute(sql.select(_JOBS.c.id).where(_JOBS.c.state == RUNNING, silent)).scalars().all()
-        for job in found:
-            self.give_back(job, blame=True)
+        silent = sql.and_(_JOBS.c.state == RUNNING, _JOBS.c.seen < time.time() - LEASE)
+        with self.engine.begin() as connection:
+            connection.execute(_queued_again(silent, blame=True))
 
     def cancel(self, job: str, owner: str) -> bool:
         """Cancel a queued job, or ask a running one to stop; whether there is such a job that has not ended."""
@@ -217,6 +208,23 @@ class Store:
             count, seconds = connection.execute(counted).one()
         return int(count), float(seconds)
 
-    @staticmethod
-    def _running(job: str) -> sql.Update:
-        return _JOBS.update().where(_JOBS.c.id == job, _JOBS.c.state == RUNNING)
+
+def _claimed(job: Job) -> sql.ColumnElement[bool]:
+    """A job as long as it belongs to whoever claimed it then: a worker that was silent may find it another's."""
+    return sql.and_(_JOBS.c.id == job.id, _JOBS.c.state == RUNNING, _JOBS.c.started == job.started)
+
+
+def _queued_again(which: sql.ColumnElement[bool], blame: bool) -> sql.Update:
+    """In one statement, so that nothing happens between a look and a change."""
+    spent = sql.and_(~_JOBS.c.cancel, _JOBS.c.attempts >= ATTEMPTS) if blame else sql.false()
+    died = sql.literal("its worker died ") + sql.cast(_JOBS.c.attempts, sql.String) + " times"
+    return (
+        _JOBS.update()
+        .where(which)
+        .values(
+            state=sql.case((_JOBS.c.cancel, CANCELLED), (spent, FAILED), else_=QUEUED),
+            ended=sql.case((sql.or_(_JOBS.c.cancel, spent), time.time()), else_=None),
+            reason=sql.case((spent, died), else_=""),
+            attempts=_JOBS.c.attempts if blame else _JOBS.c.attempts - 1,
+        )
+    )

@@ -12,10 +12,13 @@ from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from counterpoint.apps.service.store import CANCELLED, DONE, FAILED, LEASE, Job, Store
 
+_T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 _POLL = 0.1
 _PAUSE = 1.0
@@ -89,7 +92,7 @@ class Worker(threading.Thread):
             self.wake.wait(_POLL * 2)
             self.wake.clear()
         elif job.request.get("model") not in self.settings["models"]:
-            self.store.end(job.id, FAILED, "the model that it asks for is no longer offered")
+            self.store.end(job, FAILED, "the model that it asks for is no longer offered")
         else:
             self._carry_out(job)
 
@@ -101,34 +104,50 @@ class Worker(threading.Thread):
             self._follow(job, link, began)
         except (EOFError, BrokenPipeError, ConnectionResetError, OSError):
             self._kill()
-            self.store.give_back(job.id, blame=not self.stopping.is_set())
+            self.store.give_back(job, blame=not self.stopping.is_set())
 
     def _follow(self, job: Job, link: Connection, began: float) -> None:
         asked, told = False, began
         while True:
             if time.monotonic() - told > LEASE / 4:
-                self.store.alive(job.id)
                 told = time.monotonic()
+                if not self._patiently(self.store.alive, job):  # it was silent for too long, and another has the job
+                    self._kill()
+                    return
             if link.poll(_POLL):
                 kind, content = link.recv()
                 if kind == "step":
-                    self.store.progress(job.id, *content)
+                    self._patiently(self.store.progress, job, *content)
                 else:
                     images, reason = content if kind == DONE else None, "" if kind == DONE else content
-                    if self.store.end(job.id, kind, reason, images) and kind == DONE:
+                    if self._patiently(self.store.end, job, kind, reason, images) and kind == DONE:
                         self.finished(replace(job, images=images), time.monotonic() - began)
                     return
-            if not asked and self.store.to_cancel(job.id):
+            if not asked and self._patiently(self.store.to_cancel, job.id):
                 asked = True
                 link.send("cancel")
             if time.monotonic() - began > self.limit:
                 self._kill()
-                self.store.end(job.id, FAILED, f"it took longer than {self.limit:g} seconds")
+                self._patiently(self.store.end, job, FAILED, f"it took longer than {self.limit:g} seconds")
                 return
-            if self.stopping.is_set() and time.monotonic() > self.patience:
+            if self._over():
                 self._kill()
-                self.store.give_back(job.id, blame=False)
+                self.store.give_back(job, blame=False)
                 return
+
+    def _over(self) -> bool:
+        return self.stopping.is_set() and time.monotonic() > self.patience
+
+    def _patiently(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """What the database answers, however long it is away: the job goes on, and is not to blame."""
+        while True:
+            try:
+                return call(*arguments)
+            except SQLAlchemyError:
+                if self._over():
+                    raise
+                _LOG.warning("the database does not answer", exc_info=True)
+                time.sleep(_PAUSE)
 
     def _linked(self) -> Connection:
         if self.process is None or not self.process.is_alive():
