@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from sqlalchemy.exc import OperationalError
 
 from counterpoint.apps.service import worker as carries
@@ -24,6 +26,7 @@ from counterpoint.apps.service.server import Server
 from counterpoint.apps.service.state import Config
 from counterpoint.apps.service.store import Store
 from counterpoint.apps.service.worker import Worker
+from counterpoint.types import UserError
 
 SETTINGS = {"safety": "off", "checker": None, "threads": 1, "models": {"tiny": "tiny"}}
 
@@ -146,3 +149,40 @@ def test_a_worker_leaves_a_job_that_is_anothers(worker: tuple[Worker, Any], monk
     assert process.recv()[0] == {"model": "tiny"}
     assert killed.wait(60)
     assert made.store.get("a", "a").state == "running", "of the other"
+
+
+def test_a_fault_ends_its_process_and_no_other(worker: tuple[Worker, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a CUDA error every job of the same process would fail."""
+    made, process = worker
+    ends: list[str] = []
+    monkeypatch.setattr(made, "_kill", lambda: ends.append("killed"))
+    made.start()
+    for name, kind in (("a", "failed"), ("b", "cancelled"), ("c", "fault"), ("d", "done")):
+        if name != "a":
+            made.store.add(name, "a", {"model": "tiny"}, 1.0)
+        process.recv()
+        assert ends == (["killed"] if name == "d" else [])
+        process.send((kind, [] if kind == "done" else "because"))
+        waits(lambda name=name: made.store.get(name, "a").state not in {"queued", "running"})
+    jobs = [made.store.get(name, "a") for name in "abcd"]
+    assert [(job.state, job.reason) for job in jobs] == [
+        ("failed", "because"), ("cancelled", "because"), ("failed", "because"), ("done", ""),
+    ]  # fmt: skip
+
+
+def test_faults_are_told_from_mistakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what a job that ran out of memory had there is gone when its models are."""
+    errors = [torch.OutOfMemoryError, lambda: RuntimeError("CUDA error: an assert"), lambda: UserError("no")]
+    held: list[weakref.ref[torch.Tensor]] = []
+    gone: list[bool] = []
+
+    def pictures(*_: Any) -> Any:
+        latents = torch.zeros(8)
+        held.append(weakref.ref(latents))
+        raise errors[len(held) - 1]()
+
+    runner = carries._Runner(None, None, {})
+    monkeypatch.setattr(runner, "_pictures", pictures)
+    monkeypatch.setattr(runner.models, "forget", lambda: gone.append(held[-1]() is None))
+    assert [runner.carry_out({}, str(tmp_path))[0] for _ in errors] == ["failed", "fault", "failed"]
+    assert gone == [True]

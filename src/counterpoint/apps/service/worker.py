@@ -23,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 _POLL = 0.1
 _PAUSE = 1.0
 """Seconds before the next try where something of ours failed, such as the database."""
+_FAULT = "fault"
+"""What became of a job that met a fault of ours: it failed, and so would the next there, since a GPU's errors stay."""
 Settings = dict[str, Any]
 """What a worker is told when it starts: ``safety`` (an action), ``checker`` (what checks), ``threads``, and ``models``
 (where those are that jobs may name, and what they are called)."""
@@ -118,10 +120,14 @@ class Worker(threading.Thread):
                 kind, content = link.recv()
                 if kind == "step":
                     self._patiently(self.store.progress, job, *content)
+                elif kind == DONE:
+                    if self._patiently(self.store.end, job, DONE, "", content):
+                        self.finished(replace(job, images=content), time.monotonic() - began)
+                    return
                 else:
-                    images, reason = content if kind == DONE else None, "" if kind == DONE else content
-                    if self._patiently(self.store.end, job, kind, reason, images) and kind == DONE:
-                        self.finished(replace(job, images=images), time.monotonic() - began)
+                    if kind == _FAULT:
+                        self._kill()
+                    self._patiently(self.store.end, job, CANCELLED if kind == CANCELLED else FAILED, content)
                     return
             if not asked and self._patiently(self.store.to_cancel, job.id):
                 asked = True
@@ -233,11 +239,11 @@ class _Runner:
         except UserError as error:
             return FAILED, " ".join(str(error).replace(f"{folder}/", "").split())
         except Exception as error:
-            if is_out_of_memory(error):
-                self.models.forget()
-                return FAILED, "out of memory: ask for fewer or smaller pictures"
-            _LOG.exception("a job failed")  # a fault of ours: the job says so and the worker lives
-            return FAILED, f"internal error: {type(error).__name__}"
+            if not is_out_of_memory(error):
+                _LOG.exception("a job failed")
+                return _FAULT, f"internal error: {type(error).__name__}"
+        self.models.forget()  # the error is gone, and with it what its traceback had in memory
+        return FAILED, "out of memory: ask for fewer or smaller pictures"
 
     def _pictures(self, content: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
         from counterpoint.apps import record
