@@ -42,6 +42,7 @@ def picture(size: tuple[int, int] = (128, 128), form: str = "PNG") -> str:
 
 LARGE = base64.b64encode(cv2.imencode(".png", np.zeros((128, 160, 3), np.uint8))[1].tobytes()).decode()
 POSE_SEG = [{"label": label, "image": picture()} for label in ("pose", "seg")]
+THING = {"phrase": "a ball", "box": [0, 0, 1, 1]}
 EVEN = base64.b64encode(cv2.imencode(".png", np.zeros((400, 400, 3), np.uint8))[1].tobytes()).decode()
 
 
@@ -196,7 +197,16 @@ def test_full_queues_say_when(client: TestClient) -> None:
         ({"aggregate": ["../../x"]}, "is no name of an adapter"),
         ({"layout": {"instances": [{"phrase": "a", "box": [0, 0, 2, 1]}]}}, "reaches outside the picture"),
         ({"layout": {"reference": {"image": 5}}}, "the reference of a layout"),
-        ({"layout": {"reference": "../../etc/passwd"}}, "reference is not base64"),
+        ({"layout": {"reference": "../../etc/passwd"}, "aggregate": ["style"]}, "reference is not base64"),
+        ({"layout": {"instances": [THING]}}, "nothing here reads a layout"),
+        ({"aggregate": ["base", "migc"]}, "migc reads a layout, and there is none"),
+        ({"aggregate": ["migc"], "layout": {"reference": picture()}}, "migc reads a layout's instances"),
+        ({"aggregate": ["style"], "layout": {"instances": [THING]}}, "ip-adapter reads a layout's reference picture"),
+        ({"aggregate": ["migc"], "layout": {"instances": [THING] * 31}}, "the layout has 31 instances; adapters"),
+        ({"aggregate": ["migc"], "layout": {"instances": [{**THING, "phrase": "a" * 20_000}]}}, "20,000 bytes"),
+        ({"subject": ["a" * 401]}, "subject"),
+        ({"foreground": ["a" * 81]}, "foreground"),
+        ({"aggregate": ["a" * 201]}, "at most 200 characters"),
         ({"lora": ["x.safetensors"]}, "lora"),
         ({"device": "cuda"}, "device"),
         ({"guidance_scale": "NaN"}, "guidance_scale"),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from counterpoint.apps.service import checks, routes
 from counterpoint.apps.service.app import make_app
 from counterpoint.apps.service.schema import Limits
 from counterpoint.apps.service.state import Config
@@ -31,6 +34,13 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClie
     config = Config(tmp_path, {"tiny": "tiny"}, {"tiny": 128}, frozenset({KEY}), limits=LIMITS, threads=1, grace=0)
     with TestClient(make_app(config), headers={"Authorization": f"Bearer {KEY}"}) as made:
         yield made
+
+
+def waits(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def submit(client: TestClient, **more: Any) -> Any:
@@ -78,3 +88,48 @@ def test_an_icon_is_refused_undecoded(client: TestClient) -> None:
     for answer in (submit(client, init_image=icon), client.post("/v1/extract", json={"kind": "canny", "image": icon})):
         assert answer.status_code == 422
         assert "is not an image that can be read" in answer.json()["detail"]
+
+
+@pytest.mark.enable_socket
+def test_images_are_decoded_last(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a full queue nor a job that takes too long costs more than a look."""
+    decoded: list[str] = []
+    monkeypatch.setattr(checks, "decode", lambda _, name, __: decoded.append(name) or np.zeros((8, 8, 3), np.uint8))
+    service = client.app.state.service
+    assert submit(client, init_image="").status_code == 202
+    assert decoded == ["start"]
+    service.pace.learnt["tiny", "exact"] = (1000.0, 0.001)
+    answer = submit(client, init_image="")
+    assert (answer.status_code, "this would take about" in answer.text) == (422, True)
+    service.pace.learnt.clear()
+    for number in range(LIMITS.queue_each):
+        service.store.add(f"{number}", f"{number}", {}, 1.0)
+    service.store.add("last", "another", {}, 1.0)
+    answer = submit(client, init_image="")
+    assert (answer.status_code, "the queue is full" in answer.text) == (429, True)
+    assert decoded == ["start"]
+
+
+@pytest.mark.enable_socket
+def test_few_requests_decode_at_a_time_and_others_are_answered(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    for place in (routes, checks):
+        monkeypatch.setattr(place, "decode", lambda *_: go.wait(60) and np.zeros((8, 8, 3), np.uint8))
+    limiter = client.app.state.service.decoders
+    answers: list[Any] = []
+
+    def ask(number: int) -> None:
+        photo = {"kind": "canny", "image": ""}
+        answers.append(client.post("/v1/extract", json=photo) if number else submit(client, init_image=""))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    waits(lambda: (limiter.borrowed_tokens, limiter.statistics().tasks_waiting) == (4, 2))
+    assert client.get("/v1/jobs").status_code == 200
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(one.status_code for one in answers) == [200] * 5 + [202]

@@ -72,6 +72,7 @@ def test_a_process_hears_the_service_alone(tmp_path: Path, monkeypatch: pytest.M
 _ABANDONED = """
 import sys, time
 from pathlib import Path
+from counterpoint.apps.service.store import Store
 from counterpoint.apps.service.worker import Worker
 if __name__ == "__main__":
     store = Store(f"sqlite:///{sys.argv[1]}/jobs.db")

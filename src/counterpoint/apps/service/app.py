@@ -24,6 +24,8 @@ from counterpoint.apps.service.store import Job, Store
 from counterpoint.apps.service.worker import Worker
 from counterpoint.types import UserError
 
+_DECODERS = 4
+"""Requests that decode images at a time."""
 _TOLD = 20
 """Places of a request that an answer says are wrong."""
 
@@ -76,7 +78,7 @@ def make_app(config: Config) -> FastAPI:
         description="Pictures under several controls. Jobs are queued, worked on one after the other, and kept.",
         lifespan=lifespan,
     )
-    app.state.service = Service(config, store, worker, pace, registry, states)
+    app.state.service = Service(config, store, worker, pace, registry, states, anyio.CapacityLimiter(_DECODERS))
     app.add_middleware(Counted, counter=requests)
     app.add_middleware(BodyLimit, most=config.limits.body)
     app.add_middleware(Keys, keys=config.keys)  # the last is the first that a request meets

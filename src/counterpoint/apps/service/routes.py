@@ -18,7 +18,8 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from counterpoint.apps.service.schema import Accepted, ExtractIn, JobIn, JobOut, Problem, check, decode, extractable
+from counterpoint.apps.service.checks import check, opened
+from counterpoint.apps.service.schema import Accepted, ExtractIn, JobIn, JobOut, Limits, Problem, decode, extractable
 from counterpoint.apps.service.state import Service
 from counterpoint.apps.service.store import DONE, ENDED, Job
 from counterpoint.conditions.plain import PLAIN
@@ -64,22 +65,29 @@ User = Annotated[str, Depends(_user)]
     tags=["jobs"],
     responses={**_problems(413, 415, 422), 429: _CROWDED},
 )
-def submit(job: JobIn, owner: User, service: There) -> Accepted:
+async def submit(job: JobIn, owner: User, service: There) -> Accepted:
     """Queue a job. What it will cost is estimated, and held against the limits, before any work."""
-    config = service.config
-    device = {"device": config.device, "dtype": config.dtype, "compile": config.compile}
-    checked = check(job, config.models, config.sizes, config.limits, device)
-    estimate = service.pace.estimate(checked.request.model_dump(), config.limits.seconds)
-    if estimate > config.limits.seconds:
-        raise UserError(f"this would take about {estimate:.0f} seconds; a job may take {config.limits.seconds:g}")
+    return await anyio.to_thread.run_sync(_submit, job, owner, service, limiter=service.decoders)
+
+
+def _submit(job: JobIn, owner: str, service: Service) -> Accepted:
+    """From what costs least to what costs most; the last look at the queue decides."""
+    config, limits = service.config, service.config.limits
+    check(job, config.models, config.sizes, limits)
+    estimate = service.pace.estimate({**job.model_dump(), "model": config.models[job.model]}, limits.seconds)
+    if estimate > limits.seconds:
+        raise UserError(f"this would take about {estimate:.0f} seconds; a job may take {limits.seconds:g}")
     count, ahead = service.store.waiting()
-    name = secrets.token_hex(16)
-    try:
-        request = checked.write(config.jobs / name).model_dump(mode="json")
-        full = service.store.add(name, owner, request, estimate, config.limits.queue, config.limits.queue_each)
-    except BaseException:
-        shutil.rmtree(config.jobs / name, ignore_errors=True)
-        raise
+    full, name = service.store.full(owner, limits.queue, limits.queue_each), secrets.token_hex(16)
+    if not full:
+        device = {"device": config.device, "dtype": config.dtype, "compile": config.compile}
+        made = opened(job, config.models, limits, device)
+        try:
+            request = made.write(config.jobs / name).model_dump(mode="json")
+            full = service.store.add(name, owner, request, estimate, limits.queue, limits.queue_each)
+        except BaseException:
+            shutil.rmtree(config.jobs / name, ignore_errors=True)
+            raise
     if full:
         shutil.rmtree(config.jobs / name, ignore_errors=True)
         patience = str(max(1, math.ceil(ahead / max(count, 1))))
@@ -165,13 +173,18 @@ def cancel(name: str, owner: User, service: There) -> JobOut:
     response_class=Response,
     responses={200: _PNG, **_problems(413, 415, 422)},
 )
-def extract(wanted: ExtractIn, _: User, service: There) -> Response:
+async def extract(wanted: ExtractIn, _: User, service: There) -> Response:
     """A condition image from a photo, by what needs no model."""
+    made = await anyio.to_thread.run_sync(_extract, wanted, service.config.limits, limiter=service.decoders)
+    return Response(made, media_type="image/png")
+
+
+def _extract(wanted: ExtractIn, limits: Limits) -> bytes:
     kind = extractable(wanted.kind)
-    made = PLAIN[kind](decode(wanted.image, "image", service.config.limits))
+    made = PLAIN[kind](decode(wanted.image, "image", limits))
     file = io.BytesIO()
     PIL.Image.fromarray(made).save(file, "PNG")
-    return Response(file.getvalue(), media_type="image/png")
+    return file.getvalue()
 
 
 @router.get("/v1/models", tags=["tools"], responses=_problems())

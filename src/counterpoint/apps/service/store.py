@@ -99,13 +99,15 @@ class Store:
             if self.engine.dialect.name == "postgresql":  # SQLite lets one write at a time anyway
                 connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_QUEUE)))
             connection.execute(_JOBS.insert().values(**row, created=time.time()))
-            counted = sql.select(sql.func.count()).where(_JOBS.c.state.in_((QUEUED, RUNNING)))
-            if connection.execute(counted.where(_JOBS.c.owner == owner)).scalar_one() > most_each:
-                return "your"
-            if connection.execute(counted).scalar_one() > most:
-                return "the"
+            if full := _full(connection, owner, most, most_each):
+                return full
             connection.commit()
         return ""
+
+    def full(self, owner: str, most: int, most_each: int) -> str:
+        """Whose queue would be, as :meth:`add` says it: a look before the work that goes before it."""
+        with self.engine.connect() as connection:
+            return _full(connection, owner, most - 1, most_each - 1)
 
     def done(self, most: int) -> list[Job]:
         """The latest jobs of all owners that are done, the newest first."""
@@ -207,6 +209,13 @@ class Store:
         with self.engine.connect() as connection:
             count, seconds = connection.execute(counted).one()
         return int(count), float(seconds)
+
+
+def _full(connection: sql.Connection, owner: str, most: int, most_each: int) -> str:
+    counted = sql.select(sql.func.count()).where(_JOBS.c.state.in_((QUEUED, RUNNING)))
+    if connection.execute(counted.where(_JOBS.c.owner == owner)).scalar_one() > most_each:
+        return "your"
+    return "the" if connection.execute(counted).scalar_one() > most else ""
 
 
 def _claimed(job: Job) -> sql.ColumnElement[bool]:
