@@ -133,3 +133,18 @@ def test_few_requests_decode_at_a_time_and_others_are_answered(
     for thread in threads:
         thread.join()
     assert sorted(one.status_code for one in answers) == [200] * 5 + [202]
+
+
+@pytest.mark.enable_socket
+def test_whatever_is_answered_is_counted(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(client.app.state.service.store, "of", broken)
+    with pytest.raises(ZeroDivisionError):
+        client.get("/v1/jobs")
+    client.get("/v1/jobs", headers={"Authorization": ""})
+    client.post("/v1/jobs", content=b"a" * (LIMITS.body + 1))
+    counted = client.get("/metrics").text
+    for route, status in (("/v1/jobs", 500), ("none", 401), ("none", 413)):
+        assert f'counterpoint_requests_total{{route="{route}",status="{status}"}} 1.0' in counted

@@ -79,9 +79,9 @@ def make_app(config: Config) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = Service(config, store, worker, pace, registry, states, anyio.CapacityLimiter(_DECODERS))
-    app.add_middleware(Counted, counter=requests)
     app.add_middleware(BodyLimit, most=config.limits.body)
-    app.add_middleware(Keys, keys=config.keys)  # the last is the first that a request meets
+    app.add_middleware(Keys, keys=config.keys)
+    app.add_middleware(Counted, counter=requests)  # the last is the first that a request meets
 
     @app.exception_handler(UserError)
     async def mistaken(_: Request, error: UserError) -> JSONResponse:

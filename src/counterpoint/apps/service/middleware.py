@@ -91,18 +91,28 @@ class BodyLimit:
 
 
 class Counted:
-    """Counts requests by route and status."""
+    """Counts requests by route and status, also those that no route sees and those that end in an exception."""
 
     def __init__(self, app: ASGIApp, counter: prometheus_client.Counter) -> None:
         self.app, self.counter = app, counter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Look at the answer's first message."""
+        begun = False
+
+        def count(status: int) -> None:
+            nonlocal begun
+            begun = True
+            self.counter.labels(getattr(scope.get("route"), "path", "none"), status).inc()
 
         async def seen(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
-                self.counter.labels(route, message["status"]).inc()
+                count(message["status"])
             await send(message)
 
-        await self.app(scope, receive, seen if scope["type"] == "http" else send)
+        try:
+            await self.app(scope, receive, seen if scope["type"] == "http" else send)
+        except Exception:
+            if scope["type"] == "http" and not begun:
+                count(500)
+            raise
