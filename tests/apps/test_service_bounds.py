@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import threading
@@ -15,11 +16,13 @@ import anyio
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from counterpoint.apps.service import checks, routes
 from counterpoint.apps.service.app import make_app
 from counterpoint.apps.service.schema import Limits
 from counterpoint.apps.service.state import Config
+from counterpoint.apps.service.store import DONE, Store
 from counterpoint.apps.service.worker import Worker
 from tests.conftest import noise
 
@@ -148,3 +151,52 @@ def test_whatever_is_answered_is_counted(client: TestClient, monkeypatch: pytest
     counted = client.get("/metrics").text
     for route, status in (("/v1/jobs", 500), ("none", 401), ("none", 413)):
         assert f'counterpoint_requests_total{{route="{route}",status="{status}"}} 1.0' in counted
+
+
+@pytest.mark.enable_socket
+def test_a_picture_that_is_gone_is_said_to_be(client: TestClient) -> None:
+    name = submit(client).json()["id"]
+    store = client.app.state.service.store
+    assert store.end(store.claim(), DONE, images=[{"seed": 0}])
+    answer = client.get(f"/v1/jobs/{name}/images/0")
+    assert (answer.status_code, answer.json()["detail"]) == (410, "the picture is no longer kept here")
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OperationalError("", {}, Exception("server closed the connection")), 503),
+        (OperationalError("", {}, Exception("database or disk is full")), 507),
+        (OSError(errno.ENOSPC, "No space left on device"), 507),
+        (OSError(errno.EACCES, "Permission denied"), 500),
+        (IntegrityError("", {}, Exception("twice")), 500),
+    ],
+)
+def test_what_is_missing_is_said(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    """A disk that is full, or a database that is away; other errors are ours."""
+
+    def missing(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(client.app.state.service.store, "add", missing)
+    if status == 500:
+        with pytest.raises(type(error)):
+            submit(client)
+        return
+    answer = submit(client)
+    assert (answer.status_code, type(answer.json()["detail"])) == (status, str)
+    assert not any(client.app.state.service.config.jobs.iterdir())
+
+
+def test_connections_that_died_are_noticed(tmp_path: Path) -> None:
+    """A database that was restarted costs nobody an error."""
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    asked: list[None] = []
+    store.engine.dialect.do_ping = lambda _: bool(asked.append(None)) or True
+    store.counts()
+    store.counts()
+    assert asked
+    store.close()

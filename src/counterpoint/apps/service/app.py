@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
 from counterpoint import __version__
 from counterpoint.apps.request import no_such_key
@@ -26,6 +28,9 @@ from counterpoint.types import UserError
 
 _DECODERS = 4
 """Requests that decode images at a time."""
+_AWAY = (OperationalError, InterfaceError, TimeoutError)
+"""What the database's library raises when it is not there; other errors are ours."""
+_FULL = "the service has no room left on its disk; tell its operator"
 _TOLD = 20
 """Places of a request that an answer says are wrong."""
 
@@ -86,6 +91,20 @@ def make_app(config: Config) -> FastAPI:
     @app.exception_handler(UserError)
     async def mistaken(_: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": _plain(" ".join(str(error).split()))}, 422)
+
+    @app.exception_handler(SQLAlchemyError)
+    async def away(_: Request, error: SQLAlchemyError) -> JSONResponse:
+        if not isinstance(error, _AWAY):
+            raise error
+        if "disk is full" in str(error.args[0]):  # as SQLite says it
+            return JSONResponse({"detail": _FULL}, 507)
+        return JSONResponse({"detail": "the database does not answer; try again"}, 503, {"Retry-After": "5"})
+
+    @app.exception_handler(OSError)
+    async def unwritten(_: Request, error: OSError) -> JSONResponse:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        return JSONResponse({"detail": _FULL}, 507)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -39,8 +39,8 @@ router = APIRouter()
 
 
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """What else may be answered, beside what every request that needs a key may be."""
-    return {code: {"model": Problem} for code in (401, *codes)}
+    """What else may be answered, beside what every request that needs a key may be; 503 without the database."""
+    return {code: {"model": Problem} for code in (401, *codes, 503)}
 
 
 async def _service(request: Request) -> Service:
@@ -63,7 +63,7 @@ User = Annotated[str, Depends(_user)]
     status_code=202,
     response_model=Accepted,
     tags=["jobs"],
-    responses={**_problems(413, 415, 422), 429: _CROWDED},
+    responses={**_problems(413, 415, 422, 507), 429: _CROWDED},
 )
 async def submit(job: JobIn, owner: User, service: There) -> Accepted:
     """Queue a job. What it will cost is estimated, and held against the limits, before any work."""
@@ -146,7 +146,7 @@ async def events(name: str, owner: User, service: There, request: Request) -> St
     "/v1/jobs/{name}/images/{number}",
     tags=["jobs"],
     response_class=FileResponse,
-    responses={200: _PNG, **_problems(404, 409, 422)},
+    responses={200: _PNG, **_problems(404, 409, 410, 422)},
 )
 def image(name: str, number: int, owner: User, service: There) -> FileResponse:
     """A picture of a job that is done; its recipe is inside."""
@@ -155,7 +155,10 @@ def image(name: str, number: int, owner: User, service: There) -> FileResponse:
         raise HTTPException(409, f"the job is {job.state}")
     if not 0 <= number < len(job.images or ()):
         raise HTTPException(404, f"the job has {len(job.images or ())} pictures")
-    return FileResponse(service.config.jobs / job.id / f"{number}.png", media_type="image/png")
+    file = service.config.jobs / job.id / f"{number}.png"
+    if not file.is_file():
+        raise HTTPException(410, "the picture is no longer kept here")
+    return FileResponse(file, media_type="image/png")
 
 
 @router.delete("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses=_problems(404, 409, 422))

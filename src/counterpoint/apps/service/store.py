@@ -77,7 +77,7 @@ class Store:
     def __init__(self, url: str) -> None:
         patient = {"timeout": 30} if url.startswith("sqlite") else {}
         try:
-            self.engine = sql.create_engine(url, connect_args=patient)
+            self.engine = sql.create_engine(url, connect_args=patient, pool_pre_ping=True)
             _TABLES.create_all(self.engine)
         except ImportError as error:
             raise UserError(
