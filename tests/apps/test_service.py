@@ -536,7 +536,7 @@ def test_safety() -> None:
         (("--model", "x=/nowhere"), "there is no model"),
         (("--device", "gpu"), "there is no device"),
         (("--database", "nonsense"), "--database nonsense"),
-        (("--database", "postgresql://u@h:x/db"), "--database postgresql://u@h:x/db"),
+        (("--database", "postgresql://u@h:x/db"), "--database postgresql://u@h:x/db: its port is no number"),
         (("--safety", "blur", "--safety-checker", "none:such"), "--safety-checker none:such"),
     ],
 )
@@ -546,6 +546,26 @@ def test_serve_refuses(cli, tmp_path: Path, arguments: tuple[str, ...], said: st
     assert status == 2
     assert said in error
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:secret@127.0.0.1:1/db",
+        "postgresql+psycopg://u:a@b:secret@127.0.0.1:1/db",
+        "postgresql+psycopg://u:a/secret@127.0.0.1:1/db",
+        "nonsense://u:secret@h/db",
+    ],
+)
+def test_passwords_are_not_told(cli, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """And a URL may come from the environment, where others do not see it."""
+    monkeypatch.setenv("COUNTERPOINT_DATABASE", url)
+    status, out, error = cli("serve", "--port", 0)
+    assert status == 2
+    assert "--database " in error
+    assert "u:***@" in error
+    assert "secret" not in out + error
 
 
 @pytest.mark.enable_socket

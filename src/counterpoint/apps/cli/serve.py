@@ -16,7 +16,13 @@ def serve(
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where jobs and pictures are kept.")] = Path("counterpoint-service"),
     database: Annotated[
-        str, typer.Option(metavar="URL", help="Of the jobs, as SQLAlchemy has it; default SQLite in --folder.")
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="COUNTERPOINT_DATABASE",
+            help="Of the jobs, as SQLAlchemy has it; default SQLite in --folder. Others see a command line: "
+            "a URL with a password is better given in the environment, as COUNTERPOINT_DATABASE.",
+        ),
     ] = "",
     keys: Annotated[
         Path | None,

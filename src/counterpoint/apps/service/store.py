@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,10 +82,14 @@ class Store:
             _TABLES.create_all(self.engine)
         except ImportError as error:
             raise UserError(
-                f"--database {url}: {error}; PostgreSQL wants pip install 'counterpoint[postgres]'"
+                f"--database {_shown(url)}: {error}; PostgreSQL wants pip install 'counterpoint[postgres]'"
             ) from None
-        except (sql.exc.SQLAlchemyError, ValueError) as error:
-            raise UserError(f"--database {url}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        except sql.exc.SQLAlchemyError as error:
+            first, _, _ = str(error).partition("\n")
+            raise UserError(f"--database {_shown(url)}: {first}") from None
+        except ValueError:  # which quotes what it takes for the port
+            raise UserError(f"--database {_shown(url)}: its port is no number; in a password, write @ as %40, : as %3A "
+                            "and / as %2F") from None  # fmt: skip
 
     def close(self) -> None:
         """Give the database's connections back."""
@@ -209,6 +214,11 @@ class Store:
         with self.engine.connect() as connection:
             count, seconds = connection.execute(counted).one()
         return int(count), float(seconds)
+
+
+def _shown(url: str) -> str:
+    """A URL without its password, also one that cannot be read."""
+    return re.sub(r"(://[^:/@]*:).*@", r"\1***@", url)
 
 
 def _full(connection: sql.Connection, owner: str, most: int, most_each: int) -> str:
