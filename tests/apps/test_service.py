@@ -331,6 +331,9 @@ def test_paces_are_learnt_for_each_model_and_remembered(opened: Callable[[], Sto
     again = Pace({"small": 128, "large": 1024}, store.done(100))
     assert again.estimate(wish, 600.0) == pytest.approx(700.0)
     assert again.estimate({**wish, "model": "small", "n": 2}, 600.0) == pytest.approx(4.0)
+    together = {**wish, "model": "small", "aggregate": ["base", "migc", "style"]}
+    assert again.estimate(together, 600.0) == pytest.approx(4.0)
+    assert again.estimate({**together, "aggregation": "steps=5"}, 600.0) == pytest.approx(2.5)
     fast = {**wish, "model": "small", "quality": "fast"}
     assert again.estimate(fast, 600.0) == pytest.approx(2.0), "as long as an exact one until one was made"
     store.add("d", "a", fast, 1.0)
