@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,20 @@ def test_connections_that_died_are_noticed(tmp_path: Path) -> None:
     store.counts()
     assert asked
     store.close()
+
+
+@pytest.mark.enable_socket
+def test_who_listens_to_a_job_that_waits_hears_something(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_PING", 0.0)
+    name = submit(client).json()["id"]
+    store = client.app.state.service.store
+    looked, get = count(), store.get
+
+    def cancelled(*wanted: str) -> Any:
+        if next(looked) == 3:
+            store.cancel(*wanted)
+        return get(*wanted)
+
+    monkeypatch.setattr(store, "get", cancelled)
+    said = client.get(f"/v1/jobs/{name}/events").text.split("\n\n")
+    assert [one.partition("\n")[0] for one in said] == ["event: queued", ": ping", "event: cancelled", ""]

@@ -7,6 +7,7 @@ import math
 import re
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -30,6 +31,8 @@ MOST = 100
 """Jobs that a listing has."""
 _EVERY = 0.2
 """Seconds between looks at a job whose events are heard."""
+_PING = 15.0
+"""Seconds of silence after which a listener is told that it is heard: proxies close what says nothing."""
 _ID = re.compile("[0-9a-f]{32}")
 _PNG: dict[str, Any] = {"description": "A picture.", "content": {"image/png": {}}}
 _EVENTS: dict[str, Any] = {"description": "Server-sent events.", "content": {"text/event-stream": {}}}
@@ -126,15 +129,18 @@ async def events(name: str, owner: User, service: There, request: Request) -> St
     await anyio.to_thread.run_sync(_found, service, name, owner)
 
     async def stream() -> AsyncIterator[str]:
-        before = ""
+        before, spoke = "", time.monotonic()
         while not (service.worker.stopping.is_set() or await request.is_disconnected()):
             job = await anyio.to_thread.run_sync(service.store.get, name, owner)
             if job is None:
                 return
             now = _out(job).model_dump_json()
             if now != before:
-                before = now
+                before, spoke = now, time.monotonic()
                 yield f"event: {job.state}\ndata: {now}\n\n"
+            elif time.monotonic() - spoke > _PING:
+                spoke = time.monotonic()
+                yield ": ping\n\n"
             if job.state in ENDED:
                 return
             await anyio.sleep(_EVERY)
