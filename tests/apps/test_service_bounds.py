@@ -47,6 +47,12 @@ def waits(until: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def picture(size: tuple[int, int] = (128, 128), form: str = "PNG") -> str:
+    file = io.BytesIO()
+    noise(size, 50).save(file, form)
+    return base64.b64encode(file.getvalue()).decode()
+
+
 def submit(client: TestClient, **more: Any) -> Any:
     return client.post("/v1/jobs", json={"prompt": "a red ball", "steps": 2, **more})
 
@@ -86,9 +92,7 @@ def test_many_small_values_are_refused_unread(client: TestClient) -> None:
 @pytest.mark.enable_socket
 def test_an_icon_is_refused_undecoded(client: TestClient) -> None:
     """Pillow would decode it to say how large it is."""
-    file = io.BytesIO()
-    noise((256, 256), 50).save(file, "ICO")
-    icon = base64.b64encode(file.getvalue()).decode()
+    icon = picture((256, 256), "ICO")
     for answer in (submit(client, init_image=icon), client.post("/v1/extract", json={"kind": "canny", "image": icon})):
         assert answer.status_code == 422
         assert "is not an image that can be read" in answer.json()["detail"]
@@ -155,10 +159,17 @@ def test_whatever_is_answered_is_counted(client: TestClient, monkeypatch: pytest
 
 
 @pytest.mark.enable_socket
-def test_a_picture_that_is_gone_is_said_to_be(client: TestClient) -> None:
-    name = submit(client).json()["id"]
-    store = client.app.state.service.store
+def test_a_picture_that_its_owner_removed_is_gone(client: TestClient) -> None:
+    name = submit(client, init_image=picture()).json()["id"]
+    service = client.app.state.service
+    folder, store = service.config.jobs / name, service.store
     assert store.end(store.claim(), DONE, images=[{"seed": 0}])
+    (folder / "0.png").write_bytes(b"a picture")
+    assert client.get(f"/v1/jobs/{name}/images/0").content == b"a picture"
+    for _ in range(2):
+        answer = client.delete(f"/v1/jobs/{name}")
+        assert (answer.status_code, answer.json()["state"]) == (200, "done")
+        assert not folder.exists()
     answer = client.get(f"/v1/jobs/{name}/images/0")
     assert (answer.status_code, answer.json()["detail"]) == (410, "the picture is no longer kept here")
 

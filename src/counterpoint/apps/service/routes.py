@@ -167,12 +167,12 @@ def image(name: str, number: int, owner: User, service: There) -> FileResponse:
     return FileResponse(file, media_type="image/png")
 
 
-@router.delete("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses=_problems(404, 409, 422))
+@router.delete("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses=_problems(404, 422))
 def cancel(name: str, owner: User, service: There) -> JobOut:
-    """Cancel a job that has not ended; a running one stops within a step."""
-    _found(service, name, owner)
-    if not service.store.cancel(name, owner):
-        raise HTTPException(409, "the job has ended")
+    """Cancel a job, a running one within a step; of one that has ended, remove its pictures and what it was given."""
+    job = _found(service, name, owner)
+    if not service.store.cancel(name, owner) and (folder := service.config.jobs / job.id).exists():
+        shutil.rmtree(folder)
     return _out(_found(service, name, owner))
 
 
