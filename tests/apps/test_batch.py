@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,25 @@ def test_who_fails_alone_fails_alone(
     jobs = [JobRequest(id=name, prompt="a ball", steps=1) for name in "abcd"]
     assert run_jobs(jobs, folder / "out") == {"b": said}
     assert sorted(path.stem for path in (folder / "out").glob("*.png")) == ["a", "c", "d"]
+
+
+def test_a_failed_attempt_is_out_of_memory_before_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what stands in a cycle of references."""
+    whole, held = batch.run_together, []
+
+    def tight(opened: list, pipe: object) -> list:
+        assert not any(one() for one in held)
+        if len(opened) == 1:
+            return whole(opened, pipe)
+        latents = torch.zeros(8)
+        latents.itself = latents
+        held.append(weakref.ref(latents))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(batch, "run_together", tight)
+    jobs = [JobRequest(id=name, prompt="a ball", steps=1) for name in "abcd"]
+    assert run_jobs(jobs, folder / "out") == {}
+    assert len(held) == 3
 
 
 def test_lines_are_what_newlines_end(folder: Path) -> None:

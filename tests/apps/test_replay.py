@@ -112,6 +112,22 @@ def test_images_that_moved(cli, made: Path, tmp_path: Path) -> None:
     assert "has no control 'depth'; it has pose, seg" in error
 
 
+def test_a_model_that_has_another_name_here(cli, made: Path, tmp_path: Path) -> None:
+    """A service tells the name that it has there."""
+    with PIL.Image.open(made) as picture:
+        request = json.loads(picture.text["counterpoint"])["request"]
+    edited(made, request={**request, "model": "drawn"})
+    status, _, error = cli("replay", made, "--verify")
+    assert status == 2
+    assert "the model of " in error
+    assert "there is no model 'drawn'" in error
+    assert "give --model MODEL" in error
+    status, out, error = cli("replay", made, "--verify", "--model", "tiny")
+    assert (status, out.strip()) == (0, "identical: all 128 x 128 pixels"), error
+    assert cli("replay", made, "--export", "diffusers", "--model", TINY, "--out", "script.py")[0] == 0
+    assert str(TINY) in (tmp_path / "script.py").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

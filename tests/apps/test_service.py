@@ -25,7 +25,7 @@ from counterpoint.apps.service.pace import Pace
 from counterpoint.apps.service.safety import load_safety, safety
 from counterpoint.apps.service.schema import Limits
 from counterpoint.apps.service.state import Config
-from counterpoint.apps.service.store import ATTEMPTS, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Store
+from counterpoint.apps.service.store import ATTEMPTS, CANCELLED, DONE, FAILED, QUEUED, RUNNING, Job, Store
 from counterpoint.apps.service.worker import Worker
 from counterpoint.types import UserError
 from tests.conftest import noise
@@ -42,6 +42,7 @@ def picture(size: tuple[int, int] = (128, 128), form: str = "PNG") -> str:
 
 LARGE = base64.b64encode(cv2.imencode(".png", np.zeros((128, 160, 3), np.uint8))[1].tobytes()).decode()
 POSE_SEG = [{"label": label, "image": picture()} for label in ("pose", "seg")]
+THING = {"phrase": "a ball", "box": [0, 0, 1, 1]}
 EVEN = base64.b64encode(cv2.imencode(".png", np.zeros((400, 400, 3), np.uint8))[1].tobytes()).decode()
 
 
@@ -104,7 +105,6 @@ def test_a_job_from_start_to_picture(client: TestClient) -> None:
     assert str(client.app.state.service.config.folder) not in text, "where things are here is nobody's business"
     assert recipe["safety"] == "unchecked"
     assert client.get(f"/v1/jobs/{job['id']}/images/2").status_code == 404
-    assert client.delete(f"/v1/jobs/{job['id']}").status_code == 409
     assert job["id"] in [one["id"] for one in client.get("/v1/jobs").json()]
 
 
@@ -196,7 +196,16 @@ def test_full_queues_say_when(client: TestClient) -> None:
         ({"aggregate": ["../../x"]}, "is no name of an adapter"),
         ({"layout": {"instances": [{"phrase": "a", "box": [0, 0, 2, 1]}]}}, "reaches outside the picture"),
         ({"layout": {"reference": {"image": 5}}}, "the reference of a layout"),
-        ({"layout": {"reference": "../../etc/passwd"}}, "reference is not base64"),
+        ({"layout": {"reference": "../../etc/passwd"}, "aggregate": ["style"]}, "reference is not base64"),
+        ({"layout": {"instances": [THING]}}, "nothing here reads a layout"),
+        ({"aggregate": ["base", "migc"]}, "migc reads a layout, and there is none"),
+        ({"aggregate": ["migc"], "layout": {"reference": picture()}}, "migc reads a layout's instances"),
+        ({"aggregate": ["style"], "layout": {"instances": [THING]}}, "ip-adapter reads a layout's reference picture"),
+        ({"aggregate": ["migc"], "layout": {"instances": [THING] * 31}}, "the layout has 31 instances; adapters"),
+        ({"aggregate": ["migc"], "layout": {"instances": [{**THING, "phrase": "a" * 20_000}]}}, "20,000 bytes"),
+        ({"subject": ["a" * 401]}, "subject"),
+        ({"foreground": ["a" * 81]}, "foreground"),
+        ({"aggregate": ["a" * 201]}, "at most 200 characters"),
         ({"lora": ["x.safetensors"]}, "lora"),
         ({"device": "cuda"}, "device"),
         ({"guidance_scale": "NaN"}, "guidance_scale"),
@@ -317,16 +326,17 @@ def test_paces_are_learnt_for_each_model_and_remembered(opened: Callable[[], Sto
     store = opened()
     for name, model in (("a", "small"), ("b", "large"), ("c", "gone")):
         store.add(name, "a", {"model": model, "steps": 20, "n": 1, "controls": [1, 2]}, 1.0)
-        store.claim()
-        store.end(name, DONE, images=[{"seed": 0, "seconds": 700.0 if model == "large" else 2.0}])
+        store.end(claimed(store), DONE, images=[{"seed": 0, "seconds": 700.0 if model == "large" else 2.0}])
     again = Pace({"small": 128, "large": 1024}, store.done(100))
     assert again.estimate(wish, 600.0) == pytest.approx(700.0)
     assert again.estimate({**wish, "model": "small", "n": 2}, 600.0) == pytest.approx(4.0)
+    together = {**wish, "model": "small", "aggregate": ["base", "migc", "style"]}
+    assert again.estimate(together, 600.0) == pytest.approx(4.0)
+    assert again.estimate({**together, "aggregation": "steps=5"}, 600.0) == pytest.approx(2.5)
     fast = {**wish, "model": "small", "quality": "fast"}
     assert again.estimate(fast, 600.0) == pytest.approx(2.0), "as long as an exact one until one was made"
     store.add("d", "a", fast, 1.0)
-    store.claim()
-    store.end("d", DONE, images=[{"seed": 0, "seconds": 0.5}])
+    store.end(claimed(store), DONE, images=[{"seed": 0, "seconds": 0.5}])
     again = Pace({"small": 128, "large": 1024}, store.done(100))
     assert again.estimate(fast, 600.0) == pytest.approx(0.5)
     assert again.estimate({**fast, "quality": "exact"}, 600.0) == pytest.approx(2.0)
@@ -445,23 +455,27 @@ def test_what_nothing_would_hear_is_refused(client: TestClient, more: dict[str, 
     assert said in answer.text
 
 
+def claimed(store: Store) -> Job:
+    job = store.claim()
+    assert job is not None
+    return job
+
+
 def test_jobs_end_once_whoever_says_so_first(opened: Callable[[], Store], monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened()
     for name, owner in (("a1", "a"), ("a2", "a"), ("b1", "b")):
         store.add(name, owner, {"prompt": name}, 1.0)
-    first = store.claim()
-    assert first is not None
+    first = claimed(store)
     assert (first.id, first.state, first.attempts) == ("a1", RUNNING, 1)
-    second = store.claim()
-    assert second is not None
+    second = claimed(store)
     assert second.id == "b1", "who was served last waits"
-    assert store.end("a1", DONE, images=[{"seed": 0}])
-    assert not store.end("a1", FAILED, "too late")
+    assert store.end(first, DONE, images=[{"seed": 0}])
+    assert not store.end(first, FAILED, "too late")
     assert not store.cancel("a1", "a")
     assert store.cancel("b1", "b")
     assert not store.cancel("b1", "a")
     assert store.to_cancel("b1")
-    store.give_back("b1", blame=True)
+    store.give_back(second, blame=True)
     assert store.get("b1", "b").state == CANCELLED
     assert store.counts() == {QUEUED: 1, RUNNING: 0, DONE: 1, CANCELLED: 1, FAILED: 0}
     store.claim()
@@ -474,7 +488,27 @@ def test_jobs_end_once_whoever_says_so_first(opened: Callable[[], Store], monkey
     again.claim()
     again.recover()
     assert again.get("a2", "a").state == FAILED
+    assert again.get("a2", "a").reason == "its worker died 2 times"
     assert again.claim() is None
+
+
+def test_a_job_belongs_to_whoever_claimed_it_last(opened: Callable[[], Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was silent beyond its lease, and then goes on, changes nothing."""
+    store = opened()
+    store.add("a", "a", {}, 1.0)
+    late = claimed(store)
+    assert store.alive(late)
+    with monkeypatch.context() as patch:
+        patch.setattr("counterpoint.apps.service.store.LEASE", -1.0)
+        store.recover()
+    mine = claimed(store)
+    assert not store.alive(late)
+    store.progress(late, 5, 9)
+    store.give_back(late, blame=True)
+    assert not store.end(late, DONE, images=[])
+    job = store.get("a", "a")
+    assert (job.state, job.step, job.attempts, job.seen) == (RUNNING, 0, 2, mine.seen)
+    assert store.end(mine, DONE, images=[])
 
 
 def test_safety() -> None:
@@ -504,7 +538,7 @@ def test_safety() -> None:
         (("--model", "x=/nowhere"), "there is no model"),
         (("--device", "gpu"), "there is no device"),
         (("--database", "nonsense"), "--database nonsense"),
-        (("--database", "postgresql://u@h:x/db"), "--database postgresql://u@h:x/db"),
+        (("--database", "postgresql://u@h:x/db"), "--database postgresql://u@h:x/db: its port is no number"),
         (("--safety", "blur", "--safety-checker", "none:such"), "--safety-checker none:such"),
     ],
 )
@@ -514,6 +548,26 @@ def test_serve_refuses(cli, tmp_path: Path, arguments: tuple[str, ...], said: st
     assert status == 2
     assert said in error
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:secret@127.0.0.1:1/db",
+        "postgresql+psycopg://u:a@b:secret@127.0.0.1:1/db",
+        "postgresql+psycopg://u:a/secret@127.0.0.1:1/db",
+        "nonsense://u:secret@h/db",
+    ],
+)
+def test_passwords_are_not_told(cli, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """And a URL may come from the environment, where others do not see it."""
+    monkeypatch.setenv("COUNTERPOINT_DATABASE", url)
+    status, out, error = cli("serve", "--port", 0)
+    assert status == 2
+    assert "--database " in error
+    assert "u:***@" in error
+    assert "secret" not in out + error
 
 
 @pytest.mark.enable_socket

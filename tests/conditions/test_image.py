@@ -20,7 +20,7 @@ from counterpoint.types import UserError
 RAMP = np.repeat(np.repeat(np.linspace(0, 255, 40).astype(np.uint8)[None, :, None], 30, 0), 3, -1)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "bmp", "gif", "tiff", "ppm"])
 def test_formats(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(RAMP).save(path)
@@ -82,6 +82,21 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
         read_image(tmp_path / "missing.png")
     with pytest.raises(UserError, match="folder"):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["ico", "icns", "eps"])
+def test_what_decodes_before_it_is_measured_is_no_image(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Icons do when they are opened, and PostScript is a program."""
+    Image.fromarray(RAMP).resize((64, 64)).save(tmp_path / f"a.{suffix}")
+
+    def decoded(*_: object) -> None:
+        raise AssertionError("it is decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    with pytest.raises(UserError, match="is not an image that can be read"):
+        read_image(tmp_path / f"a.{suffix}")
 
 
 def test_resizing() -> None:

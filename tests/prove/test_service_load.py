@@ -100,7 +100,7 @@ def ask(server: Server, number: int, jobs: int, accepted: dict[str, tuple[int, b
             with lock:
                 accepted[name] = (number, cancel)
             if cancel:
-                assert mine.delete(f"/v1/jobs/{name}").status_code in {200, 409}
+                assert mine.delete(f"/v1/jobs/{name}").status_code == 200
 
 
 def test_two_hundred_jobs_of_sixteen_clients(server: Server) -> None:
@@ -135,7 +135,7 @@ def test_two_hundred_jobs_of_sixteen_clients(server: Server) -> None:
         number, cancel = accepted[name]
         assert job["state"] == "done" or (cancel and job["state"] == "cancelled"), job
         assert clients[number].get(f"/v1/jobs/{name}").json() == job, "an end is final"
-        if job["state"] == "done":
+        if job["state"] == "done" and not cancel:  # whoever cancels too late removes the picture
             assert clients[number].get(f"/v1/jobs/{name}/images/0").headers["content-type"] == "image/png"
     for number, mine in enumerate(clients):
         listed = [one["id"] for one in mine.get("/v1/jobs").json()]

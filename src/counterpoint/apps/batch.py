@@ -18,7 +18,16 @@ from counterpoint.apps import record
 from counterpoint.apps.cluster import its_device, map_on_ray
 from counterpoint.apps.replay import recipe_of
 from counterpoint.apps.request import GenerateRequest, build
-from counterpoint.apps.run import OneModel, Opened, alike, is_out_of_memory, model_key, open_request, run_together
+from counterpoint.apps.run import (
+    OneModel,
+    Opened,
+    alike,
+    free_memory,
+    is_out_of_memory,
+    model_key,
+    open_request,
+    run_together,
+)
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
 
@@ -216,12 +225,15 @@ class _Worker:
 
     def _sample(self, opened: Sequence[Opened], pipe: Pipeline) -> list[dict[str, Any]]:
         """A batch that fails is halved until whoever is to blame is alone, whatever it is to blame for."""
-        began = time.perf_counter()
+        began, failure = time.perf_counter(), None
         try:
             results = run_together(opened, pipe)
-        except Exception as error:
+        except Exception as error:  # no longer than this: its traceback holds what the attempt had in memory
+            failure = _failed(opened[0].request, error)
+        if failure is not None:
+            free_memory()
             if len(opened) == 1:
-                return [_failed(opened[0].request, error)]
+                return [failure]
             half = len(opened) // 2
             return [*self._sample(opened[:half], pipe), *self._sample(opened[half:], pipe)]
         seconds = (time.perf_counter() - began) / len(opened)

@@ -166,7 +166,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         UserError: there is none, or it cannot be read.
     """
     try:
-        with PIL.Image.open(path) as picture:
+        with PIL.Image.open(path, formats=("PNG",)) as picture:
             recipe = json.loads(picture.text[KEY])
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None

@@ -118,7 +118,11 @@ def _weights(
 
 
 def request_of(
-    recipe: Mapping[str, Any], images: Mapping[str, Path], origin: object, inputs: Mapping[str, Path] | None = None
+    recipe: Mapping[str, Any],
+    images: Mapping[str, Path],
+    origin: object,
+    inputs: Mapping[str, Path] | None = None,
+    model: str | None = None,
 ) -> GenerateRequest:
     """The request of a recipe.
 
@@ -127,6 +131,7 @@ def request_of(
         images: label -> where a control's image is now.
         origin: what messages call the recipe.
         inputs: name, as :func:`inputs_of` has it -> where that file is now.
+        model: where its model is here; a service's recipe has the name that the model had there.
 
     Raises:
         UserError: it is no request of this version, or has no such control or input.
@@ -142,6 +147,8 @@ def request_of(
     content["controls"] = [
         {**one, "image": images.get(label, one.get("image"))} for label, one in zip(labels, controls, strict=True)
     ]
+    if model is not None:
+        content["model"] = model
     return _moved(build(GenerateRequest, **content), inputs or {}, origin)
 
 
@@ -168,6 +175,7 @@ def replay(
     path: Path,
     images: Mapping[str, Path],
     inputs: Mapping[str, Path] | None = None,
+    model: str | None = None,
     *,
     load: Callable[[GenerateRequest], Pipeline] = load_for,
     listen: Listener | None = None,
@@ -178,6 +186,7 @@ def replay(
         path: a PNG of ``generate``.
         images: label -> where a control's image is now.
         inputs: likewise of what :func:`inputs_of` names.
+        model: where its model is here, if not where the recipe says.
         load: brings the pipeline that a request asks for.
         listen: hears every step.
 
@@ -185,7 +194,7 @@ def replay(
         UserError: it carries no recipe of this version, or something that it names is missing.
     """
     recipe = record.read_recipe(path)
-    request = request_of(recipe, images, path, inputs)
+    request = request_of(recipe, images, path, inputs, model)
     before = np.asarray(read_image(path), int)
     for control in request.controls:
         if not control.image.is_file():
@@ -194,6 +203,10 @@ def replay(
     for name, file in inputs_of(request).items():
         if not file.is_file():
             raise UserError(f"the {name} {file} of {path} is not here: give --input {name}=FILE")
+    try:
+        locate(request.model)
+    except UserError as error:
+        raise UserError(f"the model of {path} is not here: {error}; or give --model MODEL") from None
     result = run(request, load(request), listen=listen)
     try:
         image = result.images[result.seeds.index(recipe["seed"])]

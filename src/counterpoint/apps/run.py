@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import time
@@ -98,6 +99,13 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def free_memory() -> None:
+    """Give back what a failed attempt had: tensors in reference cycles, and what CUDA keeps for later."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class OneModel:
     """The pipeline of the latest request: another one's is let go before its own is loaded."""
 
@@ -118,6 +126,7 @@ class OneModel:
     def forget(self) -> None:
         """Let it go."""
         self.pipe = None
+        free_memory()
 
 
 def several(pipe: Pipeline, names: Sequence[str], aggregation: str = "") -> Pipeline:

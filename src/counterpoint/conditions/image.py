@@ -16,11 +16,13 @@ from counterpoint.types import CONTROL_KINDS, Image, UserError
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded."""
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
+"""Of Pillow's: those that say how large a picture is before they decode it, and start no other program."""
 Fit = Literal["fill", "fit", "stretch"]
 
 
 def read_image(path: Path) -> Image:
-    """Read a PNG, JPEG, WebP or whatever Pillow reads, as RGB.
+    """Read a PNG, JPEG, WebP or another of :data:`FORMATS`, as RGB.
 
     EXIF rotation is applied, 16-bit greys are scaled to 8 bits, palettes are looked up, and transparent pixels become
     black, which means "no control" wherever anything does.
@@ -46,7 +48,7 @@ def _decoded(source: Path | io.BytesIO, name: str, most: int = MAX_PIXELS) -> Im
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(source) as picture:
+            with PIL.Image.open(source, formats=FORMATS) as picture:
                 if picture.width * picture.height > most:
                     raise UserError(
                         f"{name} has {picture.width} x {picture.height} pixels; the limit is {most:,}: "
@@ -58,7 +60,7 @@ def _decoded(source: Path | io.BytesIO, name: str, most: int = MAX_PIXELS) -> Im
     except PIL.Image.DecompressionBombError:
         raise UserError(f"{name} has more pixels than the limit of {most:,}: scale it down first") from None
     except PIL.UnidentifiedImageError:
-        raise UserError(f"{name} is not an image that can be read (PNG, JPEG, WebP, ...)") from None
+        raise UserError(f"{name} is not an image that can be read ({', '.join(FORMATS)})") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{name} is damaged or incomplete: {error}") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
@@ -35,12 +35,53 @@ def load_adapter(unet: UNet2DConditionModel, source: Path) -> tuple[str, UNet2DC
         UserError: the file is missing, a pickle, damaged, of another UNet, or holds no adapter; or the folder holds
             several.
     """
+    kind, file = _found(source)
+    return kind, KINDS[kind][1](unet, file)
+
+
+def adapter_kind(source: Path) -> str:
+    """An adapter's kind.
+
+    Args:
+        source: a safetensors file, or a folder that holds one.
+
+    Raises:
+        UserError: the file is missing, a pickle, damaged, or holds no adapter.
+    """
+    return _found(source)[0]
+
+
+def check_told(kinds: Sequence[str], layout: bool, instances: bool, reference: bool) -> None:
+    """Hold what a picture is told against what its adapters read.
+
+    Args:
+        kinds: of the adapters.
+        layout: whether there is one.
+        instances: whether it has any.
+        reference: whether it has one.
+
+    Raises:
+        UserError: they read something that is not there, or nothing reads what is.
+    """
+    if not layout:
+        if kinds:
+            raise UserError(f"{kinds[0]} reads a layout, and there is none: give one with layout= or --layout")
+        return
+    if not kinds:
+        raise UserError(f"nothing here reads a layout: load an adapter ({', '.join(KINDS)})")
+    if "ip-adapter" in kinds and not reference:
+        raise UserError("ip-adapter reads a layout's reference picture, and there is none: give the layout one")
+    if set(kinds) - {"ip-adapter"} and not instances:
+        raise UserError(f"{kinds[0]} reads a layout's instances, and there are none: give it some")
+
+
+def _found(source: Path) -> tuple[str, Path]:
     files = weight_files(source) if source.is_dir() else [source]
     if len(files) > 1:
         raise UserError(f"{source} holds several weight files: name one of {', '.join(one.name for one in files)}")
     (file,) = files
     names = shapes(file)
-    for kind, (mark, load) in KINDS.items():
+    for kind, (mark, _) in KINDS.items():
         if any(mark in name for name in names):
-            return kind, load(unet, file)
+            return kind, file
     raise UserError(f"{file} holds no adapter that is known here: {', '.join(KINDS)}")

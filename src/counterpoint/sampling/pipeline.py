@@ -17,7 +17,7 @@ from counterpoint.control.attach import hints_encoded_once
 from counterpoint.control.reuse import Thrift
 from counterpoint.control.stack import Weight
 from counterpoint.fusion import get_fusion
-from counterpoint.models.adapter import load_adapter
+from counterpoint.models.adapter import check_told, load_adapter
 from counterpoint.models.compiling import closed_by
 from counterpoint.models.ip_adapter import check_encoder
 from counterpoint.models.load import load_image_encoder
@@ -311,15 +311,9 @@ class Pipeline(Model):
         readers = [model.adapter.kind for model in self.models if model.adapter is not None]
         if len(layouts) != count:
             raise UserError(f"{len(layouts)} layouts for {count} pictures; give one, or one each")
-        if readers and any(layout is None for layout in layouts):
-            raise UserError(f"{readers[0]} reads a layout, and there is none: give one with layout= or --layout")
         for layout in layouts:
-            if "ip-adapter" in readers and layout and layout.reference is None:
-                raise UserError("ip-adapter reads a layout's reference picture, and there is none: give the layout one")
-            if set(readers) - {"ip-adapter"} and layout and not layout.instances:
-                raise UserError(f"{readers[0]} reads a layout's instances, and there are none: give it some")
-        if not readers and any(layout is not None for layout in layouts):
-            raise UserError("nothing here reads a layout: load an adapter (interact, gligen, migc, ip-adapter)")
+            said = layout or Layout()
+            check_told(readers, layout is not None, bool(said.instances), said.reference is not None)
 
     def _steps(
         self,

@@ -25,6 +25,12 @@ def replay(
             show_default=False,
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Where its model is here; a picture of the service names it as it is called there.", show_default=False
+        ),
+    ] = None,
     export: Annotated[
         str | None,
         typer.Option(metavar="FORM", help="Write the recipe for another tool instead: diffusers or comfyui."),
@@ -51,7 +57,7 @@ def replay(
     if export is not None:
         if verify:
             raise UserError("--export writes a recipe and makes no picture to --verify")
-        _export(image, images, inputs, export, out, json)
+        _export(image, images, inputs, model, export, out, json)
         return
     target = out or (None if verify else image.with_name(f"{image.stem}.replay.png"))
     if target is not None:
@@ -61,7 +67,7 @@ def replay(
 
     output.quiet_libraries()
     with output.spoken_warnings(), output.progress("sampling") as listen:
-        made = again(image, images, inputs, listen=listen)
+        made = again(image, images, inputs, model, listen=listen)
     if target is not None:
         record.save_png(made.image, target, made.recipe)
     identical = made.distance == 0
@@ -90,7 +96,13 @@ def replay(
 
 
 def _export(
-    image: Path, images: dict[str, Path], inputs: dict[str, Path], form: str, out: Path | None, json: bool
+    image: Path,
+    images: dict[str, Path],
+    inputs: dict[str, Path],
+    model: str | None,
+    form: str,
+    out: Path | None,
+    json: bool,
 ) -> None:
     from counterpoint.apps import record
     from counterpoint.apps.cli import output
@@ -102,7 +114,7 @@ def _export(
         raise UserError(f"--export {form}: there are {', '.join(FORMS)}")
     recipe = record.read_recipe(image)
     suffix, write = FORMS[form]
-    exported = write(request_of(recipe, images, image, inputs), recipe.get("seed", 0))
+    exported = write(request_of(recipe, images, image, inputs, model), recipe.get("seed", 0))
     target = out or image.with_suffix(suffix)
     record.write_text(target, exported.text)
     if json:

@@ -16,7 +16,13 @@ def serve(
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where jobs and pictures are kept.")] = Path("counterpoint-service"),
     database: Annotated[
-        str, typer.Option(metavar="URL", help="Of the jobs, as SQLAlchemy has it; default SQLite in --folder.")
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="COUNTERPOINT_DATABASE",
+            help="Of the jobs, as SQLAlchemy has it; default SQLite in --folder. Others see a command line: "
+            "a URL with a password is better given in the environment, as COUNTERPOINT_DATABASE.",
+        ),
     ] = "",
     keys: Annotated[
         Path | None,
@@ -59,9 +65,8 @@ def serve(
     from counterpoint.types import UserError
 
     try:
-        import uvicorn
-
         from counterpoint.apps.service.app import make_app
+        from counterpoint.apps.service.server import Server
         from counterpoint.apps.service.state import Config
     except ImportError:
         raise UserError("serve needs packages that are not installed: pip install 'counterpoint[serve]'") from None
@@ -98,8 +103,7 @@ def serve(
 
         if ray is None:
             ready()
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(grace) + 5))
-            server.run(sockets=[probe])
+            Server(app).run(sockets=[probe])
             return
     if ray != "local" and not database:
         raise UserError("--ray ADDRESS: several machines cannot share SQLite; give --database postgresql+psycopg://...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,10 +13,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
 from counterpoint import __version__
 from counterpoint.apps.request import no_such_key
+from counterpoint.apps.service.middleware import BodyLimit, Counted, Keys
 from counterpoint.apps.service.pace import Pace
 from counterpoint.apps.service.routes import MOST, router
 from counterpoint.apps.service.safety import find_check
@@ -24,61 +26,13 @@ from counterpoint.apps.service.store import Job, Store
 from counterpoint.apps.service.worker import Worker
 from counterpoint.types import UserError
 
-
-class BodyLimit:
-    """Refuses bodies that are too large before they are read whole."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count what comes in."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        said = headers.get(b"content-length", b"0")
-        if not said.isdigit() or int(said) > self.most:
-            await self._refuse(scope, receive, send)
-            return
-        seen = 0
-        body: list[Message] = []
-        while True:
-            message = await receive()
-            body.append(message)
-            seen += len(message.get("body", b""))
-            if seen > self.most:
-                await self._refuse(scope, receive, send)
-                return
-            if not message.get("more_body"):
-                break
-
-        async def replay() -> Message:
-            return body.pop(0) if body else await receive()
-
-        await self.app(scope, replay, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = JSONResponse({"detail": f"a request may have {self.most:,} bytes"}, 413, {"Connection": "close"})
-        await answer(scope, receive, send)
-
-
-class Counted:
-    """Counts requests by route and status."""
-
-    def __init__(self, app: ASGIApp, counter: prometheus_client.Counter) -> None:
-        self.app, self.counter = app, counter
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Look at the answer's first message."""
-
-        async def seen(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
-                self.counter.labels(route, message["status"]).inc()
-            await send(message)
-
-        await self.app(scope, receive, seen if scope["type"] == "http" else send)
+_DECODERS = 4
+"""Requests that decode images at a time."""
+_AWAY = (OperationalError, InterfaceError, TimeoutError)
+"""What the database's library raises when it is not there; other errors are ours."""
+_FULL = "the service has no room left on its disk; tell its operator"
+_TOLD = 20
+"""Places of a request that an answer says are wrong."""
 
 
 def make_app(config: Config) -> FastAPI:
@@ -129,13 +83,28 @@ def make_app(config: Config) -> FastAPI:
         description="Pictures under several controls. Jobs are queued, worked on one after the other, and kept.",
         lifespan=lifespan,
     )
-    app.state.service = Service(config, store, worker, pace, registry, states)
-    app.add_middleware(Counted, counter=requests)
+    app.state.service = Service(config, store, worker, pace, registry, states, anyio.CapacityLimiter(_DECODERS))
     app.add_middleware(BodyLimit, most=config.limits.body)
+    app.add_middleware(Keys, keys=config.keys)
+    app.add_middleware(Counted, counter=requests)  # the last is the first that a request meets
 
     @app.exception_handler(UserError)
     async def mistaken(_: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": _plain(" ".join(str(error).split()))}, 422)
+
+    @app.exception_handler(SQLAlchemyError)
+    async def away(_: Request, error: SQLAlchemyError) -> JSONResponse:
+        if not isinstance(error, _AWAY):
+            raise error
+        if "disk is full" in str(error.args[0]):  # as SQLite says it
+            return JSONResponse({"detail": _FULL}, 507)
+        return JSONResponse({"detail": "the database does not answer; try again"}, 503, {"Retry-After": "5"})
+
+    @app.exception_handler(OSError)
+    async def unwritten(_: Request, error: OSError) -> JSONResponse:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        return JSONResponse({"detail": _FULL}, 507)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -148,7 +117,7 @@ def make_app(config: Config) -> FastAPI:
                 "loc": [_plain(part) if isinstance(part, str) else part for part in one["loc"]],
                 "msg": _plain(no_such_key(str(one["loc"][-1])) if one["type"] == "extra_forbidden" else one["msg"]),
             }
-            for one in error.errors()
+            for one in error.errors()[:_TOLD]  # each is looked up among all keys
         ]
         return JSONResponse({"detail": found}, 422)  # without what was sent: it may be no JSON at all
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from counterpoint.apps.service.store import Job
+from counterpoint.sampling.amdm import Aggregation
 
 _GUESS = 20.0
 """Seconds a unit of work where nothing was learnt yet: a small CPU."""
@@ -29,11 +30,19 @@ class Pace:
             self.learn(job)
 
     def work(self, request: Mapping[str, Any]) -> float:
-        """A request's work; a ControlNet costs half of a UNet."""
+        """A request's work; a ControlNet costs half of a UNet, and models that are aggregated one each, at most in all
+        steps: a window in noise is not counted here.
+
+        Raises:
+            UserError: the aggregation makes no sense.
+        """
         side = self.sides[request["model"]]
         pixels = (request.get("width") or side) * (request.get("height") or side)
-        networks = 2 * (1 + 0.5 * len(request.get("controls") or ()))
-        return pixels / 1e6 * request["steps"] * request["n"] * networks
+        steps, helpers = request["steps"], max(len(request.get("aggregate") or ()) - 1, 0)
+        window = Aggregation.parse(request.get("aggregation") or "").steps
+        shared = steps if window is None else min(window, steps)
+        networks = 2 * (steps * (1 + 0.5 * len(request.get("controls") or ())) + shared * helpers)
+        return pixels / 1e6 * request["n"] * networks
 
     def learn(self, job: Job) -> None:
         """From a job that is done: the seconds of its pictures, without those that its model took to load."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import io
 import math
 import re
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -20,7 +19,8 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from counterpoint.apps.service.schema import Accepted, ExtractIn, JobIn, JobOut, Problem, check, decode, extractable
+from counterpoint.apps.service.checks import check, opened
+from counterpoint.apps.service.schema import Accepted, ExtractIn, JobIn, JobOut, Limits, Problem, decode, extractable
 from counterpoint.apps.service.state import Service
 from counterpoint.apps.service.store import DONE, ENDED, Job
 from counterpoint.conditions.plain import PLAIN
@@ -31,6 +31,8 @@ MOST = 100
 """Jobs that a listing has."""
 _EVERY = 0.2
 """Seconds between looks at a job whose events are heard."""
+_PING = 15.0
+"""Seconds of silence after which a listener is told that it is heard: proxies close what says nothing."""
 _ID = re.compile("[0-9a-f]{32}")
 _PNG: dict[str, Any] = {"description": "A picture.", "content": {"image/png": {}}}
 _EVENTS: dict[str, Any] = {"description": "Server-sent events.", "content": {"text/event-stream": {}}}
@@ -40,8 +42,8 @@ router = APIRouter()
 
 
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """What else may be answered, beside what every request that needs a key may be."""
-    return {code: {"model": Problem} for code in (401, *codes)}
+    """What else may be answered, beside what every request that needs a key may be; 503 without the database."""
+    return {code: {"model": Problem} for code in (401, *codes, 503)}
 
 
 async def _service(request: Request) -> Service:
@@ -51,16 +53,9 @@ async def _service(request: Request) -> Service:
 There = Annotated[Service, Depends(_service)]
 
 
-def _user(service: There, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> str:
-    """Who asks: one for each key, whose hash it is; without keys everybody is one."""
-    keys = service.config.keys
-    if not keys:
-        return "everybody"
-    given = "" if key is None else key.credentials
-    if not sum(hmac.compare_digest(given.encode(), known.encode()) for known in keys):
-        said = "this service wants an API key: Authorization: Bearer KEY"
-        raise HTTPException(401, said, {"WWW-Authenticate": "Bearer"})
-    return hashlib.sha256(given.encode()).hexdigest()[:32]
+def _user(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> str:
+    """Who asks, as the key that was looked at before the body was read says; the credentials are for /docs."""
+    return request.state.owner
 
 
 User = Annotated[str, Depends(_user)]
@@ -71,24 +66,31 @@ User = Annotated[str, Depends(_user)]
     status_code=202,
     response_model=Accepted,
     tags=["jobs"],
-    responses={**_problems(413, 415, 422), 429: _CROWDED},
+    responses={**_problems(413, 415, 422, 507), 429: _CROWDED},
 )
-def submit(job: JobIn, owner: User, service: There) -> Accepted:
+async def submit(job: JobIn, owner: User, service: There) -> Accepted:
     """Queue a job. What it will cost is estimated, and held against the limits, before any work."""
-    config = service.config
-    device = {"device": config.device, "dtype": config.dtype, "compile": config.compile}
-    checked = check(job, config.models, config.sizes, config.limits, device)
-    estimate = service.pace.estimate(checked.request.model_dump(), config.limits.seconds)
-    if estimate > config.limits.seconds:
-        raise UserError(f"this would take about {estimate:.0f} seconds; a job may take {config.limits.seconds:g}")
+    return await anyio.to_thread.run_sync(_submit, job, owner, service, limiter=service.decoders)
+
+
+def _submit(job: JobIn, owner: str, service: Service) -> Accepted:
+    """From what costs least to what costs most; the last look at the queue decides."""
+    config, limits = service.config, service.config.limits
+    check(job, config.models, config.sizes, limits)
+    estimate = service.pace.estimate({**job.model_dump(), "model": config.models[job.model]}, limits.seconds)
+    if estimate > limits.seconds:
+        raise UserError(f"this would take about {estimate:.0f} seconds; a job may take {limits.seconds:g}")
     count, ahead = service.store.waiting()
-    name = secrets.token_hex(16)
-    try:
-        request = checked.write(config.jobs / name).model_dump(mode="json")
-        full = service.store.add(name, owner, request, estimate, config.limits.queue, config.limits.queue_each)
-    except BaseException:
-        shutil.rmtree(config.jobs / name, ignore_errors=True)
-        raise
+    full, name = service.store.full(owner, limits.queue, limits.queue_each), secrets.token_hex(16)
+    if not full:
+        device = {"device": config.device, "dtype": config.dtype, "compile": config.compile}
+        made = opened(job, config.models, limits, device)
+        try:
+            request = made.write(config.jobs / name).model_dump(mode="json")
+            full = service.store.add(name, owner, request, estimate, limits.queue, limits.queue_each)
+        except BaseException:
+            shutil.rmtree(config.jobs / name, ignore_errors=True)
+            raise
     if full:
         shutil.rmtree(config.jobs / name, ignore_errors=True)
         patience = str(max(1, math.ceil(ahead / max(count, 1))))
@@ -123,19 +125,22 @@ def status(name: str, owner: User, service: There) -> JobOut:
     responses={200: _EVENTS, **_problems(404, 422)},
 )
 async def events(name: str, owner: User, service: There, request: Request) -> StreamingResponse:
-    """A job's states and steps as server-sent events, until it ends."""
+    """A job's states and steps as server-sent events, until it ends or the service does."""
     await anyio.to_thread.run_sync(_found, service, name, owner)
 
     async def stream() -> AsyncIterator[str]:
-        before = ""
-        while not await request.is_disconnected():
+        before, spoke = "", time.monotonic()
+        while not (service.worker.stopping.is_set() or await request.is_disconnected()):
             job = await anyio.to_thread.run_sync(service.store.get, name, owner)
             if job is None:
                 return
             now = _out(job).model_dump_json()
             if now != before:
-                before = now
+                before, spoke = now, time.monotonic()
                 yield f"event: {job.state}\ndata: {now}\n\n"
+            elif time.monotonic() - spoke > _PING:
+                spoke = time.monotonic()
+                yield ": ping\n\n"
             if job.state in ENDED:
                 return
             await anyio.sleep(_EVERY)
@@ -147,7 +152,7 @@ async def events(name: str, owner: User, service: There, request: Request) -> St
     "/v1/jobs/{name}/images/{number}",
     tags=["jobs"],
     response_class=FileResponse,
-    responses={200: _PNG, **_problems(404, 409, 422)},
+    responses={200: _PNG, **_problems(404, 409, 410, 422)},
 )
 def image(name: str, number: int, owner: User, service: There) -> FileResponse:
     """A picture of a job that is done; its recipe is inside."""
@@ -156,15 +161,18 @@ def image(name: str, number: int, owner: User, service: There) -> FileResponse:
         raise HTTPException(409, f"the job is {job.state}")
     if not 0 <= number < len(job.images or ()):
         raise HTTPException(404, f"the job has {len(job.images or ())} pictures")
-    return FileResponse(service.config.jobs / job.id / f"{number}.png", media_type="image/png")
+    file = service.config.jobs / job.id / f"{number}.png"
+    if not file.is_file():
+        raise HTTPException(410, "the picture is no longer kept here")
+    return FileResponse(file, media_type="image/png")
 
 
-@router.delete("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses=_problems(404, 409, 422))
+@router.delete("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses=_problems(404, 422))
 def cancel(name: str, owner: User, service: There) -> JobOut:
-    """Cancel a job that has not ended; a running one stops within a step."""
-    _found(service, name, owner)
-    if not service.store.cancel(name, owner):
-        raise HTTPException(409, "the job has ended")
+    """Cancel a job, a running one within a step; of one that has ended, remove its pictures and what it was given."""
+    job = _found(service, name, owner)
+    if not service.store.cancel(name, owner) and (folder := service.config.jobs / job.id).exists():
+        shutil.rmtree(folder)
     return _out(_found(service, name, owner))
 
 
@@ -174,13 +182,18 @@ def cancel(name: str, owner: User, service: There) -> JobOut:
     response_class=Response,
     responses={200: _PNG, **_problems(413, 415, 422)},
 )
-def extract(wanted: ExtractIn, _: User, service: There) -> Response:
+async def extract(wanted: ExtractIn, _: User, service: There) -> Response:
     """A condition image from a photo, by what needs no model."""
+    made = await anyio.to_thread.run_sync(_extract, wanted, service.config.limits, limiter=service.decoders)
+    return Response(made, media_type="image/png")
+
+
+def _extract(wanted: ExtractIn, limits: Limits) -> bytes:
     kind = extractable(wanted.kind)
-    made = PLAIN[kind](decode(wanted.image, "image", service.config.limits))
+    made = PLAIN[kind](decode(wanted.image, "image", limits))
     file = io.BytesIO()
     PIL.Image.fromarray(made).save(file, "PNG")
-    return Response(file.getvalue(), media_type="image/png")
+    return file.getvalue()
 
 
 @router.get("/v1/models", tags=["tools"], responses=_problems())

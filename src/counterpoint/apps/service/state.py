@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import anyio
 import prometheus_client
 
 from counterpoint.apps.service.pace import Pace
@@ -57,7 +58,8 @@ class Config:
 
 @dataclass(frozen=True)
 class Service:
-    """What is there once for all requests: the jobs, what works on them, how long they take, and what is counted."""
+    """What is there once for all requests: the jobs, what works on them, how long they take, what is counted, and how
+    many requests decode images at a time, each in hundreds of megabytes."""
 
     config: Config
     store: Store
@@ -65,3 +67,4 @@ class Service:
     pace: Pace
     registry: prometheus_client.CollectorRegistry
     states: prometheus_client.Gauge
+    decoders: anyio.CapacityLimiter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Job:
 
 
 class Store:
-    """Jobs in a database; every change is one statement that names the state it starts from.
+    """Jobs in a database; every change is one statement that names the state it starts from, and of a job that runs
+    the claim.
 
     Args:
         url: of SQLAlchemy's kind, such as ``sqlite:///jobs.db`` or ``postgresql+psycopg://...``.
@@ -76,14 +78,18 @@ class Store:
     def __init__(self, url: str) -> None:
         patient = {"timeout": 30} if url.startswith("sqlite") else {}
         try:
-            self.engine = sql.create_engine(url, connect_args=patient)
+            self.engine = sql.create_engine(url, connect_args=patient, pool_pre_ping=True)
             _TABLES.create_all(self.engine)
         except ImportError as error:
             raise UserError(
-                f"--database {url}: {error}; PostgreSQL wants pip install 'counterpoint[postgres]'"
+                f"--database {_shown(url)}: {error}; PostgreSQL wants pip install 'counterpoint[postgres]'"
             ) from None
-        except (sql.exc.SQLAlchemyError, ValueError) as error:
-            raise UserError(f"--database {url}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        except sql.exc.SQLAlchemyError as error:
+            first, _, _ = str(error).partition("\n")
+            raise UserError(f"--database {_shown(url)}: {first}") from None
+        except ValueError:  # which quotes what it takes for the port
+            raise UserError(f"--database {_shown(url)}: its port is no number; in a password, write @ as %40, : as %3A "
+                            "and / as %2F") from None  # fmt: skip
 
     def close(self) -> None:
         """Give the database's connections back."""
@@ -98,13 +104,15 @@ class Store:
             if self.engine.dialect.name == "postgresql":  # SQLite lets one write at a time anyway
                 connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_QUEUE)))
             connection.execute(_JOBS.insert().values(**row, created=time.time()))
-            counted = sql.select(sql.func.count()).where(_JOBS.c.state.in_((QUEUED, RUNNING)))
-            if connection.execute(counted.where(_JOBS.c.owner == owner)).scalar_one() > most_each:
-                return "your"
-            if connection.execute(counted).scalar_one() > most:
-                return "the"
+            if full := _full(connection, owner, most, most_each):
+                return full
             connection.commit()
         return ""
+
+    def full(self, owner: str, most: int, most_each: int) -> str:
+        """Whose queue would be, as :meth:`add` says it: a look before the work that goes before it."""
+        with self.engine.connect() as connection:
+            return _full(connection, owner, most - 1, most_each - 1)
 
     def done(self, most: int) -> list[Job]:
         """The latest jobs of all owners that are done, the newest first."""
@@ -149,48 +157,38 @@ class Store:
                 return None
         return Job(**{**row._mapping, **begun})
 
-    def progress(self, job: str, step: int, steps: int) -> None:
-        """Note how far a running job is."""
+    def progress(self, job: Job, step: int, steps: int) -> None:
+        """Note how far a claimed job is."""
         with self.engine.begin() as connection:
-            connection.execute(self._running(job).values(step=step, steps=steps))
+            connection.execute(_JOBS.update().where(_claimed(job)).values(step=step, steps=steps))
 
-    def alive(self, job: str) -> None:
-        """A sign of life from a running job's worker."""
+    def alive(self, job: Job) -> bool:
+        """A sign of life from a claimed job's worker; whether it still is that worker's."""
         with self.engine.begin() as connection:
-            connection.execute(self._running(job).values(seen=time.time()))
+            return connection.execute(_JOBS.update().where(_claimed(job)).values(seen=time.time())).rowcount == 1
 
     def to_cancel(self, job: str) -> bool:
         """Whether somebody asked for it."""
         with self.engine.connect() as connection:
             return bool(connection.execute(sql.select(_JOBS.c.cancel).where(_JOBS.c.id == job)).scalar())
 
-    def end(self, job: str, state: str, reason: str = "", images: Sequence[dict[str, Any]] | None = None) -> bool:
-        """End a running job; whether it had not ended before."""
+    def end(self, job: Job, state: str, reason: str = "", images: Sequence[dict[str, Any]] | None = None) -> bool:
+        """End a claimed job; whether it had not ended before, nor been claimed by another since."""
         values = {"state": state, "reason": reason, "images": None if images is None else list(images)}
+        mine = _JOBS.update().where(_claimed(job))
         with self.engine.begin() as connection:
-            return connection.execute(self._running(job).values(**values, ended=time.time())).rowcount == 1
+            return connection.execute(mine.values(**values, ended=time.time())).rowcount == 1
 
-    def give_back(self, job: str, *, blame: bool) -> None:
-        """Queue a running job again; with ``blame`` it fails if it was begun :data:`ATTEMPTS` times."""
+    def give_back(self, job: Job, *, blame: bool) -> None:
+        """Queue a claimed job again; with ``blame`` it fails if it was begun :data:`ATTEMPTS` times."""
         with self.engine.begin() as connection:
-            row = connection.execute(_JOBS.select().where(_JOBS.c.id == job, _JOBS.c.state == RUNNING)).first()
-            if row is None:
-                return
-            if row.cancel:
-                values = {"state": CANCELLED, "ended": time.time()}
-            elif blame and row.attempts >= ATTEMPTS:
-                values = {"state": FAILED, "ended": time.time(), "reason": f"its worker died {row.attempts} times"}
-            else:
-                values = {"state": QUEUED, "attempts": row.attempts if blame else row.attempts - 1}
-            connection.execute(self._running(job).values(**values))
+            connection.execute(_queued_again(_claimed(job), blame))
 
     def recover(self) -> None:
         """Queue again what runs without a worker: after a restart, or when a machine is gone."""
-        silent = _JOBS.c.seen < time.time() - LEASE
-        with self.engine.connect() as connection:
-            found = connection.execute(sql.select(_JOBS.c.id).where(_JOBS.c.state == RUNNING, silent)).scalars().all()
-        for job in found:
-            self.give_back(job, blame=True)
+        silent = sql.and_(_JOBS.c.state == RUNNING, _JOBS.c.seen < time.time() - LEASE)
+        with self.engine.begin() as connection:
+            connection.execute(_queued_again(silent, blame=True))
 
     def cancel(self, job: str, owner: str) -> bool:
         """Cancel a queued job, or ask a running one to stop; whether there is such a job that has not ended."""
@@ -217,6 +215,35 @@ class Store:
             count, seconds = connection.execute(counted).one()
         return int(count), float(seconds)
 
-    @staticmethod
-    def _running(job: str) -> sql.Update:
-        return _JOBS.update().where(_JOBS.c.id == job, _JOBS.c.state == RUNNING)
+
+def _shown(url: str) -> str:
+    """A URL without its password, also one that cannot be read."""
+    return re.sub(r"(://[^:/@]*:).*@", r"\1***@", url)
+
+
+def _full(connection: sql.Connection, owner: str, most: int, most_each: int) -> str:
+    counted = sql.select(sql.func.count()).where(_JOBS.c.state.in_((QUEUED, RUNNING)))
+    if connection.execute(counted.where(_JOBS.c.owner == owner)).scalar_one() > most_each:
+        return "your"
+    return "the" if connection.execute(counted).scalar_one() > most else ""
+
+
+def _claimed(job: Job) -> sql.ColumnElement[bool]:
+    """A job as long as it belongs to whoever claimed it then: a worker that was silent may find it another's."""
+    return sql.and_(_JOBS.c.id == job.id, _JOBS.c.state == RUNNING, _JOBS.c.started == job.started)
+
+
+def _queued_again(which: sql.ColumnElement[bool], blame: bool) -> sql.Update:
+    """In one statement, so that nothing happens between a look and a change."""
+    spent = sql.and_(~_JOBS.c.cancel, _JOBS.c.attempts >= ATTEMPTS) if blame else sql.false()
+    died = sql.literal("its worker died ") + sql.cast(_JOBS.c.attempts, sql.String) + " times"
+    return (
+        _JOBS.update()
+        .where(which)
+        .values(
+            state=sql.case((_JOBS.c.cancel, CANCELLED), (spent, FAILED), else_=QUEUED),
+            ended=sql.case((sql.or_(_JOBS.c.cancel, spent), time.time()), else_=None),
+            reason=sql.case((spent, died), else_=""),
+            attempts=_JOBS.c.attempts if blame else _JOBS.c.attempts - 1,
+        )
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import threading
@@ -11,14 +12,19 @@ from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from counterpoint.apps.service.store import CANCELLED, DONE, FAILED, LEASE, Job, Store
 
+_T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 _POLL = 0.1
 _PAUSE = 1.0
 """Seconds before the next try where something of ours failed, such as the database."""
+_FAULT = "fault"
+"""What became of a job that met a fault of ours: it failed, and so would the next there, since a GPU's errors stay."""
 Settings = dict[str, Any]
 """What a worker is told when it starts: ``safety`` (an action), ``checker`` (what checks), ``threads``, and ``models``
 (where those are that jobs may name, and what they are called)."""
@@ -53,6 +59,7 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Work until told to stop."""
         looked = 0.0
+        atexit.register(self._abandon)
         try:
             while not self.stopping.is_set():
                 try:
@@ -66,12 +73,19 @@ class Worker(threading.Thread):
                     self.stopping.wait(_PAUSE)
         finally:
             self._kill()
+            atexit.unregister(self._abandon)
+
+    def close(self, patience: float) -> None:
+        """Claim nothing more; finish the job at hand if it takes no longer than so many seconds, else queue it again.
+        Who asked first is heard."""
+        if not self.stopping.is_set():
+            self.patience = time.monotonic() + patience
+            self.stopping.set()
+        self.wake.set()
 
     def stop(self, patience: float) -> None:
-        """Finish the job at hand if it takes no longer than ``patience`` seconds, else queue it again; then end."""
-        self.patience = time.monotonic() + patience
-        self.stopping.set()
-        self.wake.set()
+        """The same, and wait."""
+        self.close(patience)
         self.join()
 
     def _next(self) -> None:
@@ -80,7 +94,7 @@ class Worker(threading.Thread):
             self.wake.wait(_POLL * 2)
             self.wake.clear()
         elif job.request.get("model") not in self.settings["models"]:
-            self.store.end(job.id, FAILED, "the model that it asks for is no longer offered")
+            self.store.end(job, FAILED, "the model that it asks for is no longer offered")
         else:
             self._carry_out(job)
 
@@ -92,34 +106,54 @@ class Worker(threading.Thread):
             self._follow(job, link, began)
         except (EOFError, BrokenPipeError, ConnectionResetError, OSError):
             self._kill()
-            self.store.give_back(job.id, blame=True)
+            self.store.give_back(job, blame=not self.stopping.is_set())
 
     def _follow(self, job: Job, link: Connection, began: float) -> None:
         asked, told = False, began
         while True:
             if time.monotonic() - told > LEASE / 4:
-                self.store.alive(job.id)
                 told = time.monotonic()
+                if not self._patiently(self.store.alive, job):  # it was silent for too long, and another has the job
+                    self._kill()
+                    return
             if link.poll(_POLL):
                 kind, content = link.recv()
                 if kind == "step":
-                    self.store.progress(job.id, *content)
-                else:
-                    images, reason = content if kind == DONE else None, "" if kind == DONE else content
-                    if self.store.end(job.id, kind, reason, images) and kind == DONE:
-                        self.finished(replace(job, images=images), time.monotonic() - began)
+                    self._patiently(self.store.progress, job, *content)
+                elif kind == DONE:
+                    if self._patiently(self.store.end, job, DONE, "", content):
+                        self.finished(replace(job, images=content), time.monotonic() - began)
                     return
-            if not asked and self.store.to_cancel(job.id):
+                else:
+                    if kind == _FAULT:
+                        self._kill()
+                    self._patiently(self.store.end, job, CANCELLED if kind == CANCELLED else FAILED, content)
+                    return
+            if not asked and self._patiently(self.store.to_cancel, job.id):
                 asked = True
                 link.send("cancel")
             if time.monotonic() - began > self.limit:
                 self._kill()
-                self.store.end(job.id, FAILED, f"it took longer than {self.limit:g} seconds")
+                self._patiently(self.store.end, job, FAILED, f"it took longer than {self.limit:g} seconds")
                 return
-            if self.stopping.is_set() and time.monotonic() > self.patience:
+            if self._over():
                 self._kill()
-                self.store.give_back(job.id, blame=False)
+                self.store.give_back(job, blame=False)
                 return
+
+    def _over(self) -> bool:
+        return self.stopping.is_set() and time.monotonic() > self.patience
+
+    def _patiently(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """What the database answers, however long it is away: the job goes on, and is not to blame."""
+        while True:
+            try:
+                return call(*arguments)
+            except SQLAlchemyError:
+                if self._over():
+                    raise
+                _LOG.warning("the database does not answer", exc_info=True)
+                time.sleep(_PAUSE)
 
     def _linked(self) -> Connection:
         if self.process is None or not self.process.is_alive():
@@ -131,6 +165,13 @@ class Worker(threading.Thread):
             theirs.close()
         assert self.link is not None
         return self.link
+
+    def _abandon(self) -> None:
+        """When the service ends unasked: multiprocessing would ask the process to end, which it does not hear, and
+        wait."""
+        self.close(0)
+        if self.process is not None:
+            self.process.kill()
 
     def _kill(self) -> None:
         if self.process is not None:
@@ -149,9 +190,10 @@ def work(link: Connection, settings: Settings) -> None:
     """The process: job after job from the link, one message a step and one at the end."""
     import signal
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # the service decides when it ends, also when all of its group hear
+        signal.signal(number, signal.SIG_IGN)
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service decides when it ends
     torch.set_num_threads(settings["threads"])
     from counterpoint.apps.cli.output import quiet_libraries
     from counterpoint.apps.service.safety import load_safety
@@ -197,11 +239,11 @@ class _Runner:
         except UserError as error:
             return FAILED, " ".join(str(error).replace(f"{folder}/", "").split())
         except Exception as error:
-            if is_out_of_memory(error):
-                self.models.forget()
-                return FAILED, "out of memory: ask for fewer or smaller pictures"
-            _LOG.exception("a job failed")  # a fault of ours: the job says so and the worker lives
-            return FAILED, f"internal error: {type(error).__name__}"
+            if not is_out_of_memory(error):
+                _LOG.exception("a job failed")
+                return _FAULT, f"internal error: {type(error).__name__}"
+        self.models.forget()  # the error is gone, and with it what its traceback had in memory
+        return FAILED, "out of memory: ask for fewer or smaller pictures"
 
     def _pictures(self, content: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
         from counterpoint.apps import record
