@@ -139,17 +139,18 @@ ablations: $(READY)
 TOGETHER = $(BIN)/counterpoint evaluate $(1) --steps $(2) --out runs/aggregation/$(3) -n $(4)
 MODELS := base interact migc style interact,migc interact,style interact,migc,style
 LENGTHS := steps=3 steps=1 steps=10 steps=18 steps=25 steps=35 steps=50
-HOW := mix=slerp eta=0.1x eta=0.3x eta=0.7x eta=0.9x weights=0.3 weights=0.7 mix=unit mix=paper noise=separate mean=stale \
-  paper,steps=18 authors,steps=18 paper authors
+HALF := $(addprefix eta=0.5x$(COMMA),weights=0.3 weights=0.7 mix=unit mix=paper noise=separate mean=stale)
+HOW := eta=0.5x eta=0.1x eta=0.3x eta=0.7x eta=0.9x $(HALF) paper,steps=18 authors,steps=18 paper authors
 
 aggregation: $(READY)
 	$(call TOGETHER,layout,50,layout,160) $(addprefix --aggregate ,$(filter-out style interact$(COMMA)style,$(MODELS)))
 	$(call TOGETHER,style,50,style,96) $(addprefix --aggregate ,$(MODELS))
-	$(call TOGETHER,style,10,style-recipe,96) --aggregate interact,style --aggregation paper-style --aggregation mix=slerp
-	$(call TOGETHER,layout,10,three-recipe,20) --aggregate interact,migc,style --aggregation paper-three --aggregation mix=slerp
-	$(call TOGETHER,layout,50,windows,20) --aggregate interact,migc $(addprefix --aggregation ,$(LENGTHS))
+	$(call TOGETHER,style,10,style-recipe,96) --aggregate interact,style --aggregation paper-style --aggregation eta=auto
+	$(call TOGETHER,layout,10,three-recipe,20) --aggregate interact,migc,style --aggregation paper-three --aggregation eta=auto
+	$(call TOGETHER,layout,50,windows,24) --aggregate interact,migc $(addprefix --aggregation ,$(LENGTHS))
 	$(call TOGETHER,layout,50,settings,20) --aggregate interact,migc $(addprefix --aggregation ,$(HOW))
-	$(BIN)/counterpoint evaluate leaderboard runs/aggregation --out docs/aggregation-results.md
+	for one in runs/aggregation/*; do mkdir -p docs/aggregation/$${one##*/}; cp $$one/results.json docs/aggregation/$${one##*/}/; done
+	$(BIN)/counterpoint evaluate leaderboard docs/aggregation --out docs/aggregation-results.md
 
 # The pictures of README and docs that show the rules.
 pictures: $(READY)

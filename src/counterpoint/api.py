@@ -193,7 +193,7 @@ def aggregate(
         mix: ``"paper"``, ``"unit"`` or ``"slerp"``; see ``counterpoint.sampling.amdm.Aggregation``, also for
             the rest. The paper's recipes and its authors' code are ``**vars(PRESETS["paper"])`` of that module.
         eta: how far each model is pulled back to its own mean, one for all or one each: a length such as ``45``, a
-            share of the way such as ``"0.4x"``, or ``"auto"``, our share of ``0.5x``.
+            share of the way such as ``"0.4x"``, or ``"auto"``, our share of ``0.3x``.
         sigma: in place of ``steps``: steps are shared while ``sigma_t`` is at least this.
         noise: ``"shared"`` or ``"separate"`` noise to start from.
         mean: each step's ``"own"``, or the ``"stale"`` one of the step before.

@@ -29,7 +29,7 @@ STEPS, SIGMA = 3, 10.0
 """The window where nothing is said: the first steps, and further while ``sigma_t`` is at least this for latents 64 a
 side, as the paper's window ends at 50 steps. Smaller pictures are decided later: what noise hides of a layout at one
 size it hides at half of the noise at half of the size, so for others it is in proportion to the side."""
-AUTO = 0.5
+AUTO = 0.3
 """Eta where nothing is said, as a share of ``|x' - mu|``."""
 Eta = float | str
 Many = Float[Tensor, "n b c h w"]
