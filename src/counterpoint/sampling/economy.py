@@ -94,8 +94,7 @@ class Economy:
         """Take in a computed difference."""
         self._guidance.asked += self.count
         self._guidance.wanted += self.count
-        time = float(moment.timestep)
-        if self._held is not None and time not in self._known:
+        if self._held is not None and moment.time not in self._known:
             self._change = float(relative([self._held], [difference]).max())
-        self._known.add(time)
+        self._known.add(moment.time)
         self._held = difference
