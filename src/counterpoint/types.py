@@ -196,13 +196,19 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where sampling stands: 0-based step ``index`` of ``total``, the scheduler's ``timestep``, and ``sigma``, how much
-    noise there is for each part of signal, where that is known."""
+    """Where sampling stands: 0-based step ``index`` of ``total``, the scheduler's ``timestep``, ``sigma``, how much
+    noise there is for each part of signal, and ``number``, the timestep as a plain one, where these are known."""
 
     index: int
     total: int
     timestep: Tensor
     sigma: float = 0.0
+    number: float | None = None
+
+    @property
+    def time(self) -> float:
+        """The timestep as a plain number; where that is not known, an accelerator is waited for."""
+        return float(self.timestep) if self.number is None else self.number
 
     @property
     def progress(self) -> float:

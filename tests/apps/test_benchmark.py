@@ -6,18 +6,21 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
+from counterpoint.api import load
 from counterpoint.apps.benchmark import Timing, alternate, compare, plain
 from counterpoint.apps.benchmark_batch import batch_cases
 from counterpoint.apps.benchmark_cases import Comparison, outspoken
-from counterpoint.apps.benchmark_generate import generate_cases
+from counterpoint.apps.benchmark_generate import _copied, drawn, generate_cases, notes
 from counterpoint.apps.benchmark_memory import apart
 from counterpoint.apps.benchmark_train import train_cases
 from counterpoint.metrics.cost import measuring
 from counterpoint.sampling.residency import RESIDENCIES
+from counterpoint.types import Notice
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -42,14 +45,58 @@ def test_seconds_are_those_of_the_case() -> None:
 
 def test_ratios_are_of_the_same_round() -> None:
     """A machine that is twice as slow in one round changes no ratio."""
-    timings = {"base": Timing([1.0, 2.0, 1.0], 10.0), "half": Timing([0.5, 1.0, 0.5], None)}
+    timings = {"base": Timing([1.0, 2.0, 1.0]), "half": Timing([0.5, 1.0, 0.5])}
     base, half = compare(timings, "base")
     assert base["ratio"] == {"median": 1, "low": 1, "high": 1}
     assert half["ratio"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert half["seconds"]["median"] == 0.5
-    assert base["peak_mb"] == 10
-    assert half["peak_mb"] is None
+    assert base["peak_mb"] is half["peak_mb"] is None, "this process holds what all cases need"
     assert "50.00% of base" in plain([base, half], "base")
+
+
+def test_the_median_of_an_even_number_of_rounds_lies_between_two() -> None:
+    timings = {"base": Timing([1.0] * 4), "other": Timing([1.0, 2.0, 4.0, 9.0])}
+    _, other = compare(timings, "base")
+    assert other["seconds"]["median"] == other["ratio"]["median"] == 3
+
+
+def test_several_controls_are_held_against_one_of_the_same_round() -> None:
+    timings = {
+        "stock diffusers": Timing([5.0] * 3),
+        "balanced, bf16": Timing([1.1, 2.2, 1.1]),
+        "balanced, bf16, 1 control": Timing([1.0, 2.0, 1.0]),
+        "balanced, bf16, 4 controls": Timing([1.5, 3.0, 1.5]),
+        "exact": Timing([4.0] * 3),
+    }
+    found = {name: note["of_one"]["median"] for name, note in notes(timings).items()}
+    assert found == pytest.approx({"balanced, bf16": 1.1, "balanced, bf16, 4 controls": 1.5})
+
+
+def test_controls_of_a_timed_picture_show_something() -> None:
+    found = drawn(["pose", "depth", "pose", "depth"], 256)
+    assert all(image.size == (256, 256) and np.asarray(image).std() > 5 for image in found)
+    assert len({image.tobytes() for image in found}) == 4
+
+
+def test_half_precision_lies_as_load_gives_it() -> None:
+    half = _copied(load("tiny", ["pose"]), "bf16")
+    for network in (half.unet, half.controls["pose"]):
+        weight = next(one for one in network.parameters() if one.ndim == 4 and one.shape[-1] > 1 and one.shape[1] > 1)
+        assert weight.dtype == torch.bfloat16
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_where_nothing_is_foretold_nothing_is_timed_as_if(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copied(*_: object) -> None:
+        raise AssertionError("half precision was not asked for")
+
+    monkeypatch.setattr("counterpoint.apps.benchmark_generate._copied", copied)
+    status, _, message = cli("benchmark", "generate", "--steps", 3, "--only", "fast")
+    assert (status, "--only 'fast': in 3 steps nothing is foretold; --steps 4 or more" in message) == (2, True)
+    monkeypatch.setattr("counterpoint.apps.benchmark_generate.find_dtype", lambda *_: "fp32")
+    with pytest.warns(Notice, match="balanced and fast are left out"):
+        short = generate_cases("tiny", CPU, torch.float32, steps=3)
+    assert not [name for name in short.cases if name.startswith(("balanced", "fast"))]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from counterpoint.apps import planning
+from counterpoint.apps.request import GenerateRequest
 from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.render import scene
+from counterpoint.metrics.cost import Cost
+from counterpoint.sampling.plan import Plan
 
 
 @pytest.fixture
@@ -44,6 +51,10 @@ def test_a_picture_within_a_limit_is_the_same(cli, asked: list[str]) -> None:
     assert found["seconds"] > 0, "what was planned and what it took"
     assert "take turns" in error
     assert "it took" in error
+    assert found["plan"]["planned"] == found["plan"]["memory"]["stages"]
+    if (taken := found["plan"]["taken"]) is not None:
+        assert taken == pytest.approx(found["plan"]["planned"], abs=64 * 2**20), "libraries and planning do not count"
+        assert ("more than the 0.03 GiB allowed" in error) == (taken > 0.03 * 2**30)
     assert np.array_equal(free, np.asarray(PIL.Image.open("b.png")))
 
 
@@ -65,3 +76,33 @@ def test_what_fits_nowhere_is_refused(cli, asked: list[str]) -> None:
     assert (status, error.count("\n")) == (2, 1), error
     assert "0.01 are allowed" in error
     assert not Path("a.png").exists()
+
+
+def test_what_planning_takes_is_not_what_the_request_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that are loaded to be planned, and libraries, are there before anything is counted."""
+    order: list[str] = []
+
+    @contextmanager
+    def measuring(_: object) -> Iterator[Cost]:
+        order.append("measure")
+        cost = Cost(1.0)
+        yield cost
+        cost.peak_mb = 100.0 + 512 * order.count("run")
+
+    def ran(*_: object, **__: object) -> SimpleNamespace:
+        order.append("run")
+        return SimpleNamespace(seconds=1.0)
+
+    def prepared(*_: object) -> tuple[planning.Planned, SimpleNamespace]:
+        order.append("prepare")
+        away = SimpleNamespace(residency=SimpleNamespace(level="controls"))
+        return planning.Planned(Plan({"all": 3, "stages": 2, "controls": 1}, {}, 1.0), "stages"), away
+
+    for name, stand_in in (("measuring", measuring), ("run", ran), ("prepare", prepared)):
+        monkeypatch.setattr(planning, name, stand_in)
+    said: list[str] = []
+    planned, _ = planning.run_within(GenerateRequest(prompt="a person"), 0.25, said.append)
+    assert order[:2] == ["prepare", "measure"]
+    assert planned.record["taken"] == 512 * 2**20
+    assert "it took 0.50 GiB and 1.0 s" in said
+    assert "more than the 0.25 GiB allowed" in said[-1]

@@ -8,9 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+import counterpoint
+from counterpoint.control.reuse import Line, Reuse, relative
+from counterpoint.data.pairs import conflicting
+from counterpoint.sampling.economy import QUALITIES, Economy
 from counterpoint.sampling.pipeline import Output, Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
-from counterpoint.types import UserError
+from counterpoint.types import Moment, UserError
 from tests.conftest import noise
 
 STEPS = 12
@@ -36,6 +40,38 @@ def run(pipe: Pipeline, pictures: list[int], **more: object) -> Output:
         output_type="latent",
         **more,
     )
+
+
+def test_estimates_cover_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tiny family's controls are foretold to say is computed beside it. Without caution the truth would
+    lie above the estimate more often than not."""
+    found, ask, bound = [], Reuse.ask, QUALITIES["balanced"].bound
+
+    def beside(reuse: Reuse, name: str, time: float, rows: list[int], compute: object) -> list[torch.Tensor]:
+        line = reuse._lines.get(name) or Line(reuse.rows)
+        estimates = line.error(time, rows)
+        answers = ask(reuse, name, time, rows, compute)
+        missed = relative(answers, compute(list(range(len(rows)))))
+        found.extend(zip(estimates.tolist(), missed.tolist(), strict=True))
+        return answers
+
+    monkeypatch.setattr(Reuse, "ask", beside)
+    case, pipe = conflicting(0), counterpoint.load("tiny", ["pose", "seg"])
+    pictures = [Image.fromarray(image) for image in case.images.values()]
+    pipe(case.prompt, pictures, generator=torch.manual_seed(0), quality="balanced", output_type="latent")
+    foretold = [(estimate, missed) for estimate, missed in found if estimate <= bound]
+    assert len(foretold) > 10
+    assert sum(missed > estimate for estimate, missed in foretold) < 0.3 * len(foretold)
+    assert sum(missed > bound for _, missed in foretold) <= 0.1 * len(foretold)
+
+
+def test_guidance_is_held_and_wrong_by_what_it_last_changed() -> None:
+    economy = Economy(QUALITIES["balanced"], 1, guided=True)
+    for index, value in enumerate((1.0, 2.0, 4.0, 8.0)):
+        economy.learn(Moment(index, 20, torch.tensor(900 - 50 * index)), torch.full((1, 4, 8, 8), value))
+    assert economy.skips_guidance(Moment(4, 20, torch.tensor(700)))
+    assert torch.equal(economy.difference(), torch.full((1, 4, 8, 8), 8.0)), "a line through the last two would say 12"
+    assert economy.thrift["guidance"].error == 0.5
 
 
 @pytest.mark.parametrize("fusion", ["sum", "pix"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from counterpoint.sampling.schedulers import make_scheduler, moments, noise_level
-from counterpoint.types import UserError
+from counterpoint.types import Moment, UserError
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler])
@@ -22,6 +23,16 @@ def test_noise_for_each_part_of_signal(kind: type) -> None:
     assert noise_level(scheduler, 500) == pytest.approx(math.sqrt((1 - product) / product))
     if kind is EulerDiscreteScheduler:  # it tells itself
         torch.testing.assert_close(torch.tensor(found), scheduler.sigmas[:-1].float(), rtol=5e-3, atol=1e-3)
+
+
+def test_a_moment_knows_its_time_without_asking_a_device() -> None:
+    scheduler = make_scheduler("euler", EulerDiscreteScheduler().config)
+    scheduler.set_timesteps(5)
+    found = moments(scheduler, scheduler.timesteps)
+    assert [moment.time for moment in found] == scheduler.timesteps.tolist()
+    away = torch.empty((), device="meta")
+    assert [replace(moment, timestep=away).time for moment in found] == scheduler.timesteps.tolist()
+    assert Moment(0, 1, torch.tensor(7)).time == 7.0
 
 
 def test_noise_of_flow_matching() -> None:

@@ -172,6 +172,26 @@ def test_the_log_leaves_out_what_there_was_nothing_of(tmp_path: Path) -> None:
     assert [line.get("rare") for line in lines] == [1, 4, None]
 
 
+class Talkative(Line):
+    """Has many numbers to log."""
+
+    def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, extra = super().forward(batch, draws, step)
+        return loss, extra | {f"number {place}": extra["size"] * place for place in range(9)}
+
+
+def test_numbers_are_read_only_when_they_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read one is to wait for an accelerator."""
+    read, real = [], Tensor.__float__
+    monkeypatch.setattr(Tensor, "__float__", lambda tensor: read.append(None) or real(tensor))
+    counts = []
+    for stage in (Line(), Talkative()):
+        train(Job(stage, Numbers()), config(tmp_path / type(stage).__name__, logging_steps=6, max_train_steps=6))
+        counts.append(len(read))
+        read.clear()
+    assert counts[0] == counts[1]
+
+
 class Told(Numbers):
     def __init__(self, says: str, length: int = 37) -> None:
         super().__init__(length)

@@ -20,11 +20,10 @@ Case = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a case in every round, the largest memory of the process while it ran, where that can be read, and
-    what it made in the round that is not counted."""
+    """Seconds of a case in every round, and what it made in the round that is not counted. Memory is not among them:
+    this process holds what all cases need."""
 
     seconds: list[float]
-    peak_mb: float | None
     made: object = None
 
 
@@ -36,7 +35,6 @@ def alternate(
 ) -> dict[str, Timing]:
     """Run every case on a device once a round, after one round that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
-    peaks: dict[str, list[float]] = {name: [] for name in cases}
     made: dict[str, object] = {}
     for number in range(rounds + 1):
         for place, (name, case) in enumerate(cases.items()):
@@ -46,33 +44,35 @@ def alternate(
                 taken[name].append(cost.seconds)
             else:
                 made[name] = result
-            peaks[name].append(cost.peak_mb or 0.0)
             if listen is not None:
                 listen(number * len(cases) + place + 1, (rounds + 1) * len(cases))
-    return {name: Timing(taken[name], max(peaks[name]) or None, made[name]) for name in cases}
+    return {name: Timing(taken[name], made[name]) for name in cases}
 
 
 def compare(timings: Mapping[str, Timing], baseline: str) -> list[dict[str, Any]]:
-    """A row a case: median seconds, and the ratio to the baseline of the same round, with 95 % intervals."""
+    """A row a case: median seconds, and the ratio to the baseline of the same round, with 95 % intervals. What a case
+    alone takes of memory is known only to a process of its own."""
+    return [
+        {
+            "name": name,
+            "seconds": spread(torch.tensor(timing.seconds, dtype=torch.float64)),
+            "ratio": spread(ratios(timing, timings[baseline])),
+            "peak_mb": None,
+        }
+        for name, timing in timings.items()
+    ]
 
-    def centre(rows: torch.Tensor) -> float:
-        return float(rows.median())
 
-    rows = []
-    for name, timing in timings.items():
-        seconds = torch.tensor(timing.seconds, dtype=torch.float64)
-        ratio = seconds / torch.tensor(timings[baseline].seconds, dtype=torch.float64)
-        rows.append(
-            {
-                "name": name,
-                **{
-                    key: {"median": spread.mean, "low": spread.low, "high": spread.high}
-                    for key, spread in (("seconds", bootstrap(seconds, centre)), ("ratio", bootstrap(ratio, centre)))
-                },
-                "peak_mb": timing.peak_mb and round(timing.peak_mb),
-            }
-        )
-    return rows
+def ratios(timing: Timing, other: Timing) -> torch.Tensor:
+    """Of every round, how long one case took by another's measure."""
+    seconds, wanted = (torch.tensor(one.seconds, dtype=torch.float64) for one in (timing, other))
+    return seconds / wanted
+
+
+def spread(rows: torch.Tensor) -> dict[str, float]:
+    """The median of rounds, of an even number between both in the middle, with a 95 % interval."""
+    found = bootstrap(rows, lambda some: float(some.quantile(0.5)))
+    return {"median": found.mean, "low": found.low, "high": found.high}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -105,6 +105,9 @@ def plain(rows: list[dict[str, Any]], baseline: str) -> str:
             said.append(f"{row['peak_mb']:.0f} MiB")
         if row.get("floor"):
             said.append(f"floor {row['floor']:.4f} s")
+        if row.get("of_one"):
+            one = row["of_one"]
+            said.append(f"{one['median']:.2%} of one control [{one['low']:.2%}, {one['high']:.2%}]")
         if row.get("apart") is not None:
             said.append(f"{row['apart']:.1e} apart")
         if row.get("computed"):
@@ -115,5 +118,8 @@ def plain(rows: list[dict[str, Any]], baseline: str) -> str:
 
 def page(found: Mapping[str, Any], rounds: int | None) -> str:
     """A record as a page; without rounds it compares memory."""
-    ratios = [row["ratio"]["median"] if "seconds" in row else row["ratio"] or 0.0 for row in found["rows"]]
-    return render("benchmark.html", **found, rounds=rounds, ratios=ratios, most=max(ratios) or 1.0)
+    shares = [row["ratio"]["median"] if "seconds" in row else row["ratio"] or 0.0 for row in found["rows"]]
+    remembered = any(row["peak_mb"] for row in found["rows"])
+    return render(
+        "benchmark.html", **found, rounds=rounds, ratios=shares, most=max(shares) or 1.0, remembered=remembered
+    )

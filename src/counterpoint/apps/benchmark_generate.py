@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 from diffusers import AutoencoderKL, StableDiffusionControlNetPipeline
@@ -17,15 +17,21 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from counterpoint.api import DTYPES, find_dtype, load
-from counterpoint.apps.benchmark import Case, Timing
+from counterpoint.apps.benchmark import Case, Timing, ratios, spread
 from counterpoint.apps.benchmark_cases import Comparison, chosen, random_models
+from counterpoint.data.scenes.maps import control_map
+from counterpoint.data.scenes.render import SPLITS, scene
 from counterpoint.models.openvino import port
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.plan import floor
-from counterpoint.types import UserError
+from counterpoint.types import Notice, UserError
 
 CONTROLS = 2
+COUNTS = {1: ", 1 control", 2 * CONTROLS: f", {2 * CONTROLS} controls"}
+"""Other numbers of controls, and what the names of their cases end in."""
 STOCK = "stock diffusers"
+ENOUGH = 4
+"""Steps from which on anything can be foretold: three answers tell a line and its error."""
 
 
 def generate_cases(
@@ -33,7 +39,8 @@ def generate_cases(
 ) -> Comparison:
     """Pictures with two controls at guidance 7.5, up to the latents: by stock diffusers at its defaults, which count in
     float32, and by every way of ours; the lower qualities with one and four controls as well; and the parts of one
-    step. ``steps`` default to those of the size, and with ``only`` nothing else is built besides stock diffusers.
+    step. ``steps`` default to those of the size, and with ``only`` nothing else is built besides stock diffusers. Below
+    :data:`ENOUGH` steps the lower qualities are left out.
 
     Raises:
         UserError: another dtype, for each way has its own; or ``only`` names a case that is not there.
@@ -56,18 +63,17 @@ def generate_cases(
     )
     stock.set_progress_bar_config(disable=True)
     side = pipe.native_size
-    hints = [PIL.Image.fromarray(np.full((side, side, 3), 80 * i, np.uint8)) for i in range(CONTROLS)]
+    hints = drawn(list(pipe.controls) * CONTROLS, side)
     call = {"num_inference_steps": steps, "guidance_scale": 7.5, "output_type": "latent", "width": side, "height": side}
 
     def ours(way: str, count: int = CONTROLS, **more: object) -> Case:
-        images = (hints * CONTROLS)[:count]
-
         def case() -> object:
             one = pipeline(way)
-            few = list(one.controls.values()) * CONTROLS
-            one = one if count == CONTROLS else replace(one, controls={f"canny:{i}": few[i] for i in range(count)})
+            if count != CONTROLS:
+                several = list(enumerate(list(one.controls.items()) * CONTROLS))[:count]
+                one = replace(one, controls={f"{kind}:{place}": network for place, (kind, network) in several})
             noise = torch.Generator().manual_seed(0)
-            return one("a person", images, **call, fusion="sum", generator=noise, **more)
+            return one("a person", hints[:count], **call, fusion="sum", generator=noise, **more)
 
         return case
 
@@ -82,31 +88,43 @@ def generate_cases(
     kinds = list(dict.fromkeys(("fp32", half)))
     ways = kinds + [f"openvino, {kind}" for kind in kinds if device.type == "cpu" and find_spec("openvino")]
     cases: dict[str, Case] = {
-        STOCK: lambda: stock("a person", image=hints, **call, generator=torch.Generator().manual_seed(0)),
-        **{"exact" if way == "fp32" else f"exact, {way}": ours(way) for way in ways},
+        STOCK: lambda: stock("a person", image=hints[:CONTROLS], **call, generator=torch.Generator().manual_seed(0)),
+        **{_named("exact", way): ours(way) for way in ways},
     }
-    for quality in ("balanced", "fast"):
-        cases[quality] = ours("fp32", quality=quality)
-        cases[f"{quality}, quickest way"] = ours(ways[-1], quality=quality)
-    for count in (1, 2 * CONTROLS):
-        cases[f"balanced, quickest way, {count} controls"] = ours(ways[-1], count, quality="balanced")
+    if steps >= ENOUGH:
+        for quality in ("balanced", "fast"):
+            for way in dict.fromkeys(("fp32", ways[-1])):
+                cases[_named(quality, way)] = ours(way, quality=quality)
+        for count, ending in COUNTS.items():
+            cases[_named("balanced", ways[-1]) + ending] = ours(ways[-1], count, quality="balanced")
+    elif foretold := [name for name in only if name.startswith(("balanced", "fast"))]:
+        raise UserError(f"--only {foretold[0]!r}: in {steps} steps nothing is foretold; --steps {ENOUGH} or more")
+    elif not only:
+        warnings.warn(
+            f"in {steps} steps nothing is foretold, so balanced and fast are left out: --steps {ENOUGH} or more",
+            Notice,
+            stacklevel=2,
+        )
     parts = _parts(pipe, device)
     cases = chosen(cases | parts, only, STOCK)
     floors = {name: floor(part, device, torch.float32) for name, part in parts.items()}
     low = floors
-    if half != "fp32" and any(name.endswith(half) for name in cases):
+    if half != "fp32" and _named("exact", half) in cases:
         halved = pipeline(half)
         low = {name: floor(part, device, halved.unet.dtype) for name, part in _parts(halved, device).items()}
     for name in cases:
         if name == STOCK or name.startswith("exact"):  # the others do less arithmetic
             counted = low if name.endswith(("bf16", "fp16")) else floors
+            if counted is floors and name.endswith(("bf16", "fp16")):  # nothing was built to count it on
+                continue
             floors[name] = steps * sum(counted[part] for part in parts if part != "part: decode")
     return Comparison(cases, STOCK, floors)
 
 
 def notes(timings: Mapping[str, Timing]) -> dict[str, dict[str, Any]]:
-    """How far each picture's latents are from stock's, as a share of their length, and which share of its answers every
-    network was asked for where the others were foretold."""
+    """How far each picture's latents are from stock's, as a share of their length, which share of its answers every
+    network was asked for where the others were foretold, and how long several controls took by the measure of one in
+    the same round."""
     found: dict[str, dict[str, Any]] = {}
     for name, timing in timings.items():
         latents, wanted = (getattr(one.made, "images", None) for one in (timing, timings[STOCK]))
@@ -114,13 +132,34 @@ def notes(timings: Mapping[str, Timing]) -> dict[str, dict[str, Any]]:
             apart = (latents.double() - wanted.double()).norm() / wanted.double().norm()
             thrift = getattr(timing.made, "thrift", None) or ({},)
             found[name] = {"apart": float(apart), "computed": {key: one.share for key, one in thrift[0].items()}}
+        one = name.removesuffix(COUNTS[2 * CONTROLS]) + COUNTS[1]
+        if one in timings:
+            found.setdefault(name, {})["of_one"] = spread(ratios(timing, timings[one]))
     return found
 
 
+def _named(quality: str, way: str) -> str:
+    return quality if way == "fp32" else f"{quality}, {way}"
+
+
+def drawn(kinds: Sequence[str], side: int) -> list[PIL.Image.Image]:
+    """Condition images of scenes with a person, each of another scene: of constant ones networks say the same
+    everywhere, which is foretold too easily."""
+    scenes = (scene(SPLITS["test"].start + number, content="person") for number in range(len(kinds)))
+    maps = (control_map(one, kind) for one, kind in zip(scenes, kinds, strict=True))
+    return [PIL.Image.fromarray(one).resize((side, side), PIL.Image.Resampling.NEAREST) for one in maps]
+
+
 def _copied(pipe: Pipeline, dtype: str) -> Pipeline:
-    kind = DTYPES[dtype]
-    networks = {name: copy.deepcopy(getattr(pipe, name)).to(kind) for name in ("vae", "text_encoder", "unet")}
-    controls = {label: copy.deepcopy(one).to(kind) for label, one in pipe.controls.items()}
+    """In half precision, as ``load`` gives it."""
+
+    def half(network: torch.nn.Module) -> torch.nn.Module:
+        return copy.deepcopy(network).to(DTYPES[dtype])
+
+    networks = {name: half(getattr(pipe, name)) for name in ("vae", "text_encoder", "unet")}
+    controls = {label: half(one) for label, one in pipe.controls.items()}
+    for one in (networks["unet"], *controls.values()):
+        one.to(memory_format=torch.channels_last)
     return replace(pipe, **networks, controls=controls)
 
 

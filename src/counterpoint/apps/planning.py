@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,10 +21,11 @@ from counterpoint.types import Moment, UserError
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, and the residency that was chosen."""
+    """A plan, the residency that was chosen, and the bytes that were needed in the end, where that is known."""
 
     plan: Plan
     residency: str
+    taken: int | None = None
 
     @property
     def line(self) -> str:
@@ -45,7 +46,8 @@ class Planned:
         """Bytes and seconds."""
         plan = self.plan
         told = {"memory": dict(plan.memory), "weights": dict(plan.weights), "seconds": round(plan.seconds, 2)}
-        return {"residency": self.residency, **told}
+        peaks = {"planned": plan.memory[self.residency], "taken": self.taken}
+        return {"residency": self.residency, **told, **peaks}
 
 
 def prepare(request: GenerateRequest, limit: float | None) -> tuple[Planned, Pipeline]:
@@ -81,32 +83,38 @@ def run_within(
     listen: Listener | None = None,
     report: bool = False,
 ) -> tuple[Planned, Result]:
-    """Carry a request out with as many networks in memory as fit, and say what was planned and what it took.
+    """Carry a request out with as many networks in memory as fit, and say what was planned, what it took, and whether
+    that was more than allowed.
+
+    What it took is counted from the end of planning on, when the libraries are there and the networks away.
 
     Raises:
         UserError: as :func:`prepare` and :func:`counterpoint.apps.run.run` say.
     """
     device = find_device(request.device)
+    planned, pipe = prepare(request, limit)
+    say(planned.line)
     with measuring(device) as before:
-        pass
+        torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
     with measuring(device) as cost:
-        planned, pipe = prepare(request, limit)
-        say(planned.line)
         if pipe.residency is not None and planned.residency != "all":
             pipe.residency.level = planned.residency
         else:
             del pipe
             pipe = load_for(request)
         result = run(request, pipe, listen=listen, report=report)
-    say(f"it took {_memory(cost, before)}{result.seconds:.1f} s")
-    return planned, result
+    taken = _taken(cost, before)
+    say(f"it took {'' if taken is None else f'{taken / 2**30:.2f} GiB and '}{result.seconds:.1f} s")
+    if taken is not None and taken > limit * 2**30:
+        say(f"warning: more than the {limit:g} GiB allowed: a smaller --memory leaves room for what is not planned")
+    return replace(planned, taken=taken), result
 
 
-def _memory(cost: Cost, before: Cost) -> str:
-    """What was taken besides what was there before; nothing where the system does not tell."""
+def _taken(cost: Cost, before: Cost) -> int | None:
+    """Bytes besides what was there before; nothing where the system does not tell."""
     if cost.peak_mb is None or before.peak_mb is None:
-        return ""
-    return f"{(cost.peak_mb - before.peak_mb) / 1024:.2f} GiB and "
+        return None
+    return round((cost.peak_mb - before.peak_mb) * 2**20)
 
 
 def foretell(request: GenerateRequest, pipe: Pipeline) -> Plan:

@@ -2,8 +2,9 @@
 
 Along the schedule a ControlNet's residuals change smoothly, so a line through its last two answers foretells the next
 one. What a line misses grows as ``C |t - t_1| |t - t_0|`` with the distance to both; ``C`` is measured whenever a
-foretold answer is computed after all, and so tells in advance at which step that has to happen again. Nothing of this
-costs a network call, and every row of a batch decides for itself.
+foretold answer is computed after all, and so tells in advance at which step that has to happen again. It is an
+estimate, no guarantee: how often the truth lies above it is measured in ``docs/speed.md``. Nothing of this costs a
+network call, and every row of a batch decides for itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+_CAUTION = 2.0
+"""What ``C`` is multiplied by: it was measured behind and holds ahead, where about half of all answers bend more."""
 _MEMORY = 0.5
 """What is kept of an earlier, larger ``C``: one lucky guess does not make a line trusted."""
 
@@ -32,10 +35,10 @@ class Line:
         self.newer: list[Tensor] = []
 
     def error(self, time: float, rows: Sequence[int]) -> Tensor:
-        """What foretelling rows at a time would miss, as a share of their length, ``(len(rows),)``; infinite where it
-        is not known yet."""
+        """What foretelling rows at a time is estimated to miss, as a share of their length, ``(len(rows),)``; infinite
+        where it is not known yet."""
         distance = (time - self.times[:, rows]).abs().prod(0)
-        return (self.curve[rows] * distance).nan_to_num(torch.inf, posinf=torch.inf)
+        return (_CAUTION * self.curve[rows] * distance).nan_to_num(torch.inf, posinf=torch.inf)
 
     def foretell(self, time: float, rows: Sequence[int]) -> list[Tensor]:
         """The answers for some rows at a time; at the time of their last computation, that one."""
@@ -56,7 +59,7 @@ class Line:
         moved = [place for place, row in enumerate(rows) if self.times[1, row] != time]
         fresh = [rows[place] for place in moved]
         distance = (time - self.times[:, fresh]).abs().prod(0)
-        missed = _relative(self.foretell(time, fresh), [answer[moved] for answer in answers]).cpu().double()
+        missed = relative(self.foretell(time, fresh), [answer[moved] for answer in answers]).cpu().double()
         curve = torch.maximum(missed / distance, _MEMORY * self.curve[fresh].nan_to_num(posinf=0.0))
         self.curve[fresh] = torch.where(distance.isfinite(), curve, torch.inf)
         self.times[0, fresh], self.times[1, fresh] = self.times[1, fresh], time
@@ -87,10 +90,10 @@ class Thrift:
 
 @dataclass(eq=False)
 class Reuse:
-    """The answers of all branches of a sampling run, each computed again when its error may pass a bound.
+    """The answers of all branches of a sampling run, each computed again when its estimated error passes a bound.
 
     Attributes:
-        bound: of the relative error of a branch's residuals, all sites together.
+        bound: of the estimated relative error of a branch's residuals, all sites together.
         rows: of the whole batch, both halves if it is guided.
         thrift: branch -> what was saved.
     """
@@ -121,7 +124,7 @@ class Reuse:
         return line.foretell(time, rows)
 
 
-def _relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+def relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     """``|found - wanted| / |wanted|`` of each row, over all tensors; 0 where both are 0."""
     miss = sum((a.float() - b.float()).flatten(1).square().sum(1) for a, b in zip(found, wanted, strict=True))
     size = sum(b.float().flatten(1).square().sum(1) for b in wanted)

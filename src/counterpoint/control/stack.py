@@ -215,7 +215,7 @@ def run_stack(
         if reuse is None or lending is not None:
             sites = ask(branch, range(len(latents)), strengths[name])
         else:
-            answers = reuse.ask(name, float(moment.timestep), places, lambda few: ask(branch, few, 1.0))
+            answers = reuse.ask(name, moment.time, places, lambda few: ask(branch, few, 1.0))
             sites = [answer * strengths[name] for answer in answers]
         return Residuals(tuple(sites[:-1]), sites[-1])
 

@@ -65,7 +65,7 @@ class ControlledDenoiser:
         count = len(latents)
         if self.economy is not None and self.guide is None and self.economy.skips_guidance(moment):
             conditional = self._predict(latents, moment, self.text, range(count, 2 * count))
-            return conditional + (self.guidance_scale - 1) * self.economy.difference(moment)
+            return conditional + (self.guidance_scale - 1) * self.economy.difference()
         both = self._predict(torch.cat([latents] * 2), moment, torch.cat([self.negative, self.text]))
         unconditional, conditional = both.chunk(2)
         if self.economy is not None:

@@ -119,6 +119,6 @@ def noise_level(scheduler: SchedulerMixin, timestep: float) -> float:
 def moments(scheduler: SchedulerMixin, timesteps: Tensor) -> list[Moment]:
     """Every step of a run. Made before the first, because on an accelerator a number is waited for."""
     return [
-        Moment(index, len(timesteps), timestep, noise_level(scheduler, time))
+        Moment(index, len(timesteps), timestep, noise_level(scheduler, time), float(time))
         for index, (timestep, time) in enumerate(zip(timesteps, timesteps.tolist(), strict=True))
     ]

@@ -170,7 +170,7 @@ class _Run:
             self.model, self.optimizer = self.accelerator.prepare(self.stage, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
         self.step, self.skipped, self.stop = 0, 0, False
-        self.seen: dict[str, tuple[float, float]] = {}  # since the log's last line: sums, and of how many numbers
+        self.seen: dict[str, torch.Tensor] = {}  # since the log's last line: (sum, of how many numbers), where they are
 
     @property
     def is_main(self) -> bool:
@@ -252,10 +252,10 @@ class _Run:
                     extra["grad_norm"] = norm
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            for name, number in {"loss": loss, **extra}.items():
-                total, count = self.seen.get(name, (0.0, 0.0))
-                value = float(whole(number.detach()))
-                self.seen[name] = (total, count) if math.isnan(value) else (total + value, count + 1)
+            for name, number in {"loss": loss, **extra}.items():  # read when they are logged: to read is to wait
+                one = whole(number.detach()).to(accelerator.device, torch.float32).reshape(())
+                seen = torch.stack([one.nan_to_num(0.0, math.inf, -math.inf), (~one.isnan()).float()])
+                self.seen[name] = self.seen[name] + seen if name in self.seen else seen
             micro += 1
             if micro % config.gradient_accumulation_steps:
                 continue
@@ -284,7 +284,7 @@ class _Run:
         """What was seen by all processes; all of them must ask together."""
         if not self.seen:
             return {}
-        sums = torch.tensor(list(self.seen.values()), device=self.accelerator.device)
+        sums = torch.stack(list(self.seen.values()))
         return dict(zip(self.seen, map(tuple, self.accelerator.reduce(sums, "sum").tolist()), strict=True))
 
     def _check_finite(self, what: str, value: float) -> None:
@@ -344,8 +344,8 @@ class _Run:
                 f"{folder} was made by {before} processes, here are {now}: steps would have other samples"
             )
         checkpoint.check_samples(folder, state.get("samples"), self.fingerprint)
-        seen = state.get("seen", {})
-        self.seen = seen if self.is_main else dict.fromkeys(seen, (0.0, 0.0))  # the others' numbers are among them
+        seen, device = state.get("seen", {}), self.accelerator.device  # of all processes: the others begin at nothing
+        self.seen = {key: torch.tensor(seen[key] if self.is_main else (0.0, 0.0), device=device) for key in seen}
         for name, module in self.stage.trained_modules().items():
             load_whole(module, load_file(folder / f"{name}.safetensors"))
         self.optimizer.load_state_dict(split_optimizer(state["optimizer"], self.parameters))

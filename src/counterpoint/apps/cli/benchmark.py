@@ -26,7 +26,10 @@ def benchmark(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     steps: Annotated[
-        int | None, typer.Option(help="For generate: of a picture; default 20, at sd15 2.", min=1, max=1000)
+        int | None,
+        typer.Option(
+            help="For generate: of a picture; default 20, at sd15 2; balanced and fast want 4.", min=1, max=1000
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -50,7 +53,7 @@ def benchmark(
     from counterpoint.apps.benchmark_memory import apart, memory_rows
     from counterpoint.apps.benchmark_train import step_peak, train_cases
     from counterpoint.apps.cli import output
-    from counterpoint.types import UserError
+    from counterpoint.types import Notice, UserError
 
     kinds: dict[str, Any] = {
         "fusion": fusion_cases,
@@ -77,7 +80,7 @@ def benchmark(
     output.quiet_libraries()
     output.say("preparing")
     where, kind = find_device(device), DTYPES[dtype]
-    with output.progress("measuring", unit="case") as listen:
+    with output.spoken_warnings(Notice), output.progress("measuring", unit="case") as listen:
         if what == "memory":
             rows, baseline = memory_rows(size, where, kind, listen), STOCK
         else:

@@ -151,8 +151,8 @@ def generate(
     quality: Annotated[
         str,
         typer.Option(
-            help="exact; balanced or fast foretell a part of the controls and of the guidance within a bound of their "
-            "error, and say what."
+            help="exact; balanced or fast foretell a part of the controls within a bound of their estimated error, "
+            "hold guidance at fixed steps without one, and say what."
         ),
     ] = "exact",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
@@ -310,9 +310,7 @@ def generate(
         record.save_png(image, path, {**recipe, "seed": image_seed})
     for each in result.thrift:
         for name, one in each.items():
-            output.say(
-                f"{name}: {one.share:.0%} computed, the rest foretold, wrong by an estimated {one.error:.0%} at most"
-            )
+            output.say(f"{name}: {one.share:.0%} computed, the rest foretold, wrong by an estimated {one.error:.0%}")
     saved = [{name: asdict(one) for name, one in each.items()} for each in result.thrift]
     pages, trials = [], []
     if report or tune:

@@ -87,7 +87,9 @@ class JobIn(_Strict):
     aggregation: str = Field("", max_length=400)
     scheduler: str | None = Field(None, max_length=100)
     quality: Literal["exact", "balanced", "fast"] = Field(
-        "exact", description="Whether a part of the controls is foretold within a bound of its error, to be faster."
+        "exact",
+        description="Whether a part of the controls is foretold within a bound of its estimated error, and guidance "
+        "computed at some of the steps, to be faster.",
     )
     steps: int = Field(20, ge=1, le=1000)
     guidance_scale: float | None = Field(None, ge=0, le=100)
