@@ -78,6 +78,14 @@ def test_controls_of_a_timed_picture_show_something() -> None:
     assert len({image.tobytes() for image in found}) == 4
 
 
+def test_hints_are_encoded_once_in_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds that a part cannot fall below are one each."""
+    monkeypatch.setattr("counterpoint.apps.benchmark_generate.floor", lambda *_: 1.0)
+    found = generate_cases("tiny", CPU, torch.float32, 6, ["exact"]).floors
+    assert found["stock diffusers"] == 6 * 4, "two branches, the rule and the host"
+    assert found["exact"] == 6 * 4 - 5
+
+
 def test_half_precision_lies_as_load_gives_it() -> None:
     half = _copied(load("tiny", ["pose"]), "bf16")
     for network in (half.unet, half.controls["pose"]):
@@ -195,12 +203,15 @@ def test_jobs_are_the_same_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_record_and_a_page(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def cases(*_: object) -> Comparison:
-        return Comparison({"sum": lambda: torch.ones(9).sum(), "other": lambda: None}, "sum", {"sum": 1e-9})
+        return Comparison({"sum": lambda: torch.ones(9).sum(), "other": lambda: None}, "sum", {"sum": 1e-9}, ("fp32",))
 
+    rates = {"matrix": 4e10, "conv": 3e10, "attention": 2e10, "bandwidth": 1e10}
+    monkeypatch.setattr("counterpoint.sampling.plan.rates", lambda *_: rates)
     monkeypatch.setattr("counterpoint.apps.benchmark_cases.fusion_cases", cases)
     status, out, error = cli("benchmark", "fusion", "--rounds", 3, "--out", "found", "--json")
     assert status == 0, error
     assert json.loads(out) == json.loads(Path("found/benchmark.json").read_text())
+    assert json.loads(out)["rates"] == {"fp32": rates}, "what the floor was made of"
     page = Path("found/index.html").read_text()
     assert page.count("<tr") == 3
     assert "counterpoint benchmark fusion --rounds 3" in page

@@ -131,8 +131,13 @@ def test_a_machine_is_told_by_two_measurements() -> None:
 
 def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    copied, ones = [], torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *sizes, **more: copied.append(sizes) or ones(*sizes, **more))
+    planning._rates.cache_clear()
     rates = planning._rates(torch.device("cpu"), torch.float32)
     assert min(vars(rates).values()) > 1e6
+    assert planning.rates(torch.device("cpu"), torch.float32) == vars(rates)
+    assert max(4 * size for (size,) in copied) >= 2**28, "more than a cache holds is copied"
     slowness, call = planning._pace(torch.device("cpu"), torch.float32)
     assert slowness >= 1
     assert 0 <= call < 1e-2

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from counterpoint.api import aggregate, load
+from counterpoint.api import DTYPES, aggregate, load
 from counterpoint.apps.benchmark import Case
 from counterpoint.conditions.layout import Instance, Layout, Reference
 from counterpoint.control.keys import Lending
@@ -29,11 +29,13 @@ SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is timed, what the others are compared with, and the seconds below which a case cannot fall."""
+    """What is timed, what the others are compared with, the seconds below which a case cannot fall, and the number
+    formats whose rates these come from."""
 
     cases: dict[str, Case]
     baseline: str
     floors: dict[str, float] = field(default_factory=dict)
+    floored: tuple[str, ...] = ()
 
 
 def chosen(cases: Mapping[str, Case], only: Sequence[str], baseline: str) -> dict[str, Case]:
@@ -91,7 +93,7 @@ def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> Compari
     operators = {f"operator {name}": operator(rule) for name, rule in FUSIONS.items()}
     whole = {f"step {name}": step(FUSIONS[name]) for name in steps}
     floors = {name: floor(case, device, dtype) for name, case in operators.items()}
-    return Comparison(whole | operators, "step sum", floors)
+    return Comparison(whole | operators, "step sum", floors, tuple(name for name in DTYPES if DTYPES[name] == dtype))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -29,6 +29,8 @@ from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.residency import RESIDENCIES
 from counterpoint.types import DEFAULT_FUSION, Fusion, UserError
 
+FAR = 2**28
+"""Bytes that are copied to measure memory: more than a cache holds."""
 BLOCKED = ("cpu",)
 """Devices on which a convolution holds copies of its input and output in an order of its own: oneDNN's."""
 
@@ -251,22 +253,38 @@ class _Rates:
     bandwidth: float
 
 
+def rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """This machine's best rates, as records have them: operations a second of ``matrix`` products, ``conv`` and
+    ``attention``, and bytes a second that are read and written (``bandwidth``)."""
+    return asdict(_rates(device, dtype))
+
+
 @cache
 def _rates(device: torch.device, dtype: torch.dtype) -> _Rates:
-    """At shapes of a UNet's middle, on an accelerator of a large one's."""
+    """The best at some shapes of a UNet, on an accelerator of a large one."""
     large_batch = 1 if device.type == "cpu" else 8
 
     def noise(*sizes: int) -> Tensor:
         return torch.randn(*sizes, device=device, dtype=dtype)
 
-    side = 1024 * large_batch
-    matrix, picture, kernel = noise(side, side), noise(2 * large_batch, 320, 32, 32), noise(320, 320, 3, 3)
-    query, large = noise(2 * large_batch, 8, 1024, 40), noise(2**22 * large_batch)
+    def product(side: int) -> float:
+        matrix = noise(side, side)
+        return 2 * side**3 / quickest(device, lambda: matrix @ matrix)
+
+    def convolution(width: int, side: int, order: torch.memory_format) -> float:
+        picture, kernel = noise(2 * large_batch, width, side, side), noise(width, width, 3, 3)
+        picture, kernel = picture.to(memory_format=order), kernel.to(memory_format=order)
+        return 2 * picture.numel() * width * 9 / quickest(device, lambda: F.conv2d(picture, kernel, padding=1))
+
+    query = noise(2 * large_batch, 8, 1024, 40)
+    far = torch.ones(FAR // query.element_size(), device=device, dtype=dtype)
+    there = torch.empty_like(far)
+    orders = torch.contiguous_format, torch.channels_last
     return _Rates(
-        2 * side**3 / quickest(device, lambda: matrix @ matrix),
-        2 * picture.numel() * 320 * 9 / quickest(device, lambda: F.conv2d(picture, kernel, padding=1)),
+        max(product(side * large_batch) for side in (512, 768, 1024)),
+        max(convolution(width, side, order) for width, side in ((320, 32), (640, 16)) for order in orders),
         4 * query.numel() * 1024 / quickest(device, lambda: F.scaled_dot_product_attention(query, query, query)),
-        2 * _size(large) / quickest(device, large.clone),
+        2 * _size(far) / quickest(device, lambda: there.copy_(far)),
     )
 
 

@@ -53,6 +53,7 @@ def benchmark(
     from counterpoint.apps.benchmark_memory import apart, memory_rows
     from counterpoint.apps.benchmark_train import step_peak, train_cases
     from counterpoint.apps.cli import output
+    from counterpoint.sampling.plan import rates as best
     from counterpoint.types import Notice, UserError
 
     kinds: dict[str, Any] = {
@@ -80,6 +81,7 @@ def benchmark(
     output.quiet_libraries()
     output.say("preparing")
     where, kind = find_device(device), DTYPES[dtype]
+    rates: dict[str, Any] = {}
     with output.spoken_warnings(Notice), output.progress("measuring", unit="case") as listen:
         if what == "memory":
             rows, baseline = memory_rows(size, where, kind, listen), STOCK
@@ -89,6 +91,7 @@ def benchmark(
             cases = chosen(compared.cases, only or (), compared.baseline)
             timings, baseline = bench.alternate(cases, times, where, listen), compared.baseline
             beside = notes(timings) if what == "generate" else {}
+            rates = {name: best(where, DTYPES[name]) for name in compared.floored}
             rows = [
                 {**row, "floor": compared.floors.get(row["name"]), **beside.get(row["name"], {})}
                 for row in bench.compare(timings, baseline)
@@ -104,6 +107,7 @@ def benchmark(
         "rows": rows,
         "baseline": baseline,
         "machine": bench.machine(where),
+        **({"rates": rates} if rates else {}),
         "command": shlex.join(["counterpoint", *sys.argv[1:]]),
         "versions": record.versions(),
     }
