@@ -218,8 +218,9 @@ def test_networks_are_compared_on_the_same_cases(cli, tiny: Path, tmp_path: Path
     assert json.loads(out)["rows"][0]["name"] == "sum of other", "what others are marked against comes first"
     status, _, error = cli(*small, *given, "--out", "run", "--baseline", "other")
     assert (status, "no row is called so; there are 'sum', 'sum of same', 'sum of other'" in error) == (2, True), error
-    status, _, error = cli(*small, f"--versus=canny={tmp_path / 'other'}", "--out", "run")
-    assert status == 2, "a folder holds one run"
+    shutil.copytree(tiny / "controls" / "depth", tmp_path / "elsewhere" / "same")
+    status, _, error = cli(*small, f"--versus=canny={tmp_path / 'elsewhere' / 'same'}", "--out", "run")
+    assert (status, "made with other settings (versus" in error) == (2, True), "a row is one network's"
     config = tmp_path / "other" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), INJECTION: {"reading": "min-norm"}}))
     status, out, error = cli(*small, *given[1:], "--out", "own")

@@ -27,6 +27,8 @@ STATES: Mapping[str, Callable[[UNet2DConditionModel], dict[str, Tensor]]] = {
     "ip-adapter": ip_adapter.adapter_state,
 }
 """Kind of adapter -> what of a UNet is its own, under the names of its file."""
+_MANY = 1000
+"""Steps of a run whose first one training is, where every kind is told."""
 
 
 class AdapterStage(DiffusionStage):
@@ -75,7 +77,7 @@ class AdapterStage(DiffusionStage):
         encode = PromptEncoder([self.tokenizer], [self.text_encoder])
         with torch.no_grad():
             guide = make_guide(self.adapter, self.unet, encode, batch["layout"], False, self.size)
-        with guide(Moment(0, 1, t)) as told:
+        with guide(Moment(0, _MANY, t)) as told:
             made: Tensor = self.unet(x, t, text, **told).sample
         return made
 
