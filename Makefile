@@ -137,14 +137,16 @@ ablations: $(READY)
 # Whole models together (AMDM): each alone, what one cannot do; pairs and all three; the paper's recipes; and what the
 # settings do, on the layouts of a smaller set. docs/aggregation.md draws on them.
 TOGETHER = $(BIN)/counterpoint evaluate $(1) --steps $(2) --out runs/aggregation/$(3) -n $(4)
-MODELS := base interact migc style interact,migc interact,style interact,migc,style
+PLACING := base interact migc interact,migc
+STYLING := base style interact interact,style interact,migc,style
 LENGTHS := $(addprefix eta=0.5x$(COMMA),steps=3 steps=1 steps=10 steps=18 steps=25 steps=35)
 HALF := $(addprefix eta=0.5x$(COMMA),weights=0.3 weights=0.7 mix=unit mix=paper noise=separate mean=stale)
 HOW := eta=0.5x eta=0.1x eta=0.3x eta=0.7x eta=0.9x $(HALF) paper,steps=18 authors,steps=18 paper authors
 
 aggregation: $(READY)
-	$(call TOGETHER,layout,50,layout,160) $(addprefix --aggregate ,$(filter-out style interact$(COMMA)style,$(MODELS)))
-	$(call TOGETHER,style,50,style,96) $(addprefix --aggregate ,$(filter-out migc interact$(COMMA)migc,$(MODELS)))
+	$(call TOGETHER,layout,50,layout,160) $(addprefix --aggregate ,$(PLACING)) --aggregation eta=0.5x
+	$(call TOGETHER,layout,50,layout-default,80) $(addprefix --aggregate ,$(PLACING)) --aggregation eta=0.3x
+	$(call TOGETHER,style,50,style,96) $(addprefix --aggregate ,$(STYLING)) --aggregation eta=0.3x
 	$(call TOGETHER,style,10,style-recipe,96) --aggregate interact,style --aggregation paper-style --aggregation eta=0.3x
 	$(call TOGETHER,layout,10,three-recipe,20) --aggregate interact,migc,style --aggregation paper-three --aggregation eta=0.3x
 	$(call TOGETHER,layout,50,windows,24) --aggregate interact,migc $(addprefix --aggregation ,$(LENGTHS))
