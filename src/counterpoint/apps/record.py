@@ -130,8 +130,9 @@ def settle(folder: Path, settings: dict[str, Any], remedy: str) -> None:
     found, changed = dict(before), []
     for key in dict.fromkeys([*before, *settings]):
         old, new = before.get(key), settings.get(key)
-        if isinstance(old or new, dict) and {**(old or {}), **(new or {})} == {**(new or {}), **(old or {})}:
-            found[key] = {**(old or {}), **(new or {})}
+        each = isinstance(old or new, dict)
+        if each and (both := {**(old or {}), **(new or {})}) == {**(new or {}), **(old or {})}:
+            found[key] = both
         elif old != new:
             changed.append(f"{key}: {old} -> {new}")
     if changed:
