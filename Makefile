@@ -47,7 +47,7 @@ prove: $(READY)
 
 # The models from nothing, in runs/: docs/tiny-family.md says what that takes. What is finished is not trained
 # again, what was begun is resumed. Two members at a time: `make -j2 family OMP_NUM_THREADS=1`; other settings for
-# all, where bf16 is slower than float32: `make family SET='--set mixed_precision=no'`.
+# all, such as another precision than the machine is quicker in: `make family SET='--set mixed_precision=no'`.
 KINDS := canny hed depth pose seg
 PROBED := depth hed lineart pose seg
 RESUME = $(if $(wildcard $(@D)/checkpoint-*/complete.json),--resume)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +24,7 @@ from counterpoint.metrics.maps import nearest_colour
 from counterpoint.models.compiling import check_compiler
 from counterpoint.models.load import load_components, load_controls, load_lora
 from counterpoint.models.openvino import port
+from counterpoint.models.pace import bf16_pays
 from counterpoint.models.probe import REVERSED, check_reads, load_probe, span_of
 from counterpoint.sampling.aggregated import check_together
 from counterpoint.sampling.amdm import Aggregation, Eta
@@ -334,22 +334,7 @@ def find_dtype(name: str, device: str) -> str:
     if name == "auto":
         if find_device(device).type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return "bf16" if find_device(device).type == "cpu" and _bf16_pays() else "fp32"
+        return "bf16" if find_device(device).type == "cpu" and bf16_pays() else "fp32"
     if name not in DTYPES:
         raise UserError(f"unknown dtype {name!r}; there are {', '.join(DTYPES)} and auto")
     return name
-
-
-@cache
-def _bf16_pays() -> bool:
-    """Whether this processor multiplies bf16 matrices quicker than float32: some that have the instructions do not."""
-    from counterpoint.sampling.plan import quickest
-
-    if not torch.cpu._is_avx512_bf16_supported():
-        return False
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones(768, 768, dtype=dtype)
-        return quickest(torch.device("cpu"), lambda: a @ a, 4)
-
-    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)

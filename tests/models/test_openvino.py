@@ -174,6 +174,6 @@ def test_wrong_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("there", "wanted"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_written_down_as_what_it_was(monkeypatch: pytest.MonkeyPatch, there: bool, wanted: str) -> None:
-    monkeypatch.setattr("counterpoint.api._bf16_pays", lambda: there)
+    monkeypatch.setattr("counterpoint.api.bf16_pays", lambda: there)
     assert build(GenerateRequest, prompt="a ball", dtype="auto").dtype == wanted
     assert load("tiny", dtype="auto").unet.dtype == (torch.bfloat16 if there else torch.float32)

@@ -337,6 +337,29 @@ def test_a_precision_that_the_machine_lacks_is_refused(tmp_path: Path, monkeypat
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("accelerated", "has_bf16", "wanted"),
+    [(False, True, "bf16"), (False, False, "no"), (True, True, "bf16"), (True, False, "fp16")],
+)
+def test_precision_is_what_the_machine_is_quicker_in(
+    monkeypatch: pytest.MonkeyPatch, accelerated: bool, has_bf16: bool, wanted: str
+) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: accelerated)
+    for name in ("bf16_pays", "is_bf16_available"):
+        monkeypatch.setattr(f"counterpoint.training.config.{name}", lambda **_: has_bf16)
+    assert {override(recipe.config, []).mixed_precision for recipe in RECIPES.values()} == {wanted}
+    assert override(TrainConfig(), ["mixed_precision=no"]).mixed_precision == "no"
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_ = config(tmp_path / "a", mixed_precision="auto", max_train_steps=10)
+    monkeypatch.setattr("counterpoint.training.config.bf16_pays", lambda: False)
+    train(Job(Line(), Numbers()), open_)
+    monkeypatch.setattr("counterpoint.training.config.bf16_pays", lambda: True)
+    with pytest.raises(CheckpointError, match="mixed_precision: no -> bf16"):
+        train(Job(Line(), Numbers()), open_, resume=True)
+
+
 def test_adherence_is_asked_for_and_its_rise_is_told(tmp_path: Path) -> None:
     answers = iter((0.0, 0.01, 0.0, 0.8, 0.81))
     heard = []

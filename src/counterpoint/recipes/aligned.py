@@ -113,7 +113,7 @@ class ProbeFields:
 
     def resolved(self) -> Any:
         """With the paper's steps for the kind of control."""
-        return filled(self, max_train_steps=10000 if self.control_type in EDGES else 5000)
+        return filled(super().resolved(), max_train_steps=10000 if self.control_type in EDGES else 5000)
 
 
 def probe(world: World, config: Any) -> Job:

@@ -51,7 +51,7 @@ class MinimalImpactFields(TunedFields):
                     f"conservativity_estimator={self.conservativity_estimator} takes second derivatives, which "
                     f"{setting} does not have: --set {setting}=false, or the paired estimator"
                 )
-        return filled(self, balanced=CONTROL_KINDS[self.control_type].silent is not None)
+        return filled(super().resolved(), balanced=CONTROL_KINDS[self.control_type].silent is not None)
 
 
 def minimal_impact(world: World, config: Any) -> Job:

@@ -70,7 +70,7 @@ class TunedConfig(Sd15Config):
 
     def resolved(self) -> Any:
         """With the paper's steps for the kind of control."""
-        return filled(self, max_train_steps=5000 if self.control_type == "seg" else 10000)  # type: ignore[attr-defined]
+        return filled(super().resolved(), max_train_steps=5000 if self.control_type == "seg" else 10000)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

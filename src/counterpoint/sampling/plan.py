@@ -7,7 +7,6 @@ UNet falls short of them. Nothing of what is planned is allocated.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from counterpoint.fusion import get_fusion
+from counterpoint.models.pace import quickest
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.residency import RESIDENCIES
 from counterpoint.types import DEFAULT_FUSION, Fusion, UserError
@@ -327,17 +327,3 @@ def floor(run: Callable[[], object], device: torch.device, dtype: torch.dtype) -
         run()
     seconds: float = ledger.ideal
     return seconds
-
-
-def quickest(device: torch.device, run: Callable[[], object], times: int = 5) -> float:
-    """Seconds of the quickest of some calls; on an accelerator of several in a row, which hides their launch."""
-    taken, row = [], 1 if device.type == "cpu" else 10
-    with torch.no_grad():
-        for _ in range(times):
-            began = time.perf_counter()
-            for _ in range(row):
-                run()
-            if device.type != "cpu":
-                getattr(torch, device.type).synchronize()
-            taken.append((time.perf_counter() - began) / row)
-    return min(taken)

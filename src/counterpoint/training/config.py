@@ -10,9 +10,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
+import torch
+from accelerate.utils import is_bf16_available
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from counterpoint.models.pace import bf16_pays
 from counterpoint.types import UserError
 
 
@@ -22,7 +25,8 @@ class TrainConfig:
 
     ``cache_dir`` holds rendered scenes and what is computed from them. ``train_batch_size`` is samples a process and
     a forward pass; one optimizer step sees that times ``gradient_accumulation_steps`` times the number of processes.
-    ``fsdp`` splits the trained networks among the processes.
+    ``fsdp`` splits the trained networks among the processes. ``mixed_precision="auto"`` is half precision where the
+    hardware has it and is quicker in it.
     """
 
     output_dir: Path = Path("counterpoint-train")
@@ -39,7 +43,7 @@ class TrainConfig:
     adam_weight_decay: float = Field(1e-2, ge=0, allow_inf_nan=False)
     adam_epsilon: float = Field(1e-8, gt=0, allow_inf_nan=False)
     max_grad_norm: float = Field(1.0, gt=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     torch_compile: bool = False
     gradient_checkpointing: bool = False
     use_8bit_adam: bool = False
@@ -55,12 +59,12 @@ class TrainConfig:
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
     def resolved(self) -> Any:
-        """With every setting that was left open as it will be used.
+        """With every setting that was left open as it will be used, on this machine.
 
         Raises:
             UserError: settings contradict each other.
         """
-        return self
+        return replace(self, mixed_precision=_precision()) if self.mixed_precision == "auto" else self
 
 
 FREE = frozenset(
@@ -96,6 +100,12 @@ def override(config: TrainConfig, settings: list[str]) -> TrainConfig:
             raise UserError(f"unknown setting {key!r}; known: {', '.join(nearest_first(key, known))}")
         changes[key] = None if value.lower() == "none" and NoneType in get_args(hints[key]) else value
     return _valid(type(config), {**asdict(config), **changes}).resolved()
+
+
+def _precision() -> str:
+    if not torch.accelerator.is_available():
+        return "bf16" if bf16_pays() else "no"
+    return "bf16" if is_bf16_available(ignore_tpu=True) else "fp16"
 
 
 def filled(config: Any, **otherwise: object) -> Any:
