@@ -141,5 +141,7 @@ def test_a_drawing_changes_the_lines_and_nothing_else() -> None:
     assert not changed[:60].any()
     assert not changed[90:110, 30:70].any()
     assert (picture == 200).all()
+    thin = draw_layout(picture, Layout((Instance("a line", (0.5, 0.5, 0.501, 0.501)),)))
+    assert (thin != picture).any(), "also of a box within one pixel"
     corner = draw_layout(picture, Layout((Instance("a thing with a long name", (0.9, 0.95, 1, 1)),)))
     assert corner.shape == picture.shape

@@ -142,8 +142,8 @@ def draw_layout(picture: Image, layout: Layout) -> Image:
     width, height = canvas.size
     line = max(1, round(min(width, height) / 160))
     font = PIL.ImageFont.load_default(max(9, min(width, height) / 32))
-    boxes = [[one.box[0] * width, one.box[1] * height, one.box[2] * width - 1, one.box[3] * height - 1]
-             for one in layout.instances]  # fmt: skip
+    corners = [[end * side for end, side in zip(one.box, canvas.size * 2, strict=True)] for one in layout.instances]
+    boxes = [[x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)] for x0, y0, x1, y1 in corners]
     for place, (one, box) in enumerate(zip(layout.instances, boxes, strict=True)):
         colour = _COLOURS[place % len(_COLOURS)]
         draw.rectangle(box, outline=colour, width=line)
