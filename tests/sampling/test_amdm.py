@@ -219,10 +219,12 @@ def test_what_does_not_fit() -> None:
         run([Model(1)] * 2, PRESETS["authors"])
     with pytest.raises(UserError, match="at least two models"):
         run([Model(1)], Aggregation())
-    with pytest.raises(UserError, match=r"2 weights for 2 models; give one$"):
+    with pytest.raises(UserError, match=r"2 weights for 2 models; give one; recipes for 2 models are called "):
         run([Model(1)] * 2, Aggregation((0.5, 0.5)))
-    with pytest.raises(UserError, match="2 etas for 3 models; give one, or 3"):
+    with pytest.raises(UserError, match=r"2 etas for 3 models; .*; recipes for 3 models are called paper-three$"):
         run([Model(1)] * 3, PRESETS["paper"])
+    with pytest.raises(UserError, match=r"2 weights for 5 models; give one, or 4$"):
+        run([Model(1)] * 5, Aggregation((0.5, 0.5)))
 
 
 def test_a_window_in_sigma_is_the_one_in_steps() -> None:
