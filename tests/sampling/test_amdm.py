@@ -193,10 +193,10 @@ def test_a_length_means_the_same_at_every_size() -> None:
     ("settings", "said"),
     [
         ({"weights": (1.2,)}, "weights of an aggregation lie in 0..1, got 1.2"),
-        ({"eta": ("1.2x",)}, r"a share such as 0\.5x, at most 1x, or auto; got 1\.2x"),
+        ({"eta": ("1.2x",)}, r"a share such as 0\.5x, at most 1x, or auto; got '1\.2x'"),
         ({"eta": (float("nan"),)}, "got nan"),
         ({"eta": (-1.0,)}, "got -1"),
-        ({"eta": ("half",)}, "got half"),
+        ({"eta": ("half",)}, "got 'half'"),
         ({"mix": "sum"}, "unknown mix 'sum'"),
         ({"noise": "none"}, "unknown noise 'none' of an aggregation; there are shared, separate"),
         ({"mean": "last"}, "unknown mean 'last'"),

@@ -330,4 +330,4 @@ def _each(what: str, given: Sequence[Any], count: int) -> tuple[Any, ...]:
 
 
 def _said(values: Sequence[object]) -> str:
-    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values) or "none"
+    return ", ".join(f"{one:g}" if isinstance(one, float) else repr(one) for one in values) or "none"
