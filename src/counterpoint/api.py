@@ -189,7 +189,8 @@ def aggregate(
             keeps its controls and its adapter; one that is aggregated itself counts as its models.
         weights: how much of what came before is kept when the next model is mixed in, in 0..1; one for all, or one
             fewer than there are models.
-        steps: how many of the first steps are shared; 3 if neither this nor ``sigma`` is given.
+        steps: how many of the first steps are shared; if neither this nor ``sigma`` is given, at least 3, and further
+            while there is as much noise as at the paper's third step, in proportion to the picture's side.
         mix: ``"paper"``, ``"unit"`` or ``"slerp"``; see ``counterpoint.sampling.amdm.Aggregation``, also for
             the rest. The paper's recipes and its authors' code are ``**vars(PRESETS["paper"])`` of that module.
         eta: how far each model is pulled back to its own mean, one for all or one each: a length such as ``45``, a

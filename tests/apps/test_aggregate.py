@@ -130,6 +130,7 @@ def test_the_layout_suite_compares_models(cli, adapters: dict[str, Path], tmp_pa
     ("arguments", "message"),
     [
         (["--aggregate", "interactive"], "there is no adapter 'interactive': give a safetensors file"),
+        (["--aggregate", "{who},"], "there is no adapter '': give a safetensors file"),
         (["--aggregate", "{who}"], "interact reads a layout, and there is none"),
         (["--layout", "{layout}"], "nothing here reads a layout"),
         (["--aggregate", "{who}", "--layout", "none.json"], "cannot read the layout none.json"),

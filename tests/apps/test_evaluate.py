@@ -112,6 +112,9 @@ def test_two_cases_and_one(cli, tiny: Path, tmp_path: Path) -> None:
         (["silent", "--weight", "canny"], "--weight wants NAME=VALUE"),
         (["silent", "--weight", "canny=strong"], "--weight canny wants a number"),
         (["silent", "--weight", "canny=nan"], "--weight canny wants a number"),
+        (["style", "--weight", "pose=1"], "--weight pose: layout and style weigh the reference alone, --weight refer"),
+        (["style", "--weight", "reference=0.8"], "none of these models reads a reference, an IP-Adapter such as sty"),
+        (["style", "--aggregate", "style", "--weight", "reference=3"], "of a reference is a number in 0..2, got 3.0"),
     ],
 )
 def test_options_that_would_be_ignored(cli, tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -171,9 +174,9 @@ def test_what_two_runs_must_have_in_common(tmp_path: Path, tiny: Path) -> None:
 def test_adapters_and_how_they_are_joined_make_another_run(tmp_path: Path) -> None:
     """Whether they were trained again, or the defaults of an aggregation have changed."""
     (tmp_path / "adapter.safetensors").write_text("first")
-    methods = models_asked([f"interact,{tmp_path}", "base"], ["", "steps=5"])
+    methods = models_asked([f"interact,{tmp_path}", "base"], ["", "steps=5"], None)
     with pytest.raises(UserError, match="two of what is compared would be called 'migc'"):
-        models_asked(["migc", "base", "migc"], [""])
+        models_asked(["migc", "base", "migc"], [""], None)
     bench = SimpleNamespace(identity={"steps": 2})
     before = identity(bench, methods)
     assert before["steps"] == 2
@@ -185,7 +188,7 @@ def test_adapters_and_how_they_are_joined_make_another_run(tmp_path: Path) -> No
     assert after["aggregations"] == before["aggregations"]
     settle(tmp_path / "run", after, "choose another --out")
     settle(tmp_path / "run", identity(bench, methods), "choose another --out")
-    assert identity(bench, models_asked(["base"], [""])) == {"steps": 2}
+    assert identity(bench, models_asked(["base"], [""], None)) == {"steps": 2}
 
 
 def test_a_control_of_the_family_is_exchanged(tiny: Path) -> None:

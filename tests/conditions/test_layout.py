@@ -88,8 +88,9 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, content: Any, message
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read the layout"):
-        read_layout(tmp_path / "none.json")
+    for path in (tmp_path / "none.json", str(tmp_path / "none.json")):
+        with pytest.raises(UserError, match="cannot read the layout"):
+            read_layout(path)
     with pytest.raises(UserError, match="about thing 3 of 1"):
         Layout((Instance("a ball", (0, 0, 1, 1)),), (Interaction(0, "near", 3),))
 
@@ -105,9 +106,12 @@ PICTURE = np.zeros((4, 6, 3), np.uint8)
         (Instance, {"box": None}, "four numbers in 0..1, got None"),
         (Instance, {"phrase": None}, "has no phrase"),
         (Layout, {"interactions": (SimpleNamespace(subject="a", action="near", object=0),)}, "in the layout, got 'a'"),
+        (Layout, {"instances": (("a", (0, 0, 1, 1)),)}, "are Instance(phrase, box), got ('a', (0, 0, 1, 1))"),
+        (Layout, {"instances": {"phrase": "a"}}, "are Instance(phrase, box), got 'phrase'"),
+        (Layout, {"reference": PICTURE}, "the reference of a layout is Reference(image), got a ndarray"),
         (Layout, {"interactions": (SimpleNamespace(subject=0, action=None, object=0),)}, "has no action"),
         (Reference, {"weight": "x"}, "a number in 0..2, got 'x'"),
-        (Reference, {"image": PICTURE.astype(np.float32)}, "got (4, 6, 3) float32: read it with read_image"),
+        (Reference, {"image": PICTURE.astype(np.float32)}, "got (4, 6, 3) float32: give np.asarray"),
         (Reference, {"image": np.zeros((4, 6, 4), np.uint8)}, "got (4, 6, 4) uint8"),
         (Reference, {"image": np.zeros((0, 0, 3), np.uint8)}, "got (0, 0, 3) uint8"),
         (Reference, {"image": PIL.Image.new("RGB", (4, 4))}, "got Image"),
@@ -141,5 +145,12 @@ def test_a_drawing_changes_the_lines_and_nothing_else() -> None:
     assert not changed[:60].any()
     assert not changed[90:110, 30:70].any()
     assert (picture == 200).all()
+    ends = Instance("a", (0, 0, 0.2, 0.2)), Instance("b", (0.8, 0.8, 1, 1))
+    plain = np.full((256, 256, 3), 200, np.uint8)
+    arrow = draw_layout(plain, Layout(ends, (Interaction(0, "kicking", 1),))) != draw_layout(plain, Layout(ends))
+    columns = np.flatnonzero(arrow[126:131].any((0, 2)))
+    assert columns.min() + columns.max() == pytest.approx(256, abs=4), "what is done stands in the middle"
+    thin = draw_layout(picture, Layout((Instance("a line", (0.5, 0.5, 0.501, 0.501)),)))
+    assert (thin != picture).any(), "also of a box within one pixel"
     corner = draw_layout(picture, Layout((Instance("a thing with a long name", (0.9, 0.95, 1, 1)),)))
     assert corner.shape == picture.shape

@@ -364,6 +364,15 @@ def test_layouts_of_real_scenes_succeed_and_noise_fails(tmp_path: Path) -> None:
     assert {row.name for row in rows} == {method.name for method in methods}, "a published layout has no picture"
 
 
+@pytest.mark.parametrize("suite", [LayoutSuite(scene_levels(), scene_actions()), StyleSuite()])
+def test_a_reference_has_the_weight_that_a_method_gives_it(suite: LayoutSuite | StyleSuite) -> None:
+    methods = [Method(models=("style",)), Method(models=("style",), weights={"reference": 0.8})]
+    assert [method.name for method in methods] == ["style", "style reference=0.8"]
+    tasks = suite.tasks(1, methods)
+    assert [task.layout.reference.weight for task in tasks] == [1.0, 0.8] * (len(tasks) // 2)
+    assert len({task.key for task in tasks}) == len(tasks)
+
+
 @pytest.mark.filterwarnings("ignore::counterpoint.sampling.prompt.PromptCut")
 def test_asymmetry_is_each_cases_own(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = random_parts(controls=2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import os
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +27,7 @@ from counterpoint.models.migc import (
     _renamed,
     box_masks,
     instance_state,
+    is_seen,
     load_instances,
     naively,
     telling,
@@ -86,16 +89,79 @@ def test_every_published_tensor_of_migc_lands_at_full_size(refined: bool) -> Non
     assert len(found) == 4 * len(table)
 
 
-def test_every_published_tensor_of_the_ip_adapter_lands_at_full_size() -> None:
+SDXL = {
+    "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True, "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+WIDTHS = {
+    768: [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 + [320] * 3 + [1280],
+    2048: [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10,
+}
+"""Width of the text -> those of the cross-attentions in the order of published files: down, up, middle."""
+PLAIN = {"proj.weight": (4, 1), "proj.bias": (4, 0), "norm.weight": (1, 0), "norm.bias": (1, 0)}
+"""Rows as multiples of the text's width, and whether there are columns for an embedding."""
+
+
+def published_ip_adapter(text: int, embedding: int) -> dict[str, tuple[int, ...]]:
+    """``ip-adapter_sd15`` is (768, 1024), ``ip-adapter_sdxl`` (2048, 1280), ``ip-adapter_sdxl_vit-h`` (2048, 1024)."""
+    return {
+        **{f"image_proj.{name}": (rows * text, *[embedding] * columns) for name, (rows, columns) in PLAIN.items()},
+        **{f"ip_adapter.{2 * number + 1}.to_{layer}_ip.weight": (width, text)
+           for number, width in enumerate(WIDTHS[text]) for layer in "kv"},
+    }  # fmt: skip
+
+
+def published_plus(text: int = 768, inner: int = 768) -> dict[str, tuple[int, ...]]:
+    """``ip-adapter-plus_sd15``: a resampler that reads all of ViT-H's places."""
+    square = (inner, inner)
+    layers = {
+        "0.norm1.weight": (inner,), "0.norm1.bias": (inner,), "0.norm2.weight": (inner,), "0.norm2.bias": (inner,),
+        "0.to_q.weight": square, "0.to_kv.weight": (2 * inner, inner), "0.to_out.weight": square,
+        "1.0.weight": (inner,), "1.0.bias": (inner,),
+        "1.1.weight": (4 * inner, inner), "1.3.weight": (inner, 4 * inner),
+    }  # fmt: skip
+    attentions = {name: shape for name, shape in published_ip_adapter(text, 1024).items() if "_ip." in name}
+    return {
+        "image_proj.latents": (1, 16, inner), "image_proj.proj_in.weight": (inner, 1280),
+        "image_proj.proj_in.bias": (inner,), "image_proj.proj_out.weight": (text, inner),
+        "image_proj.proj_out.bias": (text,), "image_proj.norm_out.weight": (text,), "image_proj.norm_out.bias": (text,),
+        **{f"image_proj.layers.{i}.{name}": shape for i in range(4) for name, shape in layers.items()}, **attentions,
+    }  # fmt: skip
+
+
+def hollow(path: Path, table: dict[str, tuple[int, ...]]) -> Path:
+    """A safetensors file of half-precision zeros that takes no room on a disk."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, shape in table.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+def test_every_published_tensor_of_the_ip_adapter_lands_at_full_size(tmp_path: Path) -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)
-    widths = [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 + [320] * 3 + [1280]
-    wanted = {
-        f"ip_adapter.{2 * number + 1}.to_{layer}_ip.weight": (width, 768)
-        for number, width in enumerate(widths)
-        for layer in "kv"
-    }
-    assert {name: tuple(value.shape) for name, value in attention_names(unet).items()} == wanted
+        unets = {768: UNet2DConditionModel(cross_attention_dim=768), 2048: UNet2DConditionModel(**SDXL)}
+    for text, embedding in ((768, 1024), (2048, 1280), (2048, 1024)):
+        table = published_ip_adapter(text, embedding)
+        kind, grown = load_adapter(unets[text], hollow(tmp_path / "a.safetensors", table))
+        assert kind == "ip-adapter"
+        assert {name: tuple(value.shape) for name, value in adapter_state(grown).items()} == table
+        assert len(table) == 4 + 2 * len(WIDTHS[text])
+        check_encoder(grown, embedding, tmp_path)
+        with pytest.raises(
+            UserError, match=r"do not fit this UNet: ip_adapter\.1\.to_k_ip\.weight is \(\d+, \d+\), want"
+        ):
+            load_adapter(unets[2816 - text], tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"no plain IP-Adapter, it has no image_proj\.proj\.weight: those called plus"):
+        load_adapter(unets[768], hollow(tmp_path / "plus.safetensors", published_plus()))
 
 
 def test_gligen_names_in_both_forms() -> None:
@@ -183,6 +249,20 @@ def test_instances_are_read_inside_their_boxes_only() -> None:
     torch.testing.assert_close(joined[0, 0], torch.full((4,), 10.0))
     torch.testing.assert_close(joined[7, 7], torch.full((4,), 20.0))
     assert torch.equal(joined[0, 7], torch.zeros(4))
+
+
+def test_a_box_is_seen_where_something_is_left_of_it() -> None:
+    """The smallest that always is: seven pixels. In smaller ones it depends on where they are."""
+    ends = [(low, low + side) for side in range(1, 8) for low in range(0, 64 - side)]
+    boxes = torch.tensor([[x0, 0, x1, 128] for x0, x1 in ends] + [[0, y0, 64, y1] for y0, y1 in ends])
+    boxes = boxes / torch.tensor([64, 128, 64, 128])
+    layout = Told(torch.zeros(1, len(boxes), 1, 8), torch.zeros(1, len(boxes), 8), boxes[None],
+                  torch.ones(1, len(boxes), dtype=torch.bool), (128, 64))  # fmt: skip
+    left = box_masks(layout, 16 * 8)[0][0].flatten(1).any(1).tolist()
+    seen = [is_seen(tuple(box), (128, 64)) for box in boxes.tolist()]
+    assert seen == left
+    assert not all(seen)
+    assert all(one for one, (low, high) in zip(seen, ends * 2, strict=True) if high - low == 7)
 
 
 @pytest.mark.parametrize(("width", "grids"), [(136, ((16, 17), (8, 9), (4, 5))), (72, ((16, 9), (8, 5), (4, 3)))])

@@ -26,8 +26,10 @@ from counterpoint.models.migc import instance_state, with_instances
 from counterpoint.sampling import pipeline
 from counterpoint.sampling.aggregated import come_back, leave, own_tensors
 from counterpoint.sampling.amdm import PRESETS
-from counterpoint.sampling.guides import Adapter
+from counterpoint.sampling.arguments import all_layouts
+from counterpoint.sampling.guides import Adapter, Unseen
 from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.sampling.prompt import PromptCut, PromptEncoder
 from counterpoint.sampling.schedulers import SCHEDULERS, make_scheduler
 from counterpoint.types import UserError
 from tests.conftest import noise
@@ -208,10 +210,9 @@ def test_stacks_of_controls_work_together_with_adapters(parts: dict, make: Calla
         )
 
 
-def test_helpers_leave_and_come_back(make: Callable) -> None:
-    """Without an accelerator nothing can move: that what would move is the helper's own, and comes back whole."""
+def test_helpers_leave_and_come_back(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an accelerator nothing can move: that what would move is the helper's own."""
     first, helper = make("interact"), make("migc")
-    before = {name: value.clone() for name, value in helper.unet.state_dict().items()}
     moved = own_tensors([helper], first)
     assert {tensor.data_ptr() for tensor in moved} == {
         value.data_ptr() for value in instance_state(helper.unet).values()
@@ -219,9 +220,52 @@ def test_helpers_leave_and_come_back(make: Callable) -> None:
     painter = make("ip-adapter")
     read = {tensor.data_ptr() for tensor in painter.adapter.image_encoder.parameters()}
     assert read <= {tensor.data_ptr() for tensor in own_tensors([painter], first)}, "also what reads its reference"
-    leave([helper], first)
-    come_back([helper], first)
-    assert all(torch.equal(value, before[name]) for name, value in helper.unet.state_dict().items())
+    with monkeypatch.context() as patch:
+        patch.setattr("counterpoint.sampling.aggregated.own_tensors", None)
+        leave([helper], first), come_back([helper], first)  # on a CPU nothing is so much as looked for
+    sent: list[tuple[int, str]] = []
+    monkeypatch.setattr(Pipeline, "device", torch.device("meta"))
+    monkeypatch.setattr(torch.Tensor, "to", lambda one, place: sent.append((one.data_ptr(), str(place))) or one)
+    leave([helper], first), come_back([helper], first)
+    assert sent == [(tensor.data_ptr(), place) for place in ("cpu", "meta") for tensor in moved]
+
+
+def test_what_models_read_alike_is_read_once(make: Callable, parts: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, read = counterpoint.aggregate([make("interact"), make("migc")], 0.5, 3), []
+    handle = parts["text_encoder"].register_forward_hook(lambda *_: read.append(1))
+    try:
+        found = both("a person", layout=LAYOUT, generator=seeded(0), **FAST).images
+        assert len(read) == 3, "prompts, negative prompts, phrases"
+        monkeypatch.setattr(PromptEncoder, "__eq__", lambda *_: False)
+        apart = both("a person", layout=LAYOUT, generator=seeded(0), **FAST).images
+        assert len(read) == 3 + 6
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found, apart, atol=1e-6, rtol=1e-6)
+    other = replace(make("migc"), text_encoder=copy.deepcopy(parts["text_encoder"]))
+    assert other.prompt_encoder() != both.prompt_encoder(), "one of its own reads for itself"
+
+
+def test_too_long_a_phrase_is_named(make: Callable) -> None:
+    things = (Instance("a ball " + "red " * 22 + "meadow", (0, 0, 1, 1)), THINGS[0])
+    both = counterpoint.aggregate([make("interact"), make("migc")], 0.5, 1)
+    with pytest.warns(PromptCut) as caught:
+        both("a person", layout=Layout(things), **{**FAST, "num_inference_steps": 1})
+    assert [str(one.message) for one in caught if one.category is PromptCut] == [
+        'the phrase "a ball red red red red red red red red r..." is longer than the 22 tokens this model reads, so '
+        'this was cut: "red red meadow"; shorten it'
+    ]
+
+
+@pytest.mark.filterwarnings("error::counterpoint.sampling.guides.Unseen")
+def test_a_thing_that_is_too_small_for_migc_is_named(make: Callable) -> None:
+    """The others read a box as numbers, so it is no mistake."""
+    small = Layout((THINGS[0], Instance("a red ball", (0.5, 0.5, 0.54, 0.9))))
+    call = {**FAST, "num_inference_steps": 1, "layout": small}
+    make("interact")("a person", **call)
+    with pytest.raises(Unseen, match=r"the box of 'a red ball' is too small for migc to see at 64 x 64 pixels: make"):
+        make("migc")("a person", **call)
+    make("migc")("a person", **{**call, "layout": LAYOUT})
 
 
 def test_helpers_are_back_when_a_call_ends(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +349,9 @@ def test_what_cannot_be_aggregated_is_said(make: Callable, parts: dict) -> None:
         first("a person", **FAST)
     with pytest.raises(UserError, match="nothing here reads a layout"):
         make()("a person", layout=LAYOUT, **FAST)
+    for wrong, kind in (({"instances": []}, "dict"), ("layout.json", "str"), ([LAYOUT, Path()], "PosixPath")):
+        with pytest.raises(UserError, match=f"a layout is what read_layout or Layout makes, got a {kind}"):
+            all_layouts(wrong, 2)
     with pytest.raises(UserError, match="2 layouts for 1 pictures"):
         first("a person", layout=[LAYOUT, LAYOUT], **FAST)
     with pytest.raises(UserError, match="reads a layout's instances, and there are none"):

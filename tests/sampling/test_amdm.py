@@ -193,10 +193,10 @@ def test_a_length_means_the_same_at_every_size() -> None:
     ("settings", "said"),
     [
         ({"weights": (1.2,)}, "weights of an aggregation lie in 0..1, got 1.2"),
-        ({"eta": ("1.2x",)}, r"a share such as 0\.5x, at most 1x, or auto; got 1\.2x"),
+        ({"eta": ("1.2x",)}, r"a share such as 0\.5x, at most 1x, or auto; got '1\.2x'"),
         ({"eta": (float("nan"),)}, "got nan"),
         ({"eta": (-1.0,)}, "got -1"),
-        ({"eta": ("half",)}, "got half"),
+        ({"eta": ("half",)}, "got 'half'"),
         ({"mix": "sum"}, "unknown mix 'sum'"),
         ({"noise": "none"}, "unknown noise 'none' of an aggregation; there are shared, separate"),
         ({"mean": "last"}, "unknown mean 'last'"),
@@ -219,10 +219,12 @@ def test_what_does_not_fit() -> None:
         run([Model(1)] * 2, PRESETS["authors"])
     with pytest.raises(UserError, match="at least two models"):
         run([Model(1)], Aggregation())
-    with pytest.raises(UserError, match=r"2 weights for 2 models; give one$"):
+    with pytest.raises(UserError, match=r"2 weights for 2 models; give one; recipes for 2 models are called "):
         run([Model(1)] * 2, Aggregation((0.5, 0.5)))
-    with pytest.raises(UserError, match="2 etas for 3 models; give one, or 3"):
+    with pytest.raises(UserError, match=r"2 etas for 3 models; .*; recipes for 3 models are called paper-three$"):
         run([Model(1)] * 3, PRESETS["paper"])
+    with pytest.raises(UserError, match=r"2 weights for 5 models; give one, or 4$"):
+        run([Model(1)] * 5, Aggregation((0.5, 0.5)))
 
 
 def test_a_window_in_sigma_is_the_one_in_steps() -> None:

@@ -272,16 +272,15 @@ def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
     """
     if any(method.models for method in methods) and name not in {"layout", "style"}:
         raise UserError("--aggregate belongs to evaluate layout and style")
-    for method in methods:
-        if method.models:  # a wrong name is said before any picture is made
-            pipe = bench.maker.model(method.models, method.aggregation)
-            if bench.cases is not pairs and any(
-                one.adapter and one.adapter.kind == "ip-adapter" for one in pipe.models
-            ):
-                raise UserError(
-                    f"{method.name}: an IP-Adapter reads a reference picture, and COCO-MIG's layouts have none: leave "
-                    "it out of --aggregate, or leave out --layouts to measure on scenes, which have one"
-                )
+    told = [method for method in methods if method.models]  # a wrong name is said before any picture is made
+    pictured = [method for method in told if _reads_reference(bench.maker.model(method.models, method.aggregation))]
+    if pictured and bench.cases is not pairs:
+        raise UserError(
+            f"{pictured[0].name}: an IP-Adapter reads a reference picture, and COCO-MIG's layouts have none: leave it "
+            "out of --aggregate, or leave out --layouts to measure on scenes, which have one"
+        )
+    if not pictured and any(method.weights for method in told):
+        raise UserError("--weight reference: none of these models reads a reference, an IP-Adapter such as style does")
     for label, place in (own for method in methods for own in method.networks):
         if isinstance(bench.pipe.unet, Ported):
             raise UserError("--versus compares networks in torch: leave --device openvino away")
@@ -296,6 +295,10 @@ def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
         raise UserError(f"conservativity is measured on SD1.5's layout with ControlNets for {', '.join(KINDS)}")
     suite = SUITES[name](bench)
     return suite.about(methods) if isinstance(suite, fusion.FusionSuite) else suite
+
+
+def _reads_reference(pipe: Pipeline) -> bool:
+    return any(one.adapter and one.adapter.kind == "ip-adapter" for one in pipe.models)
 
 
 def rehearse(suite: Suite, bench: Bench, n: int, methods: Sequence[Method]) -> None:

@@ -68,8 +68,8 @@ class Reference:
             if picture is not None and not _is_picture(picture):
                 got = f"{picture.shape} {picture.dtype}" if isinstance(picture, np.ndarray) else type(picture).__name__
                 raise UserError(
-                    f"the {what} is a picture as an array (h, w, 3) uint8, got {got}: read it with read_image, or "
-                    "np.asarray(picture.convert('RGB'))"
+                    f"the {what} is a picture as an array (h, w, 3) uint8, got {got}: give "
+                    "np.asarray(picture.convert('RGB')) of one that PIL has opened"
                 )
 
 
@@ -82,6 +82,11 @@ class Layout:
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
+        for thing in self.instances:
+            if not isinstance(thing, Instance):
+                raise UserError(f"the things of a layout are Instance(phrase, box), got {thing!r}")
+        if not isinstance(self.reference, Reference | None):
+            raise UserError(f"the reference of a layout is Reference(image), got a {type(self.reference).__name__}")
         for one in self.interactions:
             if not isinstance(one.action, str) or not one.action.strip():
                 raise UserError("an interaction has no action: say what is done, such as 'kicking'")
@@ -94,7 +99,7 @@ class Layout:
                     raise UserError(f"the interaction {one.action!r} is about thing {place} of {len(self.instances)}")
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: str | Path) -> Layout:
     """A layout file::
 
         {"instances": [{"phrase": "a person", "box": [0.1, 0.2, 0.4, 0.9]},
@@ -108,6 +113,7 @@ def read_layout(path: Path) -> Layout:
     Raises:
         UserError: it cannot be read, has an unknown or missing key, or says something impossible.
     """
+    path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -142,8 +148,8 @@ def draw_layout(picture: Image, layout: Layout) -> Image:
     width, height = canvas.size
     line = max(1, round(min(width, height) / 160))
     font = PIL.ImageFont.load_default(max(9, min(width, height) / 32))
-    boxes = [[one.box[0] * width, one.box[1] * height, one.box[2] * width - 1, one.box[3] * height - 1]
-             for one in layout.instances]  # fmt: skip
+    corners = [[end * side for end, side in zip(one.box, canvas.size * 2, strict=True)] for one in layout.instances]
+    boxes = [[x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)] for x0, y0, x1, y1 in corners]
     for place, (one, box) in enumerate(zip(layout.instances, boxes, strict=True)):
         colour = _COLOURS[place % len(_COLOURS)]
         draw.rectangle(box, outline=colour, width=line)
@@ -155,14 +161,17 @@ def draw_layout(picture: Image, layout: Layout) -> Image:
         draw.line(ends, fill=colour, width=line)
         draw.circle(ends[1], 2 * line, fill=colour)
         middle = ((ends[0][0] + ends[1][0]) / 2, (ends[0][1] + ends[1][1]) / 2)
-        _label(draw, middle, action.action, colour, font, canvas.size)
+        _label(draw, middle, action.action, colour, font, canvas.size, anchor=0.5)
     return np.asarray(canvas)
 
 
-def _label(draw: Any, place: tuple[float, float], text: str, colour: Any, font: Any, size: tuple[int, int]) -> None:
+def _label(
+    draw: Any, place: tuple[float, float], text: str, colour: Any, font: Any, size: tuple[int, int], anchor: float = 0
+) -> None:
+    """Words at a place, which they have at a share ``anchor`` of their width and height."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    x = min(max(place[0], 0), max(size[0] - right - 4, 0))
-    y = min(max(place[1], 0), max(size[1] - bottom - 4, 0))
+    x = min(max(place[0] - anchor * (right + 4), 0), max(size[0] - right - 4, 0))
+    y = min(max(place[1] - anchor * (bottom + 4), 0), max(size[1] - bottom - 4, 0))
     draw.rectangle([x, y, x + right + 3, y + bottom + 3], fill=colour)
     draw.text((x + 2 - left, y + 2 - top / 2), text, fill="white", font=font)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,8 @@ Segment = Callable[[Tensor, Names, Sequence[Sequence[Box]]], list[list[np.ndarra
 thing in it."""
 KINDS = ("canny", "hed", "lineart", "depth", "pose", "seg")
 """Kinds of control that can be read back and measured."""
+REFERENCE = "reference"
+"""What a layout's reference picture is called among a method's weights."""
 CHUNK = 32
 """Pictures scored at a time."""
 
@@ -38,8 +40,8 @@ CHUNK = 32
 @dataclass(frozen=True)
 class Method:
     """A way to join controls: a rule by name, weights by label where they are not 1, whether silence is gated, what is
-    foretold, and by label the folders of networks in place of the model's; or models by name that read a layout, and
-    how they are aggregated."""
+    foretold, and by label the folders of networks in place of the model's; or models by name that read a layout, how
+    they are aggregated, and as the weight of :data:`REFERENCE` that of the layout's reference."""
 
     fusion: str = "sum"
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -52,9 +54,9 @@ class Method:
     @property
     def name(self) -> str:
         """The rule, then the rest: ``sum gated``, ``sum pose=0.5``, ``sum of FOLDER``; ``interact+migc steps=3``."""
+        weights = [f"{label}={weight:g}" for label, weight in self.weights.items()]
         if self.models:
-            return " ".join(["+".join(self.models), *[self.aggregation] * bool(self.aggregation)])
-        weights = (f"{label}={weight:g}" for label, weight in self.weights.items())
+            return " ".join(["+".join(self.models), *[self.aggregation] * bool(self.aggregation), *weights])
         quality = [self.quality] * (self.quality != "exact")
         own = "+".join(Path(place).name for _, place in self.networks)
         return " ".join([self.fusion, *["gated"] * self.gated, *quality, *weights, *[f"of {own}"] * bool(own)])
@@ -63,6 +65,17 @@ class Method:
     def slug(self) -> str:
         """The name, for a folder."""
         return self.name.replace(" ", ",").replace(":", "_").replace("/", "_")
+
+
+def weighed(layout: Layout, method: Method) -> Layout:
+    """A layout whose reference has the weight that a method gives it.
+
+    Raises:
+        UserError: it is none.
+    """
+    if layout.reference is None or REFERENCE not in method.weights:
+        return layout
+    return replace(layout, reference=replace(layout.reference, weight=method.weights[REFERENCE]))
 
 
 class Packed(Mapping[str, Image]):

@@ -68,7 +68,9 @@ def check_told(kinds: Sequence[str], layout: bool, instances: bool, reference: b
             raise UserError(f"{kinds[0]} reads a layout, and there is none: give one with layout= or --layout")
         return
     if not kinds:
-        raise UserError(f"nothing here reads a layout: load an adapter ({', '.join(KINDS)})")
+        raise UserError(
+            f"nothing here reads a layout: load an adapter ({', '.join(KINDS)}), with adapted() or --aggregate"
+        )
     if "ip-adapter" in kinds and not reference:
         raise UserError("ip-adapter reads a layout's reference picture, and there is none: give the layout one")
     if set(kinds) - {"ip-adapter"} and not instances:

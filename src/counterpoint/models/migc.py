@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from counterpoint.models.sharing import ldm_block, sharing_copy
 from counterpoint.models.weights import check_fit, shapes
-from counterpoint.types import UserError
+from counterpoint.types import Box, UserError
 
 INSTANCES = 28
 """Things a layout can have: thirty slots less those of the background and the template."""
@@ -294,6 +294,14 @@ def box_masks(told: Told, tokens: int) -> tuple[Float[Tensor, "b n h w"], Float[
     latents = F.interpolate(both, (height // 8, width // 8), mode="bilinear")
     masks = F.interpolate(latents, (down_layer, across_layer), mode="bilinear")
     return masks[:, :-1], masks[:, -1:]
+
+
+def is_seen(box: Box, size: tuple[int, int]) -> bool:
+    """Whether anything of a box is left in :func:`box_masks`: interpolation looks at the middle two of eight pixels."""
+    x0, y0, x1, y1 = box
+    height, width = size
+    sides = (range(int(x0 * width), int(x1 * width)), range(int(y0 * height), int(y1 * height)))
+    return all(any(pixel % 8 in {3, 4} for pixel in side) for side in sides)
 
 
 def with_instances(

@@ -39,7 +39,7 @@ def check_together(models: Sequence[Model]) -> None:
         if not isinstance(first.scheduler, DDIMScheduler):
             raise UserError(
                 f"aggregation edits latents between steps, which {type(first.scheduler).__name__} would undo or "
-                "misread: load the first model with scheduler='ddim'"
+                "misread: load the first model with ddim (scheduler='ddim', --scheduler ddim)"
             )
 
 
@@ -84,14 +84,20 @@ def _same_latents(first: Model, other: Model) -> bool:
 
 def leave(helpers: Sequence[Model], first: Model) -> None:
     """Take what the helpers alone use out of an accelerator's memory."""
-    for tensor in own_tensors(helpers, first):
-        tensor.data = tensor.data.to("cpu")
+    _move(helpers, first, away=True)
 
 
 def come_back(helpers: Sequence[Model], first: Model) -> None:
     """The way back."""
+    _move(helpers, first, away=False)
+
+
+def _move(helpers: Sequence[Model], first: Model, *, away: bool) -> None:
+    home = first.device  # asked once: a UNet looks through all of its modules for it
+    if home.type == "cpu":  # there is nowhere to go, and to look for what could would take as long as a step
+        return
     for tensor in own_tensors(helpers, first):
-        tensor.data = tensor.data.to(first.device)
+        tensor.data = tensor.data.to("cpu" if away else home)
 
 
 def own_tensors(helpers: Sequence[Model], first: Model) -> list[torch.Tensor]:

@@ -322,10 +322,12 @@ def _stale_mean(scheduler: DDIMScheduler, timestep: int, latents: Tensor, predic
 
 def _each(what: str, given: Sequence[Any], count: int) -> tuple[Any, ...]:
     if len(given) not in {1, count}:
-        several = f", or {count}" if count > 1 else ""
-        raise UserError(f"{len(given)} {what} for {count + (what == 'weights')} models; give one{several}")
+        several, models = f", or {count}" if count > 1 else "", count + (what == "weights")
+        named = ", ".join(name for name, one in PRESETS.items() if len(one.eta) == models)
+        recipes = f"; recipes for {models} models are called {named}" if named else ""
+        raise UserError(f"{len(given)} {what} for {models} models; give one{several}{recipes}")
     return tuple(_repeated(given, count))
 
 
 def _said(values: Sequence[object]) -> str:
-    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values) or "none"
+    return ", ".join(f"{one:g}" if isinstance(one, float) else repr(one) for one in values) or "none"

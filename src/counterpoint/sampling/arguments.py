@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from counterpoint.conditions.layout import Layout
 from counterpoint.types import Notice, UserError
 
 
@@ -66,6 +67,25 @@ def all_prompts(
     if len(negatives) != len(prompts):
         raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one a prompt")
     return [one for one in prompts for _ in range(images)], [one for one in negatives for _ in range(images)]
+
+
+def all_layouts(layout: Any, count: int) -> list[Layout | None]:
+    """The layout of every picture, ``None`` where there is none.
+
+    Args:
+        layout: one for all, or one each.
+        count: pictures.
+
+    Raises:
+        UserError: there are others than layouts, or another number of them.
+    """
+    layouts = list(layout) if isinstance(layout, (list, tuple)) else [layout] * count
+    for one in layouts:
+        if one is not None and not isinstance(one, Layout):
+            raise UserError(f"a layout is what read_layout or Layout makes, got a {type(one).__name__}")
+    if len(layouts) != count:
+        raise UserError(f"{len(layouts)} layouts for {count} pictures; give one, or one each")
+    return layouts
 
 
 def _texts(what: str, given: Any) -> list[str]:

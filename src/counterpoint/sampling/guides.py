@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from counterpoint.conditions.layout import Interaction, Layout, Reference
 from counterpoint.models import gligen, migc
 from counterpoint.sampling.prompt import PromptEncoder
-from counterpoint.types import Moment, UserError
+from counterpoint.types import Moment, Notice, UserError
 
 Guide = Callable[[Moment], AbstractContextManager[Mapping[str, Any]]]
 """For one step: what the UNet's call wants besides, and whatever else must hold while it runs."""
@@ -29,6 +30,10 @@ INTERACTIONS = 30
 filled further than its authors do."""
 TOGETHER = "and"
 """The action of things that do nothing to each other (AMDM's own use of InteractDiffusion for COCO-MIG)."""
+
+
+class Unseen(Notice):
+    """A thing of a layout that an adapter does not see."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +74,18 @@ def make_guide(
     if adapter.kind == "gligen":
         return _grounded(unet, encode, layouts, guided)
     return _instances(unet, encode, layouts, guided, size)
+
+
+def warn_if_unseen(kinds: Sequence[str], layout: Layout, size: tuple[int, int]) -> None:
+    """Say of which things MIGC will see nothing; the other adapters read boxes as numbers, however small."""
+    for one in layout.instances if "migc" in kinds else ():
+        if not migc.is_seen(one.box, size):
+            warnings.warn(
+                f"the box of {one.phrase!r} is too small for migc to see at {size[1]} x {size[0]} pixels: make it 8 or "
+                "more wide and high",
+                Unseen,
+                stacklevel=4,
+            )
 
 
 @contextmanager

@@ -149,6 +149,12 @@ class Model:
             if raised:
                 self.vae.half()
 
+    def prompt_encoder(self) -> PromptEncoder:
+        """What reads the prompts of one call."""
+        if self.text_encoder_2 is None or self.tokenizer_2 is None:
+            return PromptEncoder((self.tokenizer,), (self.text_encoder,))
+        return PromptEncoder((self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2))
+
     def denoiser(
         self,
         prompts: list[str],
@@ -159,6 +165,7 @@ class Model:
         fusion: Fusion,
         layouts: Sequence[Layout | None],
         size: tuple[int, int],
+        encode: PromptEncoder,
     ) -> ControlledDenoiser:
         """The model as a denoiser for a batch.
 
@@ -171,14 +178,11 @@ class Model:
             fusion: what joins them.
             layouts: one a picture; ``None`` if it has no adapter.
             size: height and width of the pictures.
+            encode: :meth:`prompt_encoder`, or an equal one that has read for another model.
 
         Raises:
             UserError: a layout is not what the adapter reads.
         """
-        if self.text_encoder_2 is None or self.tokenizer_2 is None:
-            encode = PromptEncoder([self.tokenizer], [self.text_encoder])
-        else:
-            encode = PromptEncoder([self.tokenizer, self.tokenizer_2], [self.text_encoder, self.text_encoder_2])
         with self.present(self.text_encoder, self.text_encoder_2):
             text, negative = encode(prompts[::copies]), encode([one or "" for one in negatives[::copies]])
             length = max(text.embeddings.shape[1], negative.embeddings.shape[1])

@@ -23,7 +23,7 @@ from counterpoint.models.ip_adapter import check_encoder
 from counterpoint.models.load import load_image_encoder
 from counterpoint.sampling.aggregated import come_back, leave
 from counterpoint.sampling.amdm import Aggregation, sample_aggregated
-from counterpoint.sampling.arguments import all_prompts, check_noise, check_numbers, warn_if_broken
+from counterpoint.sampling.arguments import all_layouts, all_prompts, check_noise, check_numbers, warn_if_broken
 from counterpoint.sampling.controls import (
     check_injection,
     check_reach,
@@ -35,10 +35,11 @@ from counterpoint.sampling.controls import (
 )
 from counterpoint.sampling.denoise import ControlledDenoiser
 from counterpoint.sampling.economy import Economy, known_quality
-from counterpoint.sampling.guides import Adapter
+from counterpoint.sampling.guides import Adapter, warn_if_unseen
 from counterpoint.sampling.loop import Settle, Step, sample
 from counterpoint.sampling.model import Generators, Model
 from counterpoint.sampling.pixels import copies
+from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.sampling.readout import make_readings
 from counterpoint.sampling.report import Report
 from counterpoint.types import DEFAULT_FUSION, Combine, Fusion, Latents, Moment, UserError
@@ -111,11 +112,11 @@ class Pipeline(Model):
         ):  # fmt: skip
             if wrong is not None:
                 raise UserError(said)
-        own = self.origin / "adapters"
-        path = own / source if (own / source).is_dir() else Path(source)
-        if not path.exists():
-            known = ", ".join(sorted(one.name for one in own.iterdir())) if own.is_dir() else ""
-            more = f", or one of the model's own: {known}" if known else ""
+        folder = self.origin / "adapters"
+        own = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+        path = folder / source if source in own else Path(source)
+        if not source or not path.exists():
+            more = f", or one of the model's own: {', '.join(own)}" if own else ""
             raise UserError(f"there is no adapter {source!r}: give a safetensors file or folder{more}")
         kind, unet = load_adapter(self.unet, path)
         if kind != "ip-adapter":
@@ -242,9 +243,10 @@ class Pipeline(Model):
         regions = where_heard(hints, masks, gate_silence, rule)
         told = [] if subject_mask is None else listed(subject_mask)
         subjects = [self.pixels.subject(mask, shown, size, count).to(self.device) for mask in told]
-        layouts = [layout] * count if layout is None or isinstance(layout, Layout) else list(layout)
-        self._check_layouts(layouts, count)
-        denoisers = []
+        layouts = all_layouts(layout, count)
+        self._check_layouts(layouts, size)
+        denoisers: list[ControlledDenoiser] = []
+        encoders: dict[PromptEncoder, PromptEncoder] = {}
         for model in self.models:
             check_injection(rule, model.controls)
             branches = make_branches(
@@ -257,8 +259,10 @@ class Pipeline(Model):
                 starts=control_guidance_start,
                 ends=control_guidance_end,
             )
+            mine = model.prompt_encoder()
+            encode = encoders.setdefault(mine, mine)
             denoiser = model.denoiser(
-                prompts, negatives, num_images_per_prompt, guidance_scale, branches, rule, layouts, size
+                prompts, negatives, num_images_per_prompt, guidance_scale, branches, rule, layouts, size, encode
             )
             if set(model.controls) == set(self.labels):
                 lending = find_lending(rule, model.controls, self.tokenizer, prompts, foreground, subject, subjects)
@@ -307,13 +311,12 @@ class Pipeline(Model):
                 f"({', '.join(self.labels) or 'none'}); give one each"
             )
 
-    def _check_layouts(self, layouts: Sequence[Layout | None], count: int) -> None:
+    def _check_layouts(self, layouts: Sequence[Layout | None], size: tuple[int, int]) -> None:
         readers = [model.adapter.kind for model in self.models if model.adapter is not None]
-        if len(layouts) != count:
-            raise UserError(f"{len(layouts)} layouts for {count} pictures; give one, or one each")
-        for layout in layouts:
+        for layout in dict.fromkeys(layouts):
             said = layout or Layout()
             check_told(readers, layout is not None, bool(said.instances), said.reference is not None)
+            warn_if_unseen(readers, said, size)
 
     def _steps(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -57,14 +57,16 @@ class Text(NamedTuple):
         return Text(self.embeddings.repeat_interleave(copies, 0), pooled)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class PromptEncoder:
-    """The text encoders of a model: one as Stable Diffusion 1.5 reads it, or two as SDXL does."""
+    """The text encoders of a model: one as Stable Diffusion 1.5 reads it, or two as SDXL does. It remembers what it has
+    read, so it is made for one call; models that are aggregated mostly share one."""
 
     tokenizers: Sequence[CLIPTokenizer]
     text_encoders: Sequence[CLIPTextModel | CLIPTextModelWithProjection]
+    _prompts: dict[tuple[str, ...], Text] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _phrases: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Embeddings of prompts, all equally long.
 
@@ -75,6 +77,13 @@ class PromptEncoder:
         Raises:
             UserError: prompts are not equally long.
         """
+        asked = tuple(prompts)
+        if asked not in self._prompts:
+            self._prompts[asked] = self._encoded(asked)
+        return self._prompts[asked]
+
+    @torch.no_grad()
+    def _encoded(self, prompts: Sequence[str]) -> Text:
         if not any(_WEIGHTED.search(prompt) for prompt in prompts):
             return self._plain(prompts)
         compel = self._compel()
@@ -88,9 +97,16 @@ class PromptEncoder:
 
     @torch.no_grad()
     def phrases(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b p"]]:
-        """Plain phrases of things as adapters read them: embeddings, and one vector a phrase."""
-        read = _read(self.tokenizers[0], self.text_encoders[0], texts, first=True)
-        return read.last_hidden_state, read.pooler_output
+        """Plain phrases of things as adapters read them: embeddings, and one vector a phrase. One that is too long is
+        cut, with a :class:`PromptCut` warning that names it."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._phrases]
+        if new:
+            read = _read(self.tokenizers[0], self.text_encoders[0], new)
+            self._phrases.update(zip(new, zip(read.last_hidden_state, read.pooler_output, strict=True), strict=True))
+            for text in new:
+                _warn_if_cut(self.tokenizers[0], text, f'the phrase "{text[:40]}..."', "shorten it")
+        whole, pooled = zip(*(self._phrases[text] for text in texts), strict=True)
+        return torch.stack(whole), torch.stack(pooled)
 
     def match(self, text: Text, length: int) -> Text:
         """Lengthen embeddings to ``length`` tokens with those of the empty prompt."""
@@ -108,10 +124,9 @@ class PromptEncoder:
         return Text(torch.where(gone[..., None], 0, text.embeddings), pooled)
 
     def _plain(self, prompts: Sequence[str]) -> Text:
-        read = [
-            _read(tokenizer, text_encoder, prompts, first=place == 0)
-            for place, (tokenizer, text_encoder) in enumerate(zip(self.tokenizers, self.text_encoders, strict=True))
-        ]
+        read = [_read(*one, prompts) for one in zip(self.tokenizers, self.text_encoders, strict=True)]
+        for prompt in prompts:
+            _warn_if_cut(self.tokenizers[0], prompt, "the prompt", _IN_PARTS)
         if len(read) == 1:
             return Text(read[0][0].to(self.text_encoders[0].dtype))
         # SDXL reads the layer before the last of both, and the second one's summary of the prompt.
@@ -136,20 +151,25 @@ class PromptEncoder:
         return Text(*found) if isinstance(found, (tuple, list)) else Text(found)
 
 
-def _read(tokenizer: CLIPTokenizer, text_encoder: Any, prompts: Sequence[str], *, first: bool) -> Any:
-    """A text encoder's output for plain prompts; the first of several speaks of what was cut."""
+_IN_PARTS = 'write ("first part", "second part").and() to keep all of it'
+
+
+def _warn_if_cut(tokenizer: CLIPTokenizer, text: str, what: str, advice: str) -> None:
+    limit = tokenizer.model_max_length
+    whole = tokenizer(text, truncation=False, verbose=False).input_ids
+    if len(whole) > limit:
+        lost = tokenizer.decode(whole[limit - 1 : -1]).strip()
+        warnings.warn(
+            f'{what} is longer than the {limit - 2} tokens this model reads, so this was cut: "{lost}"; {advice}',
+            PromptCut,
+            stacklevel=7,
+        )
+
+
+def _read(tokenizer: CLIPTokenizer, text_encoder: Any, prompts: Sequence[str]) -> Any:
+    """A text encoder's output for plain prompts."""
     limit = tokenizer.model_max_length
     tokens = tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    for prompt in prompts if first else ():
-        whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(whole) > limit:
-            lost = tokenizer.decode(whole[limit - 1 : -1]).strip()
-            warnings.warn(
-                f'the prompt is longer than the {limit - 2} tokens this model reads, so this was cut: "{lost}"; '
-                'write ("first part", "second part").and() to keep all of it',
-                PromptCut,
-                stacklevel=6,
-            )
     mask = tokens.attention_mask if getattr(text_encoder.config, "use_attention_mask", False) else None
     return text_encoder(
         tokens.input_ids.to(text_encoder.device),

@@ -13,7 +13,8 @@ _RULES = ("conflicting", "complementary", "silent", "single")
 """Suites that join controls."""
 _OWN = {
     **dict.fromkeys(("metrics", "lpips"), ("folder",)),
-    **dict.fromkeys(("fusion", "rules", "sweep", "weight", "gate_silence", "quality", "manifest"), _RULES),
+    **dict.fromkeys(("fusion", "rules", "sweep", "gate_silence", "quality", "manifest"), _RULES),
+    "weight": (*_RULES, "layout", "style"),
     "versus": (*_RULES, "conservativity"),
     "baseline": (*_RULES, "layout", "style", "conservativity"),
     "layouts": ("layout",),
@@ -53,7 +54,11 @@ def evaluate(
     ] = None,
     weight: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="How strongly a control speaks. Repeatable.", show_default=False),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="How strongly a control speaks; for layout and style reference=0.8. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     gate_silence: Annotated[
         bool, typer.Option("--gate-silence", help="Try each rule a second time, gated as in generate --gate-silence.")
@@ -204,7 +209,7 @@ def evaluate(
         if aggregate and (fusion or sweep or gate_silence):
             raise UserError("--aggregate compares models; --fusion, --sweep and --gate-silence compare rules")
         if aggregate or suite in {"layout", "style"}:
-            methods = models_asked(aggregate or ["base"], aggregation or [""])
+            methods = models_asked(aggregate or ["base"], aggregation or [""], weight)
         else:
             methods = methods_asked(fusion, sweep, weight, gate_silence, quality or ["exact"], versus or [])
         if baseline is not None:
@@ -327,7 +332,7 @@ def _run(
     seeded = Seeded(chosen, seeds)
     tasks = seeded.tasks(n, methods)
     known = sorted({label for task in tasks for label in task.images})
-    if unknown := sorted({label for method in methods for label in method.weights} - set(known)):
+    if unknown := sorted({label for method in methods if not method.models for label in method.weights} - set(known)):
         raise UserError(f"{unknown[0]}: the suite has no such control to weigh; it has {', '.join(known)}")
     if tasks:
         rehearse(chosen, bench, n, methods)

@@ -113,7 +113,9 @@ def generate(
     aggregation: Annotated[
         str,
         typer.Option(
-            metavar="SETTINGS", help="How they do: steps=3,weights=0.5,eta=auto,mix=slerp, or paper or authors."
+            metavar="SETTINGS",
+            help="How they do, such as steps=3,weights=0.5,eta=0.3x,mix=slerp; or paper, paper-style, paper-three, "
+            "authors.",
         ),
     ] = "",
     model: Annotated[str, typer.Option(help="tiny, a diffusers folder, a .safetensors file or a hub id.")] = "tiny",

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from counterpoint.apps.cli.values import pairs
-from counterpoint.evaluation.suite import Method
+from counterpoint.evaluation.suite import REFERENCE, Method
 from counterpoint.fusion import FUSIONS, get_fusion
 from counterpoint.fusion.minimal_impact import INJECTION, BalancedInjection
 from counterpoint.sampling.amdm import Aggregation
@@ -62,12 +62,19 @@ def _own_rules(networks: tuple[tuple[str, str], ...]) -> list[str]:
     return rules
 
 
-def models_asked(names: list[str], settings: list[str]) -> list[Method]:
-    """Every list of models with every setting that it can have."""
+def models_asked(names: list[str], settings: list[str], weight: list[str] | None) -> list[Method]:
+    """Every list of models with every setting that it can have.
+
+    Raises:
+        UserError: a setting makes no sense, or something else is weighed than the reference.
+    """
     for one in settings:
         Aggregation.parse(one)
+    weights = {name: _weight(name, value) for name, value in pairs("--weight", weight).items()}
+    if others := weights.keys() - {REFERENCE}:
+        raise UserError(f"--weight {min(others)}: layout and style weigh the reference alone, --weight {REFERENCE}=0.8")
     lists = [tuple(name.strip() for name in one.split(",")) for one in names]
-    methods = [Method(models=models, aggregation=how) for models in lists
+    methods = [Method(models=models, weights=weights, aggregation=how) for models in lists
                for how in (settings if len(models) > 1 else [""])]  # fmt: skip
     return _unlike(methods, "give each once")
 

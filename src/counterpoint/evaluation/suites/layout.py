@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.layouts import ActionCase, Actions, LayoutCase, Levels
-from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack, unstack
+from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack, unstack, weighed
 from counterpoint.metrics.actions import action_shown
 from counterpoint.metrics.coco_mig import RANGES, has_colour, instance_score, mean_iou, picture_row, success_rate
 from counterpoint.metrics.metric import Metric, mean
@@ -33,7 +33,7 @@ class LayoutSuite:
         cases = [(f"L{level}", case) for level, first in self.levels.items() for case in first(n)]
         cases += [(_ACTIONS, case) for case in self._actions(n)]
         return [
-            Task(_key(method, sort, case), case.prompt, case.number, method=method, layout=layout)
+            Task(_key(method, sort, case), case.prompt, case.number, method=method, layout=weighed(layout, method))
             for sort, case in cases
             for layout in [case.layout]
             for method in methods

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from counterpoint.conditions.layout import Instance, Layout, Reference
 from counterpoint.data.scenes.caption import content
 from counterpoint.data.scenes.render import SPLITS, Scene, scene
-from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack
+from counterpoint.evaluation.suite import CHUNK, Finished, Method, Readers, Row, Task, stack, weighed
 from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.text import clip_score
 from counterpoint.types import Image
@@ -35,7 +35,8 @@ class StyleSuite:
             things = tuple(Instance(thing.phrase, thing.box) for thing in one.instances if thing.box[0] < thing.box[2])
             layout = Layout(things, reference=Reference(self._reference(number)))
             made += [
-                Task(_key(method, number), _prompt(one), number, method=method, layout=layout) for method in methods
+                Task(_key(method, number), _prompt(one), number, method=method, layout=weighed(layout, method))
+                for method in methods
             ]
         return made
 
