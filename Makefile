@@ -147,7 +147,7 @@ aggregation: $(READY)
 	$(call TOGETHER,layout,50,layout,160) $(addprefix --aggregate ,$(PLACING)) --aggregation eta=0.5x
 	$(call TOGETHER,layout,50,layout-default,80) $(addprefix --aggregate ,$(PLACING)) --aggregation eta=0.3x
 	$(call TOGETHER,style,50,style,96) $(addprefix --aggregate ,$(STYLING)) --aggregation eta=0.3x
-	$(call TOGETHER,style,10,style-recipe,96) --aggregate interact,style --aggregation paper-style --aggregation eta=0.3x
+	$(call TOGETHER,style,10,style-recipe,96) --weight reference=0.8 --aggregate interact,style --aggregation paper-style --aggregation eta=0.3x
 	$(call TOGETHER,layout,10,three-recipe,20) --aggregate interact,migc,style --aggregation paper-three --aggregation eta=0.3x
 	$(call TOGETHER,layout,50,windows,24) --aggregate interact,migc $(addprefix --aggregation ,$(LENGTHS))
 	$(call TOGETHER,layout,50,settings,20) --aggregate interact,migc $(addprefix --aggregation ,$(HOW))
