@@ -18,6 +18,7 @@ from counterpoint.apps.benchmark_cases import Comparison, outspoken
 from counterpoint.apps.benchmark_generate import _copied, drawn, generate_cases, notes
 from counterpoint.apps.benchmark_memory import apart
 from counterpoint.apps.benchmark_train import train_cases
+from counterpoint.apps.service.routes import router
 from counterpoint.metrics.cost import measuring
 from counterpoint.sampling.residency import RESIDENCIES
 from counterpoint.types import Notice
@@ -116,6 +117,8 @@ def test_where_nothing_is_foretold_nothing_is_timed_as_if(cli, monkeypatch: pyte
         (("generate", "--dtype", "bf16"), "compares dtypes itself"),
         (("train", "--dtype", "bf16"), "in both number formats"),
         (("batch", "--size", "sd15"), "--size tiny"),
+        (("serve", "--size", "sd15"), "--size tiny"),
+        (("serve", "--only", "GET /health"), "benchmark serve does not heed it"),
         (("fusion", "--steps", "3"), "--steps is for benchmark generate"),
         (("--device", "gpu"), "there is no device 'gpu'"),
     ],
@@ -215,6 +218,25 @@ def test_a_record_and_a_page(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path("found/index.html").read_text()
     assert page.count("<tr") == 3
     assert "counterpoint benchmark fusion --rounds 3" in page
+
+
+@pytest.mark.enable_socket
+def test_every_route_of_the_service_is_timed_while_pictures_are_made(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoint.apps.benchmark_serve.CLIENTS", 3)
+    status, out, error = cli("benchmark", "serve", "--rounds", 3, "--json", "--out", "found")
+    assert status == 0, error
+    found = json.loads(out)
+    rows = {row["name"]: row for row in found["rows"]}
+    routes = {f"{method} {route.path}" for route in router.routes for method in route.methods}
+    wanted = {name.replace("{name}", "ID").replace("{number}", "0") for name in routes}
+    assert set(rows) == {"all", "POST /v1/jobs, malformed", *wanted}
+    assert {row["requests"] for name, row in rows.items() if name != "all"} == {9}
+    assert all(0 < row["p50"] <= row["p99"] for row in rows.values())
+    assert found["jobs"]["done"] >= 3
+    assert sum(found["jobs"].values()) == 3 * (2 + 3)
+    page = Path("found/index.html").read_text()
+    assert page.count("<tr>") == len(rows) + 1
+    assert "99 % within" in page
 
 
 def test_memory_is_that_of_a_process_of_its_own(cli) -> None:

@@ -1,8 +1,7 @@
-"""The service under load: every accepted job ends exactly once, and nothing malformed is an internal error."""
+"""The service under load: every accepted job ends exactly once. How fast it answers: `counterpoint benchmark serve`."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -16,11 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.testclient import TestClient
-
-from counterpoint.apps.service.app import make_app
-from counterpoint.apps.service.schema import JobIn, Limits
-from counterpoint.apps.service.state import Config
 
 pytestmark = [pytest.mark.prove, pytest.mark.enable_socket]
 CLIENTS, JOBS = 16, 200
@@ -116,7 +110,8 @@ def test_two_hundred_jobs_of_sixteen_clients(server: Server) -> None:
     while not server.workers() and time.monotonic() < until:
         time.sleep(0.1)
     time.sleep(4)
-    os.kill(server.workers()[0], signal.SIGKILL)
+    (killed,) = server.workers()
+    os.kill(killed, signal.SIGKILL)
     for thread in threads:
         thread.join()
     clients = [client(server, number) for number in range(CLIENTS)]
@@ -130,7 +125,10 @@ def test_two_hundred_jobs_of_sixteen_clients(server: Server) -> None:
                     ended[name] = job
         time.sleep(0.2)
     assert set(ended) == set(accepted)
-    assert len(accepted) > 0.85 * JOBS
+    assert 0.85 * JOBS < len(accepted) < JOBS, "some were malformed"
+    (again,) = server.workers()
+    assert again != killed
+    assert {"done", "cancelled"} <= {job["state"] for job in ended.values()}
     for name, job in ended.items():
         number, cancel = accepted[name]
         assert job["state"] == "done" or (cancel and job["state"] == "cancelled"), job
@@ -160,73 +158,6 @@ def test_jobs_survive_a_restart(server: Server) -> None:
                 break
             time.sleep(0.5)
         assert states == ["done"] * 4
-
-
-def junk(draw: random.Random, depth: int = 0) -> Any:
-    """Any JSON."""
-    plain = [
-        None,
-        True,
-        -1,
-        0,
-        10**400,
-        1e308,
-        "",
-        "a",
-        "\x00\ud83d\ude00",
-        "../../etc/passwd",
-        "A" * 5000,
-        "NaN",
-        "-inf",
-        float("nan"),
-        float("inf"),
-        10**4000,
-        "\ud800",
-    ]
-    if depth < 3 and draw.random() < 0.4:
-        if draw.random() < 0.5:
-            return [junk(draw, depth + 1) for _ in range(draw.randrange(4))]
-        names = ["label", "image", "box", "", "x", "\ud800"]
-        return {draw.choice(names): junk(draw, depth + 1) for _ in range(draw.randrange(4))}
-    return draw.choice(plain)
-
-
-def mutated(draw: random.Random) -> bytes:
-    """A request that was valid before some of its fields were replaced, of the schema or not, or bytes were changed."""
-    body: dict[str, Any] = {
-        "prompt": "a", "steps": 1, "controls": [{"label": "pose", "image": "iVBORw0KGgo="}],
-        "layout": {"instances": [{"phrase": "a", "box": [0, 0, 1, 1]}]},
-    }  # fmt: skip
-    for _ in range(draw.randrange(1, 4)):
-        body[draw.choice([*JobIn.model_fields, "extra", "\ud800"])] = junk(draw)
-    if draw.random() < 0.1:
-        edges = [0, 0, 1, draw.choice([10**400, float("nan"), "\ud800"])]
-        body["layout"] = {"instances": [{"phrase": draw.choice(["a", "\ud800"]), "box": edges}]}
-    if draw.random() < 0.3:
-        body["controls"] = [{draw.choice(["label", "image", "weight", "window", "mask", "mode"]): junk(draw)}]
-    raw = json.dumps(body).encode("utf-8", "surrogatepass")
-    if draw.random() < 0.2:
-        place = draw.randrange(len(raw))
-        raw = raw[:place] + bytes([draw.randrange(256)]) + raw[place + draw.randrange(3) :]
-    return raw
-
-
-def test_two_thousand_malformed_requests(tmp_path: Path, database: str) -> None:
-    limits = Limits(queue=5, queue_each=5)
-    config = Config(tmp_path, {"tiny": "tiny"}, {"tiny": 128}, database=database, limits=limits, threads=1, grace=0)
-    draw, seen = random.Random(0), {}
-    with TestClient(make_app(config), raise_server_exceptions=False) as service:
-        for number in range(2000):
-            path = draw.choice(["/v1/jobs", "/v1/jobs", "/v1/jobs", "/v1/extract"])
-            raw = mutated(draw)
-            answer = service.post(path, content=raw, headers={"Content-Type": "application/json"})
-            seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
-            assert answer.status_code < 500, (number, raw[:500], answer.text)
-        for name in ("%00", "..", "a" * 5000, "'; DROP TABLE jobs; --", "\u202e"):
-            for path in (f"/v1/jobs/{name}", f"/v1/jobs/{name}/images/0", f"/v1/jobs/{name}/images/x"):
-                assert service.get(path).status_code in {200, 404, 405, 422}, path
-        assert service.get("/health").status_code == 200
-    assert seen.get(422, 0) > 1000
 
 
 def test_replicas_on_ray_share_the_jobs(tmp_path: Path) -> None:

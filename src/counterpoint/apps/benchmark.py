@@ -116,10 +116,23 @@ def plain(rows: list[dict[str, Any]], baseline: str) -> str:
     return "\n".join(lines)
 
 
+def answered(rows: list[dict[str, Any]], jobs: Mapping[str, int]) -> str:
+    """Aligned text for people, of a service's answers."""
+    width = max(len(row["name"]) for row in rows)
+    lines = [
+        f"{row['name']:<{width}}  {row['requests']:6} requests  median {1e3 * row['p50']:7.1f} ms"
+        f"  99 % within {1e3 * row['p99']:7.1f} ms"
+        for row in rows
+    ]
+    return "\n".join([*lines, f"jobs at the end: {', '.join(f'{count} {state}' for state, count in jobs.items())}"])
+
+
 def page(found: Mapping[str, Any], rounds: int | None) -> str:
-    """A record as a page; without rounds it compares memory."""
+    """A record as a page; without rounds it compares memory, or shows a service's answers."""
+    if "jobs" in found:
+        return render("benchmark.html", **found, rounds=None, most=max(row["p99"] for row in found["rows"]))
     shares = [row["ratio"]["median"] if "seconds" in row else row["ratio"] or 0.0 for row in found["rows"]]
     remembered = any(row["peak_mb"] for row in found["rows"])
     return render(
-        "benchmark.html", **found, rounds=rounds, ratios=shares, most=max(shares) or 1.0, remembered=remembered
+        "benchmark.html", **found, jobs={}, rounds=rounds, ratios=shares, most=max(shares) or 1.0, remembered=remembered
     )

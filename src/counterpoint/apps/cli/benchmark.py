@@ -14,14 +14,16 @@ def benchmark(
         typer.Argument(
             help="fusion: every rule's operator, and whole steps; generate: pictures with two controls, beside stock "
             "diffusers; memory: a picture with four controls, each way in a process of its own; train: a step of every "
-            "training method; batch: jobs together and one by one; aggregate: pictures by models that work together."
+            "training method; batch: jobs together and one by one; aggregate: pictures by models that work together; "
+            "serve: the service's answers to 16 clients at once."
         ),
     ] = "fusion",
     size: Annotated[
         str, typer.Option(help="tiny, or sd15: Stable Diffusion 1.5's shapes at 512 x 512, random weights.")
     ] = "tiny",
     rounds: Annotated[
-        int | None, typer.Option(help="How often everything is timed, in turns; default 5.", min=3, max=1000)
+        int | None,
+        typer.Option(help="How often everything is timed, in turns; default 5, of serve 40.", min=3, max=1000),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
@@ -51,6 +53,7 @@ def benchmark(
     from counterpoint.apps.benchmark_cases import SIZES, aggregate_cases, chosen, fusion_cases
     from counterpoint.apps.benchmark_generate import STOCK, generate_cases, notes
     from counterpoint.apps.benchmark_memory import apart, memory_rows
+    from counterpoint.apps.benchmark_serve import ROUNDS, serve_rows
     from counterpoint.apps.benchmark_train import step_peak, train_cases
     from counterpoint.apps.cli import output
     from counterpoint.sampling.plan import rates as best
@@ -63,6 +66,7 @@ def benchmark(
         "batch": batch_cases,
         "aggregate": aggregate_cases,
         "memory": memory_rows,
+        "serve": serve_rows,
     }
     for name, value, known in (
         ("benchmark", what, kinds),
@@ -75,6 +79,8 @@ def benchmark(
         raise UserError(f"--steps is for benchmark generate; {what} does not heed it")
     if (rounds is not None or only) and what == "memory":
         raise UserError("--rounds and --only are for what is timed; benchmark memory does not heed them")
+    if only and what == "serve":
+        raise UserError("--only is for cases that are compared; benchmark serve does not heed it")
     times, threads = rounds or 5, torch.get_num_threads()
     if out is not None:
         record.check_writable(out)
@@ -82,9 +88,13 @@ def benchmark(
     output.say("preparing")
     where, kind = find_device(device), DTYPES[dtype]
     rates: dict[str, Any] = {}
+    jobs: dict[str, int] = {}
+    baseline = ""
     with output.spoken_warnings(Notice), output.progress("measuring", unit="case") as listen:
         if what == "memory":
             rows, baseline = memory_rows(size, where, kind, listen), STOCK
+        elif what == "serve":
+            rows, jobs = serve_rows(size, where, kind, rounds or ROUNDS, listen)
         else:
             more = {"steps": steps, "only": only or ()} if what == "generate" else {}
             compared = kinds[what](size, where, kind, **more)
@@ -108,14 +118,15 @@ def benchmark(
         "baseline": baseline,
         "machine": bench.machine(where),
         **({"rates": rates} if rates else {}),
+        **({"jobs": jobs} if jobs else {}),
         "command": shlex.join(["counterpoint", *sys.argv[1:]]),
         "versions": record.versions(),
     }
     if out is not None:
         record.write_json(out / "benchmark.json", found)
-        record.write_text(out / "index.html", bench.page(found, None if what == "memory" else times))
+        record.write_text(out / "index.html", bench.page(found, None if what in ("memory", "serve") else times))
     if json:
         output.record(found)
         return
-    print(bench.plain(rows, baseline))
+    print(bench.answered(rows, jobs) if jobs else bench.plain(rows, baseline))
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))

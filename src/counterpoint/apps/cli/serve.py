@@ -36,6 +36,12 @@ def serve(
     max_bytes: Annotated[int, typer.Option(help="Of a request.", min=1000)] = 32_000_000,
     max_queue: Annotated[int, typer.Option(help="Jobs that wait or run.", min=1)] = 256,
     max_queue_each: Annotated[int, typer.Option(help="Of one API key.", min=1)] = 64,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS", help="Remove a job and its pictures so long after it has ended; default never.", min=0.01
+        ),
+    ] = None,
     safety: Annotated[str, typer.Option(help="What happens to unsafe pictures: off, flag, blur or refuse.")] = "off",
     safety_checker: Annotated[
         str | None,
@@ -92,7 +98,7 @@ def serve(
     limits = Limits(max_bytes, max_pixels, max_controls, max_steps, max_images, max_queue, max_queue_each, max_seconds)
     config = Config(
         folder.resolve(), models, sizes, known, database, limits, device, dtype, compile, safety, safety_checker, grace,
-        torch.get_num_threads(),
+        torch.get_num_threads(), keep,
     )  # fmt: skip
     with listening(host, port) as probe:
         app = make_app(config)

@@ -66,7 +66,7 @@ def make_app(config: Config) -> FastAPI:
         "threads": config.threads,
         "models": {source: name for name, source in config.models.items()},
     }
-    worker = Worker(store, config.jobs, config.limits.seconds, settings, finished)
+    worker = Worker(store, config.jobs, config.limits.seconds, settings, finished, config.keep)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

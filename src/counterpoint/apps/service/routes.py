@@ -53,7 +53,7 @@ async def _service(request: Request) -> Service:
 There = Annotated[Service, Depends(_service)]
 
 
-def _user(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> str:
+async def _user(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> str:
     """Who asks, as the key that was looked at before the body was read says; the credentials are for /docs."""
     return request.state.owner
 
@@ -197,7 +197,7 @@ def _extract(wanted: ExtractIn, limits: Limits) -> bytes:
 
 
 @router.get("/v1/models", tags=["tools"], responses=_problems())
-def models(_: User, service: There) -> dict[str, Any]:
+async def models(_: User, service: There) -> dict[str, Any]:
     """Models, fusion rules, kinds of control and limits of this service."""
     return {
         "models": [{"name": name, "size": service.config.sizes[name]} for name in service.config.models],

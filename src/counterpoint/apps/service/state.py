@@ -34,6 +34,7 @@ class Config:
         checker: folder of diffusers' safety checker, ``MODULE:FUNCTION``, or a function of a module.
         grace: seconds that the job at hand may take when the service ends.
         threads: of the worker.
+        keep: days after which a job that has ended is removed with its pictures; without, none is.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class Config:
     checker: str | Path | Check | None = None
     grace: float = 30.0
     threads: int = 2
+    keep: float | None = None
 
     @property
     def jobs(self) -> Path:

@@ -26,8 +26,8 @@ _JOBS = sql.Table(
     "jobs",
     _TABLES,
     sql.Column("id", sql.String(32), primary_key=True),
-    sql.Column("owner", sql.String(64), index=True, nullable=False),
-    sql.Column("state", sql.String(16), index=True, nullable=False),
+    sql.Column("owner", sql.String(64), nullable=False),
+    sql.Column("state", sql.String(16), nullable=False),
     sql.Column("request", sql.JSON, nullable=False),
     sql.Column("estimate", sql.Float, nullable=False),
     sql.Column("created", sql.Float, nullable=False),
@@ -40,6 +40,10 @@ _JOBS = sql.Table(
     sql.Column("steps", sql.Integer, nullable=False, default=0),
     sql.Column("images", sql.JSON),
     sql.Column("reason", sql.Text, nullable=False, default=""),
+    sql.Index("jobs_by_state", "state", "owner"),
+    sql.Index("jobs_served", "owner", "started"),
+    sql.Index("jobs_latest", "owner", "created"),
+    sql.Index("jobs_ended", "ended"),
 )
 
 
@@ -80,6 +84,11 @@ class Store:
         try:
             self.engine = sql.create_engine(url, connect_args=patient, pool_pre_ping=True)
             _TABLES.create_all(self.engine)
+            for index in _JOBS.indexes:  # a database of before may lack some
+                index.create(self.engine, checkfirst=True)
+            if self.engine.dialect.name == "sqlite":  # whoever reads waits for nobody who writes
+                with self.engine.connect() as connection:
+                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         except ImportError as error:
             raise UserError(
                 f"--database {_shown(url)}: {error}; PostgreSQL wants pip install 'counterpoint[postgres]'"
@@ -135,19 +144,7 @@ class Store:
     def claim(self) -> Job | None:
         """Begin the oldest job of the owner who was served least recently; two workers never get the same."""
         with self.engine.begin() as connection:
-            served = (
-                sql.select(_JOBS.c.owner, sql.func.max(_JOBS.c.started).label("last"))
-                .group_by(_JOBS.c.owner)
-                .subquery()
-            )
-            next_one = (
-                _JOBS.select()
-                .join(served, served.c.owner == _JOBS.c.owner)
-                .where(_JOBS.c.state == QUEUED)
-                .order_by(sql.func.coalesce(served.c.last, 0.0), _JOBS.c.created)
-                .limit(1)
-            )
-            row = connection.execute(next_one).first()
+            row = connection.execute(next_job()).first()
             if row is None:
                 return None
             mine = _JOBS.update().where(_JOBS.c.id == row.id, _JOBS.c.state == QUEUED)
@@ -199,6 +196,17 @@ class Store:
             running = _JOBS.update().where(*mine, _JOBS.c.state == RUNNING)
             return bool(ended or connection.execute(running.values(cancel=True)).rowcount)
 
+    def old(self, before: float, most: int) -> list[str]:
+        """Jobs that ended before a time, in seconds since the epoch."""
+        wanted = sql.select(_JOBS.c.id).where(_JOBS.c.ended < before).limit(most)
+        with self.engine.connect() as connection:
+            return list(connection.execute(wanted).scalars())
+
+    def forget(self, job: str) -> None:
+        """Remove a job that has ended."""
+        with self.engine.begin() as connection:
+            connection.execute(_JOBS.delete().where(_JOBS.c.id == job, _JOBS.c.state.in_(ENDED)))
+
     def counts(self) -> dict[str, int]:
         """State -> jobs."""
         counted = sql.select(_JOBS.c.state, sql.func.count()).group_by(_JOBS.c.state)
@@ -214,6 +222,15 @@ class Store:
         with self.engine.connect() as connection:
             count, seconds = connection.execute(counted).one()
         return int(count), float(seconds)
+
+
+def next_job() -> sql.Select[Any]:
+    """The oldest job of the owner who was served least recently. It reads the jobs that wait, and of an index one entry
+    for each, however many have ended."""
+    others = _JOBS.alias()
+    served = sql.select(sql.func.max(others.c.started)).where(others.c.owner == _JOBS.c.owner).correlate(_JOBS)
+    last = sql.func.coalesce(served.scalar_subquery(), 0.0)
+    return _JOBS.select().where(_JOBS.c.state == QUEUED).order_by(last, _JOBS.c.created).limit(1)
 
 
 def _shown(url: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 _POLL = 0.1
 _PAUSE = 1.0
 """Seconds before the next try where something of ours failed, such as the database."""
+_DAY = 86400.0
+_OLD = 100
+"""Jobs that are removed at a time, so that those that wait do not wait for it."""
 _FAULT = "fault"
 """What became of a job that met a fault of ours: it failed, and so would the next there, since a GPU's errors stay."""
 Settings = dict[str, Any]
@@ -39,6 +43,7 @@ class Worker(threading.Thread):
         limit: seconds a job may run.
         settings: of the process.
         finished: hears ``(job, seconds)`` of each that is done.
+        keep: days after which a job that has ended is removed; without, none is.
     """
 
     def __init__(
@@ -48,9 +53,11 @@ class Worker(threading.Thread):
         limit: float,
         settings: Settings,
         finished: Callable[[Job, float], None] = lambda *_: None,
+        keep: float | None = None,
     ) -> None:
         super().__init__(daemon=True, name="worker")
         self.store, self.folder, self.limit, self.settings, self.finished = store, folder, limit, settings, finished
+        self.keep = keep
         self.stopping, self.wake = threading.Event(), threading.Event()
         self.patience = 0.0
         self.process: Any = None
@@ -64,7 +71,7 @@ class Worker(threading.Thread):
             while not self.stopping.is_set():
                 try:
                     if time.monotonic() - looked > LEASE / 4:
-                        self.store.recover()
+                        self._tidy()
                         looked = time.monotonic()
                     self._next()
                 except Exception:  # a job that was begun is queued again when its lease ends
@@ -87,6 +94,16 @@ class Worker(threading.Thread):
         """The same, and wait."""
         self.close(patience)
         self.join()
+
+    def _tidy(self) -> None:
+        """Queue again what lost its worker, and remove what was kept long enough: known until its folder is gone."""
+        self.store.recover()
+        if self.keep is None:
+            return
+        for name in self.store.old(time.time() - self.keep * _DAY, _OLD):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            if not (self.folder / name).exists():
+                self.store.forget(name)
 
     def _next(self) -> None:
         job = self.store.claim()

@@ -242,8 +242,8 @@ class Page:
         def start(request: gr.Request, *given: Any) -> Iterator[Any]:
             yield from self.do.make(dict(zip(self.fields, given, strict=True)), str(request.session_hash))
 
-        self.generate.click(start, values, outputs, concurrency_id="model", show_progress="hidden",
-                            scroll_to_output=True, **_PRIVATE)  # fmt: skip
+        self.generate.click(start, values, outputs, concurrency_id="model", scroll_to_output=True,
+                            show_progress="minimal", show_progress_on=self.gallery, **_PRIVATE)  # fmt: skip
         self.cancel.click(self.do.stop, None, None, queue=False, **_PRIVATE)
         page.unload(self.do.stop)
         words = [self.fields["prompt"], self.fields["subject"]]

@@ -77,9 +77,7 @@ class Workshop:
                     warnings.simplefilter("always", UserWarning)
                     for number, request in enumerate(requests):
                         heard.put(self._one(number, request, stop, heard))
-                for warning in dict.fromkeys(
-                    str(one.message) for one in caught if one.category.__module__.startswith("counterpoint")
-                ):
+                for warning in spoken(caught):
                     heard.put(warning)
                 heard.put(None)
             except BaseException as error:
