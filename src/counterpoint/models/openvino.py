@@ -155,12 +155,14 @@ def port(unet: UNet2DConditionModel, controls: Mapping[str, ControlNetModel], bf
     """A model's networks on OpenVINO; labels that share a network go on sharing it.
 
     Raises:
-        UserError: OpenVINO is not installed.
+        UserError: OpenVINO is not installed, or would silently take float32 for bfloat16.
     """
     try:
-        import openvino  # noqa: F401
+        import openvino
     except ImportError:
         raise UserError("the openvino backend needs OpenVINO: pip install 'counterpoint[openvino]'") from None
+    if bf16 and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError("OpenVINO counts in bf16 where the processor does, and this one does not: take fp32 as dtype")
     ported = {id(one): PortedControlNet(one, bf16) for one in controls.values()}
     return PortedUNet(unet, bf16), {label: ported[id(one)] for label, one in controls.items()}
 
