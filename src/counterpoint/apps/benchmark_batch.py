@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
 import torch
 
@@ -13,11 +12,13 @@ from counterpoint.api import DTYPES
 from counterpoint.apps.benchmark_cases import SHIPPED, Comparison
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.apps.run import Opened, load_for, open_request, run_together
+from counterpoint.data.pairs import conflicting
 from counterpoint.types import UserError
 
 JOBS = 16
-"""Of the tiny family, each with a prompt, a seed and condition images of its own."""
-KINDS = ("pose", "seg")
+"""Of the tiny family, each with a prompt, a seed, condition images, weights and windows of its own."""
+WEIGHTS = ("1", "0.8", "0:1,0.5:0.4")
+WINDOWS = ((0.0, 1.0), (0.0, 0.6))
 
 
 def batch_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparison:
@@ -41,21 +42,17 @@ def batch_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparis
 
 
 def _jobs(device: str, dtype: str) -> list[Opened]:
-    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         opened = []
         for number in range(JOBS):
+            case, how = conflicting(number), {"weight": WEIGHTS[number % 3], "window": WINDOWS[number % 2]}
             controls = []
-            for kind in KINDS:
+            for kind, image in case.images.items():
                 path = Path(folder) / f"{kind}-{number}.png"
-                PIL.Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)).save(path)
-                controls.append(ControlRequest(label=kind, image=path))
+                PIL.Image.fromarray(image).save(path)
+                controls.append(ControlRequest(label=kind, image=path, **how))
             request = GenerateRequest(
-                prompt=f"a photo of a person on a {('meadow', 'beach')[number % 2]}",
-                controls=tuple(controls),
-                seed=number,
-                device=device,
-                dtype=dtype,
+                prompt=case.prompt, controls=tuple(controls), seed=number, device=device, dtype=dtype
             )
             opened.append(open_request(request))
     return opened

@@ -76,6 +76,7 @@ async def submit(job: JobIn, owner: User, service: There) -> Accepted:
 def _submit(job: JobIn, owner: str, service: Service) -> Accepted:
     """From what costs least to what costs most; the last look at the queue decides."""
     config, limits = service.config, service.config.limits
+    job = job.model_copy(update={"model": job.model or next(iter(config.models))})
     check(job, config.models, config.sizes, limits)
     estimate = service.pace.estimate({**job.model_dump(), "model": config.models[job.model]}, limits.seconds)
     if estimate > limits.seconds:
@@ -145,7 +146,8 @@ async def events(name: str, owner: User, service: There, request: Request) -> St
                 return
             await anyio.sleep(_EVERY)
 
-    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    unbuffered = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second is nginx's
+    return StreamingResponse(stream(), media_type="text/event-stream", headers=unbuffered)
 
 
 @router.get(

@@ -73,7 +73,7 @@ class JobIn(_Strict):
 
     prompt: str = Field(max_length=4000)
     negative_prompt: str = Field("", max_length=4000)
-    model: str = Field("tiny", max_length=200, description="One of GET /v1/models.")
+    model: str = Field("", max_length=200, description="One of GET /v1/models; default the first.")
     controls: list[Control] = Field(default_factory=list, max_length=64)
     fusion: str = Field(DEFAULT_FUSION, max_length=200)
     gate_silence: bool | None = Field(
