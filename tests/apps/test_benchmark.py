@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from counterpoint.api import load
 from counterpoint.apps.benchmark import Timing, alternate, compare, plain
 from counterpoint.apps.benchmark_batch import batch_cases
-from counterpoint.apps.benchmark_cases import Comparison, outspoken
-from counterpoint.apps.benchmark_generate import _copied, drawn, generate_cases, notes
+from counterpoint.apps.benchmark_cases import Comparison, fusion_cases
+from counterpoint.apps.benchmark_generate import _compiled, _copied, drawn, generate_cases, notes, operations
 from counterpoint.apps.benchmark_memory import apart
+from counterpoint.apps.benchmark_models import SHAPES, Shape, outspoken
 from counterpoint.apps.benchmark_train import train_cases
 from counterpoint.apps.service.routes import router
 from counterpoint.metrics.cost import measuring
+from counterpoint.models.compiling import is_compiled
+from counterpoint.sampling.floor import Operation, Rates
+from counterpoint.sampling.plan import plan
 from counterpoint.sampling.residency import RESIDENCIES
 from counterpoint.types import Notice
 
@@ -44,10 +49,23 @@ def test_seconds_are_those_of_the_case() -> None:
     assert min(timings["sleep"].seconds) >= 0.02
 
 
+def test_operations_are_counted_where_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a case that torch does not see, by what it made."""
+    monkeypatch.setattr("counterpoint.sampling.floor.rates", lambda *_: Rates(1e3, 1e3, 1e3, 1e12))
+    matrix, one = torch.ones(10, 10), Operation("matrix", torch.float32, 500.0, 0)
+    cases = {"product": lambda: matrix @ matrix, "elsewhere": lambda: 3.0, "none": lambda: None}
+    timings = alternate(cases, 3, CPU, unseen={"elsewhere": lambda made: {one: made}})
+    rows = {row["name"]: row for row in compare(timings, "product", CPU)}
+    assert {name: row["flops"] for name, row in rows.items()} == {"product": 2000.0, "elsewhere": 1500.0, "none": 0.0}
+    assert {name: row["floor"] for name, row in rows.items()} == {"product": 2.0, "elsewhere": 1.5, "none": 0.0}
+    assert rows["product"]["bytes"] == 3 * 400
+    assert "floor 2.0000 s (2e-06 GFLOP, 1.2e-06 GB)" in plain(list(rows.values()), "product")
+
+
 def test_ratios_are_of_the_same_round() -> None:
     """A machine that is twice as slow in one round changes no ratio."""
     timings = {"base": Timing([1.0, 2.0, 1.0]), "half": Timing([0.5, 1.0, 0.5])}
-    base, half = compare(timings, "base")
+    base, half = compare(timings, "base", CPU)
     assert base["ratio"] == {"median": 1, "low": 1, "high": 1}
     assert half["ratio"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert half["seconds"]["median"] == 0.5
@@ -57,7 +75,7 @@ def test_ratios_are_of_the_same_round() -> None:
 
 def test_the_median_of_an_even_number_of_rounds_lies_between_two() -> None:
     timings = {"base": Timing([1.0] * 4), "other": Timing([1.0, 2.0, 4.0, 9.0])}
-    _, other = compare(timings, "base")
+    _, other = compare(timings, "base", CPU)
     assert other["seconds"]["median"] == other["ratio"]["median"] == 3
 
 
@@ -79,12 +97,61 @@ def test_controls_of_a_timed_picture_show_something() -> None:
     assert len({image.tobytes() for image in found}) == 4
 
 
-def test_hints_are_encoded_once_in_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds that a part cannot fall below are one each."""
-    monkeypatch.setattr("counterpoint.apps.benchmark_generate.floor", lambda *_: 1.0)
-    found = generate_cases("tiny", CPU, torch.float32, 6, ["exact"]).floors
-    assert found["stock diffusers"] == 6 * 4, "two branches, the rule and the host"
-    assert found["exact"] == 6 * 4 - 5
+def test_pictures_do_as_much_arithmetic_as_is_counted() -> None:
+    """Stock diffusers encodes the hints at every step; what is counted without running anything is what is run."""
+    names = ["exact", "balanced", "part: hints"]
+    compared = generate_cases("tiny", CPU, torch.float32, 6, [*names, "exact, compiled, fp32"])
+    cases = {name: compared.cases[name] for name in ("stock diffusers", *names)}
+    timings = alternate(cases, 1, CPU)
+    found = {name: sum(n * one.flops for one, n in timing.operations.items()) for name, timing in timings.items()}
+    assert found["stock diffusers"] == found["exact"] + 5 * found["part: hints"]
+    parts = plan(load("tiny", ["pose", "seg"])).parts
+    for name in ("exact", "balanced"):
+        counted = operations(parts, ["pose", "seg"], 2, 6, timings[name].made)
+        assert sum(n * one.flops for one, n in counted.items()) == pytest.approx(found[name], rel=0.01), name
+    assert set(compared.unseen) == {"exact, compiled, fp32"}
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own ways
+def test_compiled_networks_share_their_weights() -> None:
+    pipe = load("tiny", ["pose"])
+    other = _compiled(pipe)
+    for one, twin in ((pipe.unet, other.unet), (pipe.controls["pose"], other.controls["pose"])):
+        assert is_compiled(twin)
+        assert not is_compiled(one)
+        assert all(a is b for a, b in zip(one.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.fixture
+def small_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDXL's layout with few channels."""
+    unet = {**SHAPES["sdxl"].unet, "block_out_channels": (32, 64, 64), "transformer_layers_per_block": 1}
+    narrow = {"attention_head_dim": (2, 4, 4), "cross_attention_dim": 48, "sample_size": 8}
+    inputs = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 32 + 6 * 8}
+    monkeypatch.setitem(SHAPES, "sdxl", Shape({**unet, **narrow, **inputs}, ((16, 2, 2), (32, 2, 2))))
+
+
+def test_sdxl_is_timed_beside_its_stock_pipeline(small_sdxl: None) -> None:
+    compared = generate_cases("sdxl", CPU, torch.float32, 2, ["exact", "part: host"])
+    wanted, found = (compared.cases[name]().images for name in ("stock diffusers", "exact"))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    compared.cases["part: host"]()
+    for name, case in fusion_cases("sdxl", CPU, torch.bfloat16).cases.items():
+        if name in ("step sum", "step pix+channel", "operator pix"):
+            case()
+
+
+def test_what_has_no_room_is_refused(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its plan, before anything is made."""
+    made: list[torch.device] = []
+    monkeypatch.setattr("counterpoint.apps.benchmark_models.free_bytes", lambda _: 2**33)
+    monkeypatch.setattr("counterpoint.apps.benchmark_models.outspoken", made.append)
+    status, _, message = cli("benchmark", "generate", "--size", "sdxl", "--only", "exact")
+    assert (status, message.count("\n")) == (2, 2), message
+    needed = int(re.search(r"--size sdxl needs (\d+) GiB for all that is timed, and 8 are free", message)[1])
+    weights = 4 * (2.57e9 + 2 * 1.25e9 + 0.8e9 + 0.08e9) / 2**30
+    assert weights < needed < weights + 12
+    assert not made
 
 
 def test_half_precision_lies_as_load_gives_it() -> None:
@@ -112,7 +179,8 @@ def test_where_nothing_is_foretold_nothing_is_timed_as_if(cli, monkeypatch: pyte
     ("arguments", "said"),
     [
         (("music",), "there are fusion, generate, train, batch, aggregate, memory"),
-        (("--size", "huge"), "tiny, sd15"),
+        (("--size", "huge"), "tiny, sd15, sdxl"),
+        (("memory", "--size", "sdxl"), "--size tiny or sd15"),
         (("--dtype", "fp8"), "fp32, bf16, fp16"),
         (("generate", "--dtype", "bf16"), "compares dtypes itself"),
         (("train", "--dtype", "bf16"), "in both number formats"),
@@ -137,7 +205,6 @@ def test_every_way_makes_the_picture_that_stock_makes(tmp_path: Path, monkeypatc
         if name.startswith("exact"):
             found = case().images
             assert (found - wanted).abs().mean() < (0.2 if name.endswith("bf16") else 1e-4), name
-            assert compared.floors[name] > 0
     assert torch.equal(compared.cases["exact"]().images, wanted), "bit for bit"
 
 
@@ -206,15 +273,17 @@ def test_jobs_are_the_same_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_record_and_a_page(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def cases(*_: object) -> Comparison:
-        return Comparison({"sum": lambda: torch.ones(9).sum(), "other": lambda: None}, "sum", {"sum": 1e-9}, ("fp32",))
+        return Comparison({"sum": lambda: torch.ones(9).sum(), "other": lambda: None}, "sum")
 
-    rates = {"matrix": 4e10, "conv": 3e10, "attention": 2e10, "bandwidth": 1e10}
-    monkeypatch.setattr("counterpoint.sampling.plan.rates", lambda *_: rates)
+    rates = Rates(4e10, 3e10, 2e10, 1e10)
+    for place in ("sampling.floor", "apps.benchmark"):
+        monkeypatch.setattr(f"counterpoint.{place}.rates", lambda *_: rates)
     monkeypatch.setattr("counterpoint.apps.benchmark_cases.fusion_cases", cases)
     status, out, error = cli("benchmark", "fusion", "--rounds", 3, "--out", "found", "--json")
     assert status == 0, error
     assert json.loads(out) == json.loads(Path("found/benchmark.json").read_text())
-    assert json.loads(out)["rates"] == {"fp32": rates}, "what the floor was made of"
+    assert json.loads(out)["rates"] == {"fp32": vars(rates)}, "what the floor was made of"
+    assert json.loads(out)["rows"][0]["bytes"] == 36 + (36 + 4), "nine numbers are made, read and summed"
     page = Path("found/index.html").read_text()
     assert page.count("<tr") == 3
     assert "counterpoint benchmark fusion --rounds 3" in page

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from counterpoint.apps import planning
 from counterpoint.apps.request import GenerateRequest
@@ -35,6 +36,7 @@ def test_a_plan_makes_nothing(cli, asked: list[str]) -> None:
     assert [row.split()[0] for row in rows] == ["all", "stages", "controls"]
     assert not Path("a.png").exists()
     found = json.loads(cli(*asked, "--plan", "--json", "--window=pose=0:0.5", "--memory=0.03")[1])["plan"]
+    assert "at most about" in cli(*asked, "--plan", "--quality=balanced")[1], "controls may be foretold"
     assert found["residency"] == "stages"
     assert found["memory"]["stages"] <= 0.03 * 2**30 < found["memory"]["all"]
 
@@ -96,7 +98,8 @@ def test_what_planning_takes_is_not_what_the_request_took(monkeypatch: pytest.Mo
     def prepared(*_: object) -> tuple[planning.Planned, SimpleNamespace]:
         order.append("prepare")
         away = SimpleNamespace(residency=SimpleNamespace(level="controls"))
-        return planning.Planned(Plan({"all": 3, "stages": 2, "controls": 1}, {}, 1.0), "stages"), away
+        sizes = {"all": 3, "stages": 2, "controls": 1}
+        return planning.Planned(Plan(sizes, {}, {}, {}, torch.device("cpu"), torch.float32), "stages"), away
 
     for name, stand_in in (("measuring", measuring), ("run", ran), ("prepare", prepared)):
         monkeypatch.setattr(planning, name, stand_in)

@@ -120,6 +120,16 @@ def test_windows_weights_and_single_pictures_go_together(pipe: Pipeline) -> None
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
 
 
+def test_hints_are_encoded_once_for_all_parts_of_a_batch(pipe: Pipeline) -> None:
+    """For the half that is asked where guidance is held, and for rows that are asked alone."""
+    encoded: list[int] = []
+    for network in pipe.controls.values():
+        network.controlnet_cond_embedding.register_forward_hook(lambda _, __, made: encoded.append(len(made)))
+    (saved,) = run(pipe, [0, 1], quality="balanced").thrift
+    assert saved["pose"].share < 1
+    assert encoded == [4, 4]
+
+
 def test_without_guidance_controls_are_foretold(pipe: Pipeline) -> None:
     found = pipe("a person", [hints[0] for hints in HINTS], generator=torch.manual_seed(0), guidance_scale=1.0,
                  num_inference_steps=STEPS, width=64, height=64, output_type="latent", quality="balanced")  # fmt: skip

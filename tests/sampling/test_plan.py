@@ -14,9 +14,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import counterpoint
+from counterpoint.control.attach import hints_encoded_once
+from counterpoint.sampling import floor
 from counterpoint.sampling import plan as planning
+from counterpoint.sampling.economy import QUALITIES
+from counterpoint.sampling.floor import Rates
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.plan import Plan, plan
+from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.types import UserError
 
 MIB = 2**20
@@ -30,7 +35,7 @@ def pipe() -> Pipeline:
 @pytest.fixture(autouse=True)
 def known_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of which nothing has to be measured."""
-    monkeypatch.setattr(planning, "_rates", lambda *_: planning._Rates(1e11, 1e11, 1e11, 1e10))
+    monkeypatch.setattr(floor, "rates", lambda *_: Rates(1e11, 1e11, 1e11, 1e10))
     monkeypatch.setattr(planning, "_pace", lambda *_: (1.0, 0.0))
 
 
@@ -70,20 +75,19 @@ def test_memory_is_that_of_the_real_decoder(pipe: Pipeline, side: int, monkeypat
 
 
 def test_seconds_are_arithmetic_over_the_rate(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_rates", lambda *_: planning._Rates(1.0, 1.0, 1.0, 1e30))
+    monkeypatch.setattr(floor, "rates", lambda *_: Rates(1.0, 1.0, 1.0, 1e30))
     found = plan(pipe, 2, num_inference_steps=3, guidance_scale=3.0, active=[1.0, 1 / 3])
     length = pipe.tokenizer.model_max_length
     latents, text = torch.randn(4, 16, 16, 16), torch.randn(4, length, pipe.unet.config.cross_attention_dim)
     hint = torch.rand(4, 3, 128, 128)
-    with torch.no_grad(), FlopCounterMode(display=False) as once:
+    with torch.no_grad(), hints_encoded_once(list(pipe.controls.values())), FlopCounterMode(display=False) as real:
         pipe.text_encoder(torch.zeros(4, length, dtype=torch.long))
         pipe.vae.decode(latents[:2])
-    with torch.no_grad(), FlopCounterMode(display=False) as steps:
         for _ in range(3):
             down, mid = pipe.controls["pose"](latents, 500, text, hint, return_dict=False)
             pipe.unet(latents, 500, text, down_block_additional_residuals=down, mid_block_additional_residual=mid)
         pipe.controls["seg"](latents, 500, text, hint)
-    counted = once.get_total_flops() + steps.get_total_flops()
+    counted = real.get_total_flops()
     assert counted < found.seconds < 1.2 * counted, "torch does not count the CPU's attention"
 
 
@@ -91,12 +95,26 @@ def test_what_is_asked_decides(pipe: Pipeline) -> None:
     one = plan(pipe)
     assert one.memory["all"] > one.memory["stages"] >= one.memory["controls"]
     assert plan(pipe, 4).memory["all"] > one.memory["all"] + 3 * MIB
-    assert plan(pipe, guidance_scale=1.0).seconds < one.seconds < plan(pipe, from_image=True).seconds
-    assert plan(pipe, num_inference_steps=40).seconds == pytest.approx(2 * one.seconds, rel=0.1)
+    assert plan(pipe, guidance_scale=1.0).seconds < one.seconds < plan(pipe, strength=1.0).seconds
+    assert plan(pipe, strength=0.5).seconds == pytest.approx(0.5 * plan(pipe, strength=1.0).seconds, rel=0.3)
+    assert plan(pipe, num_inference_steps=40).seconds == pytest.approx(2 * one.seconds, rel=0.2)
+    twice = replace(pipe, scheduler=make_scheduler("heun", pipe.scheduler.config))
+    assert plan(twice).seconds == plan(pipe, num_inference_steps=40).seconds, "asked twice a step"
     assert plan(pipe, active=[0.5, 0.5]).seconds < one.seconds
     alone = plan(replace(pipe, controls={}))
     assert alone.seconds < one.seconds
     assert set(one.weights) - set(alone.weights) == {"control pose", "control seg"}
+
+
+def test_guidance_is_held_as_the_quality_says(pipe: Pipeline) -> None:
+    """Steps that hold it ask for one half of the batch; controls are planned as if nothing of them were foretold."""
+    found = {name: plan(pipe, quality=name, num_inference_steps=20) for name in QUALITIES}
+    assert found["exact"].seconds > found["balanced"].seconds > found["fast"].seconds
+    assert plan(pipe, quality="fast", guidance_scale=1.0).seconds == plan(pipe, guidance_scale=1.0).seconds
+    assert found["balanced"].memory["all"] > found["exact"].memory["all"], "two answers of every control"
+    both, one = (plan(pipe, guidance_scale=scale, num_inference_steps=20).seconds for scale in (2.0, 1.0))
+    computed = 3 + 8 + 1  # of 20: the first, every other between, the last
+    assert found["balanced"].seconds == pytest.approx((computed * both + (20 - computed) * one) / 20, rel=0.05)
 
 
 def test_nothing_is_computed(pipe: Pipeline) -> None:
@@ -110,7 +128,7 @@ def test_nothing_is_computed(pipe: Pipeline) -> None:
 
 
 def test_the_residency_that_keeps_most_is_chosen() -> None:
-    found = Plan({"all": 30, "stages": 20, "controls": 10}, {}, 1.0)
+    found = Plan({"all": 30, "stages": 20, "controls": 10}, {}, {}, {}, torch.device("cpu"), torch.float32)
     assert [found.fitting(limit) for limit in (30, 29, 20, 19, 10)] == [
         "all",
         "stages",
@@ -131,13 +149,6 @@ def test_a_machine_is_told_by_two_measurements() -> None:
 
 def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    copied, ones = [], torch.ones
-    monkeypatch.setattr(torch, "ones", lambda *sizes, **more: copied.append(sizes) or ones(*sizes, **more))
-    planning._rates.cache_clear()
-    rates = planning._rates(torch.device("cpu"), torch.float32)
-    assert min(vars(rates).values()) > 1e6
-    assert planning.rates(torch.device("cpu"), torch.float32) == vars(rates)
-    assert max(4 * size for (size,) in copied) >= 2**28, "more than a cache holds is copied"
     slowness, call = planning._pace(torch.device("cpu"), torch.float32)
     assert slowness >= 1
     assert 0 <= call < 1e-2

@@ -5,26 +5,31 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from counterpoint.api import DTYPES
 from counterpoint.evaluation.statistics import bootstrap
 from counterpoint.metrics.cost import measuring
 from counterpoint.pages import render
+from counterpoint.sampling.floor import Ledger, Operations, rates, work
 
 Case = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a case in every round, and what it made in the round that is not counted. Memory is not among them:
-    this process holds what all cases need."""
+    """Seconds of a case in every round, and what it made and its operations in the round that is not timed. Memory is
+    not among them: this process holds what all cases need."""
 
     seconds: list[float]
-    made: object = None
+    made: Any = None
+    operations: Operations = field(default_factory=dict)
 
 
 def alternate(
@@ -32,35 +37,58 @@ def alternate(
     rounds: int,
     device: torch.device,
     listen: Callable[[int, int], None] | None = None,
+    unseen: Mapping[str, Callable[[Any], Operations]] = MappingProxyType({}),
 ) -> dict[str, Timing]:
-    """Run every case on a device once a round, after one round that is not counted."""
+    """Run every case on a device once a round, after one round that is not timed, in which operations are counted.
+
+    Args:
+        cases: name -> what is run.
+        rounds: that are timed.
+        device: where.
+        listen: hears how many runs are over, and of how many.
+        unseen: cases whose operations are not torch's -> what these are, by what the case made.
+    """
     taken: dict[str, list[float]] = {name: [] for name in cases}
-    made: dict[str, object] = {}
+    first: dict[str, tuple[object, Operations]] = {}
     for number in range(rounds + 1):
         for place, (name, case) in enumerate(cases.items()):
-            with measuring(device) as cost:
+            ledger = None if number or name in unseen else Ledger()
+            with measuring(device) as cost, ledger or nullcontext():
                 result = case()
             if number:
                 taken[name].append(cost.seconds)
             else:
-                made[name] = result
+                first[name] = result, unseen[name](result) if ledger is None else ledger.operations
             if listen is not None:
                 listen(number * len(cases) + place + 1, (rounds + 1) * len(cases))
-    return {name: Timing(taken[name], made[name]) for name in cases}
+    return {name: Timing(taken[name], *first[name]) for name in cases}
 
 
-def compare(timings: Mapping[str, Timing], baseline: str) -> list[dict[str, Any]]:
-    """A row a case: median seconds, and the ratio to the baseline of the same round, with 95 % intervals. What a case
-    alone takes of memory is known only to a process of its own."""
-    return [
-        {
-            "name": name,
-            "seconds": spread(torch.tensor(timing.seconds, dtype=torch.float64)),
-            "ratio": spread(ratios(timing, timings[baseline])),
-            "peak_mb": None,
-        }
-        for name, timing in timings.items()
-    ]
+def compare(timings: Mapping[str, Timing], baseline: str, device: torch.device) -> list[dict[str, Any]]:
+    """A row a case: median seconds, and the ratio to the baseline of the same round, with 95 % intervals; its
+    arithmetic operations and bytes, and the floor, seconds below which these cannot fall. What a case alone takes of
+    memory is known only to a process of its own."""
+    rows = []
+    for name, timing in timings.items():
+        least = work(timing.operations, device)
+        rows.append(
+            {
+                "name": name,
+                "seconds": spread(torch.tensor(timing.seconds, dtype=torch.float64)),
+                "ratio": spread(ratios(timing, timings[baseline])),
+                "peak_mb": None,
+                "flops": least.flops,
+                "bytes": least.moved,
+                "floor": least.seconds,
+            }
+        )
+    return rows
+
+
+def best_rates(timings: Mapping[str, Timing], device: torch.device) -> dict[str, dict[str, float]]:
+    """Number format -> this machine's rates, of which floors were made."""
+    counted = {one.dtype for timing in timings.values() for one in timing.operations if one.flops} | {torch.float32}
+    return {name: asdict(rates(device, dtype)) for name, dtype in DTYPES.items() if dtype in counted}
 
 
 def ratios(timing: Timing, other: Timing) -> torch.Tensor:
@@ -104,7 +132,7 @@ def plain(rows: list[dict[str, Any]], baseline: str) -> str:
         if row["peak_mb"]:
             said.append(f"{row['peak_mb']:.0f} MiB")
         if row.get("floor"):
-            said.append(f"floor {row['floor']:.4f} s")
+            said.append(f"floor {row['floor']:.4f} s ({row['flops'] / 1e9:.4g} GFLOP, {row['bytes'] / 1e9:.4g} GB)")
         if row.get("of_one"):
             one = row["of_one"]
             said.append(f"{one['median']:.2%} of one control [{one['low']:.2%}, {one['high']:.2%}]")

@@ -9,7 +9,8 @@ import PIL.Image
 import torch
 
 from counterpoint.api import DTYPES
-from counterpoint.apps.benchmark_cases import SHIPPED, Comparison
+from counterpoint.apps.benchmark_cases import Comparison
+from counterpoint.apps.benchmark_models import SHIPPED
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.apps.run import Opened, load_for, open_request, run_together
 from counterpoint.data.pairs import conflicting

@@ -4,38 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
 
-from counterpoint.api import DTYPES, aggregate, load
+from counterpoint.api import aggregate, load
 from counterpoint.apps.benchmark import Case
+from counterpoint.apps.benchmark_models import SHIPPED, added, make_model
 from counterpoint.conditions.layout import Instance, Layout, Reference
 from counterpoint.control.keys import Lending
 from counterpoint.control.sites import fuse
 from counterpoint.control.stack import Branch
 from counterpoint.fusion import FUSIONS
-from counterpoint.models.load import load_components, load_controls
 from counterpoint.sampling.denoise import ControlledDenoiser
-from counterpoint.sampling.plan import floor
+from counterpoint.sampling.floor import Operations
 from counterpoint.types import Fusion, Moment, UserError
-
-SHIPPED = "tiny"
-"""The size whose whole pictures and training steps take seconds."""
-SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-"""What Stable Diffusion 1.5 sets beyond the defaults of diffusers' UNet."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is timed, what the others are compared with, the seconds below which a case cannot fall, and the number
-    formats whose rates these come from."""
+    """What is timed, what the others are compared with, and for cases whose operations are not torch's, what these are
+    by what the case made."""
 
     cases: dict[str, Case]
     baseline: str
-    floors: dict[str, float] = field(default_factory=dict)
-    floored: tuple[str, ...] = ()
+    unseen: dict[str, Callable[[Any], Operations]] = field(default_factory=dict)
 
 
 def chosen(cases: Mapping[str, Case], only: Sequence[str], baseline: str) -> dict[str, Case]:
@@ -53,13 +47,17 @@ def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> Compari
     """Every rule's operator at every site of a guided step with two controls, beside whole steps.
 
     Args:
-        size: one of :data:`SIZES`.
+        size: of the models.
         device: where.
         dtype: of the models.
+
+    Raises:
+        UserError: there is no room for them.
     """
-    models = SIZES[size]()
-    unet, *networks = (model.eval().to(device, dtype) for model in (models.unet, *models.controls))
-    text, side = models.text, models.side
+    pipe = make_model(size, device, dtype)
+    unet, networks, factor = pipe.unet, list(pipe.controls.values()), pipe.factor
+    text, side = int(pipe.tokenizer.model_max_length), pipe.native_size // factor
+    more = added(pipe, 2, device=device, dtype=dtype)
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -67,7 +65,6 @@ def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> Compari
 
     half = torch.zeros(1, 1, side, side, device=device)
     half[..., side // 2 :] = 1
-    factor = 8
     branches = [
         Branch(name, network, noise(2, 3, side * factor, side * factor))
         for name, network in zip("ab", networks, strict=True)
@@ -77,12 +74,17 @@ def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> Compari
 
     def step(rule: Fusion) -> Case:
         lending = Lending({}, {"a": half}) if rule.keys else None
-        denoise = ControlledDenoiser(unet, branches, rule, *texts, 7.5, lending)
+        denoise = ControlledDenoiser(unet, branches, rule, *texts, 7.5, lending, added=more)
         return torch.no_grad()(lambda: denoise(latents, moment))
 
     with torch.no_grad():
         down, mid = networks[0](
-            noise(2, *latents.shape[1:]), 500, torch.cat(texts), branches[0].hint, return_dict=False
+            noise(2, *latents.shape[1:]),
+            500,
+            torch.cat(texts),
+            branches[0].hint,
+            added_cond_kwargs=more,
+            return_dict=False,
         )
     said = {branch.name: [noise(*site.shape) for site in (*down, mid)] for branch in branches}
 
@@ -92,44 +94,7 @@ def fusion_cases(size: str, device: torch.device, dtype: torch.dtype) -> Compari
     steps = ("sum", "pix+channel", "cross", "minimal-impact", "maxfusion", "cross-authors")
     operators = {f"operator {name}": operator(rule) for name, rule in FUSIONS.items()}
     whole = {f"step {name}": step(FUSIONS[name]) for name in steps}
-    floors = {name: floor(case, device, dtype) for name, case in operators.items()}
-    return Comparison(whole | operators, "step sum", floors, tuple(name for name in DTYPES if DTYPES[name] == dtype))
-
-
-@dataclass(frozen=True, eq=False)
-class _Models:
-    """A UNet, two ControlNets, the length of a prompt and the side of the latents."""
-
-    unet: UNet2DConditionModel
-    controls: list[ControlNetModel]
-    text: int
-    side: int
-
-
-def _shipped() -> _Models:
-    parts = load_components("tiny")
-    controls = list(load_controls("tiny", ["pose", "seg"], parts).values())
-    return _Models(parts.unet, controls, int(parts.tokenizer.model_max_length), int(parts.unet.config.sample_size))
-
-
-def outspoken(network: ControlNetModel) -> ControlNetModel:
-    """Its convolutions of zeros filled: what says nothing at all would be foretold for nothing."""
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d) and not module.weight.any():
-            module.reset_parameters()
-    return network
-
-
-def random_models() -> _Models:
-    """Stable Diffusion 1.5's shapes, with weights of chance."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(**SD15)
-    controls = [outspoken(ControlNetModel.from_unet(unet, load_weights_from_unet=False)) for _ in range(2)]
-    return _Models(unet, controls, 77, int(SD15["sample_size"]))
-
-
-SIZES: dict[str, Callable[[], _Models]] = {SHIPPED: _shipped, "sd15": random_models}
-"""``tiny``, the shipped family at 128 x 128; ``sd15``, Stable Diffusion 1.5's shapes at 512 x 512, random weights."""
+    return Comparison(whole | operators, "step sum")
 
 
 def aggregate_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparison:

@@ -16,10 +16,11 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
 from counterpoint.api import load
-from counterpoint.apps.benchmark_cases import outspoken
-from counterpoint.apps.benchmark_generate import SIZES, STOCK
+from counterpoint.apps.benchmark_generate import STOCK
+from counterpoint.apps.benchmark_models import SHIPPED, make_model, outspoken
 from counterpoint.metrics.cost import measuring
 from counterpoint.sampling.residency import RESIDENCIES
+from counterpoint.types import UserError
 
 CONTROLS = ("pose", "depth", "canny", "seg")
 
@@ -27,7 +28,13 @@ CONTROLS = ("pose", "depth", "canny", "seg")
 def memory_rows(
     size: str, device: torch.device, dtype: torch.dtype, listen: Callable[[int, int], None] | None = None
 ) -> list[dict[str, Any]]:
-    """A row a way: MiB at the largest besides what was there before loading, and its ratio to stock diffusers."""
+    """A row a way: MiB at the largest besides what was there before loading, and its ratio to stock diffusers.
+
+    Raises:
+        UserError: a size of another layout than SD1.5's.
+    """
+    if size not in (SHIPPED, "sd15"):
+        raise UserError("benchmark memory compares with stock diffusers of the SD1.5 layout: --size tiny or sd15")
     ways, rows = [STOCK, *RESIDENCIES], []
     with tempfile.TemporaryDirectory() as folder:
         side = _save(size, Path(folder), dtype)
@@ -48,7 +55,7 @@ def apart(measure: Callable[..., float | None], *args: Any) -> float | None:
 
 def _save(size: str, folder: Path, dtype: torch.dtype) -> int:
     """A model of a size with four ControlNets; the side of its pictures."""
-    pipe, _ = SIZES[size]()
+    pipe = make_model(size, torch.device("cpu"))
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
     some = next(iter(pipe.controls.values()))
     for name in CONTROLS:

@@ -22,7 +22,7 @@ import PIL.Image
 import torch
 
 from counterpoint.api import DTYPES
-from counterpoint.apps.benchmark_cases import SHIPPED
+from counterpoint.apps.benchmark_models import SHIPPED
 from counterpoint.types import UserError
 
 CLIENTS = 16

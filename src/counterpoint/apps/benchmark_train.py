@@ -11,13 +11,15 @@ import torch
 from diffusers import ControlNetModel
 
 from counterpoint.apps.benchmark import Case
-from counterpoint.apps.benchmark_cases import SHIPPED, Comparison
+from counterpoint.apps.benchmark_cases import Comparison
+from counterpoint.apps.benchmark_models import SHIPPED
 from counterpoint.data.scenes.vocabulary import SEG_CLASSES, SIZE
 from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.metrics.cost import measuring
 from counterpoint.models.perception import PerceptionModel
 from counterpoint.recipes import parts
 from counterpoint.recipes.worlds import SCENES
+from counterpoint.sampling.floor import uncounted
 from counterpoint.training.order import Draws
 from counterpoint.training.stage import Stage
 from counterpoint.training.stages.diffusion import ControlNetStage
@@ -113,7 +115,8 @@ def _step(make: Callable[[], Stage], device: torch.device, dtype: torch.dtype) -
     }
 
     def step() -> None:
-        stage = ready()
+        with uncounted():
+            stage = ready()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss, _ = stage(batch, Draws(0, range(BATCH), device), 0)
         loss.backward()

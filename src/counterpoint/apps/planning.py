@@ -21,17 +21,20 @@ from counterpoint.types import Moment, UserError
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, the residency that was chosen, and the bytes that were needed in the end, where that is known."""
+    """A plan, the residency that was chosen, the request's quality, and the bytes that were needed in the end, where
+    that is known."""
 
     plan: Plan
     residency: str
+    quality: str = "exact"
     taken: int | None = None
 
     @property
     def line(self) -> str:
         """One sentence."""
         most = self.plan.memory[self.residency] / 2**30
-        return f"this needs {most:.2f} GiB and about {self.plan.seconds:.0f} s: {RESIDENCIES[self.residency]}"
+        about = "about" if self.quality == "exact" else "at most about"  # controls that are foretold cost less
+        return f"this needs {most:.2f} GiB and {about} {self.plan.seconds:.0f} s: {RESIDENCIES[self.residency]}"
 
     @property
     def table(self) -> str:
@@ -72,7 +75,7 @@ def prepare(request: GenerateRequest, limit: float | None) -> tuple[Planned, Pip
     open_request(request)
     pipe = load_for(request, "controls")
     found = foretell(request, pipe)
-    return Planned(found, "all" if limit is None else found.fitting(int(limit * 2**30))), pipe
+    return Planned(found, "all" if limit is None else found.fitting(int(limit * 2**30)), request.quality), pipe
 
 
 def run_within(
@@ -127,8 +130,9 @@ def foretell(request: GenerateRequest, pipe: Pipeline) -> Plan:
         num_inference_steps=request.steps,
         guidance_scale=request.guidance_scale,
         fusion=request.fusion,
+        quality=request.quality,
         active=[_active(control, request.steps) for control in request.controls],
-        from_image=request.init_image is not None,
+        strength=None if request.init_image is None else request.strength,
     )
 
 

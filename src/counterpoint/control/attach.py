@@ -83,6 +83,14 @@ def hints_encoded_once(networks: Sequence[nn.Module]) -> Iterator[None]:
             network.controlnet_cond_embedding = encoder
 
 
+def part_of(hint: Tensor, rows: slice | list[int], network: nn.Module) -> Tensor:
+    """Some rows of a hint; what their network remembers of the whole of it, it knows of them."""
+    part, encoder = hint[rows], getattr(network, "controlnet_cond_embedding", None)
+    if isinstance(encoder, _Remembering) and (known := encoder.known(hint)) is not None:
+        encoder.remember(part, known[rows])
+    return part
+
+
 _REMEMBERED = 7
 """Pictures beside the newest one: parts of a batch are asked for in turns."""
 
@@ -94,10 +102,17 @@ class _Remembering(nn.Module):
         self.seen: list[tuple[Tensor, int, Tensor]] = []
 
     def forward(self, hint: Tensor) -> Tensor:
-        version = 0 if hint.is_inference() else hint._version  # in inference mode nobody counts changes
-        for picture, before, known in self.seen:
-            if picture is hint and before == version:
-                return known
-        made: Tensor = self.encoder(hint)
-        self.seen = [*self.seen[-_REMEMBERED:], (hint, version, made)]
+        known = self.known(hint)
+        return self.remember(hint, self.encoder(hint)) if known is None else known
+
+    def known(self, hint: Tensor) -> Tensor | None:
+        """What was made of this very tensor, if it has not been changed since."""
+        return next((made for picture, before, made in self.seen if picture is hint and before == _changes(hint)), None)
+
+    def remember(self, hint: Tensor, made: Tensor) -> Tensor:
+        self.seen = [*self.seen[-_REMEMBERED:], (hint, _changes(hint), made)]
         return made
+
+
+def _changes(hint: Tensor) -> int:
+    return 0 if hint.is_inference() else hint._version  # in inference mode nobody counts them

@@ -14,6 +14,7 @@ from diffusers import FluxControlNetModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.control.attach import part_of
 from counterpoint.control.keys import KeyValues, Lending, injecting_keys, keeping_keys, self_attention
 from counterpoint.control.keys_flux import attention_layers, injecting_flux_keys, keeping_flux_keys
 from counterpoint.control.lockstep import Walk, run_lockstep, walk
@@ -121,26 +122,25 @@ class Branch:
         """The hint of some rows; of all of them, or of the same ones at the next step, the same tensor."""
         if len(rows) == len(self.hint):
             return self.hint
-        if tuple(rows) not in self._hints:
-            self._hints[tuple(rows)] = self.hint[list(rows)]
-        return self._hints[tuple(rows)]
+        if (key := tuple(rows)) not in self._hints:
+            self._hints[key] = part_of(self.hint, list(rows), self.network)
+        return self._hints[key]
 
     def conditional(self) -> Branch:
         """The branch for the conditional half of a guided batch."""
-        half = len(self.hint) // 2
+        half = slice(len(self.hint) // 2, None)
         if () not in self._cut:  # no pictures stand for all of them, halved
-            region = None if self.region is None else self.region[half:]
-            self._cut[()] = replace(self, hint=self.hint[half:], region=region, conditional_only=False)
+            hint, region = part_of(self.hint, half, self.network), None if self.region is None else self.region[half]
+            self._cut[()] = replace(self, hint=hint, region=region, conditional_only=False)
         return self._cut[()]
 
     def rows(self, pictures: Sequence[int], count: int) -> Branch:
-        """The branch for some of ``count`` pictures; the same one again at every step, so that what is remembered of
-        its hint is found."""
+        """The branch for some of ``count`` pictures; the same one at every step, for what is known of its hint."""
         if tuple(pictures) not in self._cut:
             rows = _both_halves(pictures, count, len(self.hint))
             self._cut[tuple(pictures)] = replace(
                 self,
-                hint=self.hint[rows],
+                hint=part_of(self.hint, rows, self.network),
                 region=None if self.region is None else self.region[rows],
                 weights=self.weights if len(self.weights) == 1 else tuple(self.weights[one] for one in pictures),
                 windows=self.windows if len(self.windows) == 1 else tuple(self.windows[one] for one in pictures),

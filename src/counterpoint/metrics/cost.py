@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_CLEAR, _STATUS, _MACHINE = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/meminfo")
 
 
 @dataclass
@@ -51,3 +51,13 @@ def _peak(device: torch.device) -> float | None:
         return None
     line = next((line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")), None)
     return None if line is None else int(line.split()[1]) / 1024
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had there; nothing where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not _MACHINE.exists():
+        return None
+    line = next(line for line in _MACHINE.read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024

@@ -30,14 +30,18 @@ class Quality:
     bound: float | None = None
     guidance_every: int = 1
 
+    def holds_guidance(self, index: int, total: int, known: int) -> bool:
+        """Whether a step holds the difference, where it was computed at so many times before; never the last one."""
+        return known >= _FIRST and index != total - 1 and (index - _FIRST) % self.guidance_every != 0
 
+
+_FIRST = 3
+"""Times at which guidance is always computed, the first ones. Some schedulers ask twice at one time."""
 QUALITIES = {
     "exact": Quality("everything is computed"),
     "balanced": Quality("controls foretold to an estimated 20 %, guidance computed at every other step", 0.2, 2),
     "fast": Quality("controls foretold to an estimated 40 %, guidance computed at every third step", 0.4, 3),
 }
-_FIRST = 3
-"""Times at which guidance is always computed, the first ones. Some schedulers ask twice at one time."""
 GUIDANCE = "guidance"
 
 
@@ -77,10 +81,8 @@ class Economy:
         return {**self.reuse.thrift, **guidance}
 
     def skips_guidance(self, moment: Moment) -> bool:
-        """Whether a step's guidance is held; the same steps for every picture, and never the last one."""
-        last = moment.index == moment.total - 1
-        known = len(self._known) >= _FIRST
-        return known and not last and (moment.index - _FIRST) % self.quality.guidance_every != 0
+        """Whether a step's guidance is held; the same steps for every picture."""
+        return self.quality.holds_guidance(moment.index, moment.total, len(self._known))
 
     def difference(self) -> Tensor:
         """The difference between conditional and unconditional prediction, as it was computed last. Its error is

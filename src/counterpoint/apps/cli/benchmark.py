@@ -19,7 +19,11 @@ def benchmark(
         ),
     ] = "fusion",
     size: Annotated[
-        str, typer.Option(help="tiny, or sd15: Stable Diffusion 1.5's shapes at 512 x 512, random weights.")
+        str,
+        typer.Option(
+            help="tiny, or random weights of the shapes of Stable Diffusion 1.5 at 512 x 512 (sd15) or of SDXL at "
+            "1024 x 1024 (sdxl: fusion and generate)."
+        ),
     ] = "tiny",
     rounds: Annotated[
         int | None,
@@ -30,12 +34,18 @@ def benchmark(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="For generate: of a picture; default 20, at sd15 2; balanced and fast want 4.", min=1, max=1000
+            help="For generate: of a picture; default 20, at sd15 and sdxl 2; balanced and fast want 4.",
+            min=1,
+            max=1000,
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="CASE", help="This case beside the one that it is compared with. Repeatable."),
+        typer.Option(
+            metavar="CASE",
+            help="This case beside the one that it is compared with. Repeatable. What takes minutes to compile, such "
+            'as "exact, compiled, fp32" of generate, is timed only if named.',
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for benchmark.json and a page.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one machine-readable record.")] = False,
@@ -50,13 +60,13 @@ def benchmark(
     from counterpoint.apps import benchmark as bench
     from counterpoint.apps import record
     from counterpoint.apps.benchmark_batch import batch_cases
-    from counterpoint.apps.benchmark_cases import SIZES, aggregate_cases, chosen, fusion_cases
+    from counterpoint.apps.benchmark_cases import aggregate_cases, chosen, fusion_cases
     from counterpoint.apps.benchmark_generate import STOCK, generate_cases, notes
     from counterpoint.apps.benchmark_memory import apart, memory_rows
+    from counterpoint.apps.benchmark_models import SIZES
     from counterpoint.apps.benchmark_serve import ROUNDS, serve_rows
     from counterpoint.apps.benchmark_train import step_peak, train_cases
     from counterpoint.apps.cli import output
-    from counterpoint.sampling.plan import rates as best
     from counterpoint.types import Notice, UserError
 
     kinds: dict[str, Any] = {
@@ -99,13 +109,10 @@ def benchmark(
             more = {"steps": steps, "only": only or ()} if what == "generate" else {}
             compared = kinds[what](size, where, kind, **more)
             cases = chosen(compared.cases, only or (), compared.baseline)
-            timings, baseline = bench.alternate(cases, times, where, listen), compared.baseline
+            timings, baseline = bench.alternate(cases, times, where, listen, compared.unseen), compared.baseline
             beside = notes(timings) if what == "generate" else {}
-            rates = {name: best(where, DTYPES[name]) for name in compared.floored}
-            rows = [
-                {**row, "floor": compared.floors.get(row["name"]), **beside.get(row["name"], {})}
-                for row in bench.compare(timings, baseline)
-            ]
+            rates = bench.best_rates(timings, where)
+            rows = [{**row, **beside.get(row["name"], {})} for row in bench.compare(timings, baseline, where)]
             if what == "train":
                 for row in rows:
                     row["peak_mb"] = apart(step_peak, row["name"], str(where), threads)
