@@ -10,7 +10,7 @@ network call, and every row of a batch decides for itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -90,12 +90,12 @@ class Thrift:
 
 @dataclass(eq=False)
 class Reuse:
-    """The answers of all branches of a sampling run, each computed again when its estimated error passes a bound.
+    """What networks say in a sampling run, each asked again when its estimated error passes a bound.
 
     Attributes:
-        bound: of the estimated relative error of a branch's residuals, all sites together.
+        bound: of the estimated relative error of an answer, all its tensors together; less than nothing asks always.
         rows: of the whole batch, both halves if it is guided.
-        thrift: branch -> what was saved.
+        thrift: network -> what was saved.
     """
 
     bound: float
@@ -103,13 +103,17 @@ class Reuse:
     thrift: dict[str, Thrift] = field(default_factory=dict)
     _lines: dict[str, Line] = field(default_factory=dict)
 
+    def within(self, bound: float) -> Reuse:
+        """The same networks and answers under another bound."""
+        return replace(self, bound=bound)
+
     def ask(
         self, name: str, time: float, rows: Sequence[int], compute: Callable[[list[int]], list[Tensor]]
     ) -> list[Tensor]:
-        """A branch's answers for rows of the batch.
+        """A network's answers for rows of the batch.
 
         Args:
-            name: of the branch.
+            name: of the network.
             time: where the schedule stands.
             rows: of the whole batch.
             compute: asks the network for some of ``rows``, by their places in it.

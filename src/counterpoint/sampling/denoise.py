@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.control.attach import taking_in
+from counterpoint.control.halves import decoding, encode
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Watch, run_stack
 from counterpoint.control.subject import finding_subjects
+from counterpoint.models.compiling import closed_by
 from counterpoint.models.openvino import PortedUNet
-from counterpoint.sampling.economy import Economy
+from counterpoint.sampling.economy import ENCODER, Economy
 from counterpoint.sampling.guides import Guide
 from counterpoint.sampling.readout import Readings
 from counterpoint.types import Fusion, Latents, Moment
@@ -79,9 +81,10 @@ class ControlledDenoiser:
         if half is not None:
             branches = [branch.conditional() for branch in branches]
             added = None if added is None else {name: value[half.start :] for name, value in added.items()}
-        reuse = None if self.economy is None else self.economy.reuse
+        reuse = None if self.economy is None else self.economy.controls[half is not None]
         residuals = run_stack(branches, fusion, latents, moment, text, self.lending, self.watch, added, reuse, half)
         with (
+            self._encoding(latents, moment, text, added, half),
             taking_in(self.unet, residuals, fusion.inject) as extra,
             finding_subjects(self.unet, self.lending, (latents.shape[2], latents.shape[3])),
             nullcontext({}) if self.guide is None else self.guide(moment) as told,
@@ -98,3 +101,18 @@ class ControlledDenoiser:
                 return prediction
 
             return host(latents) if self.readings is None else self.readings.predict(host, latents, moment)
+
+    def _encoding(
+        self, latents: Latents, moment: Moment, text: Tensor, added: Mapping[str, Tensor] | None, half: range | None
+    ) -> AbstractContextManager[None]:
+        """The host with what its encoder says or is foretold to say, where nothing else reaches into it."""
+        economy, unet = self.economy, self.unet
+        if economy is None or self.lending or self.guide or self.readings or closed_by(unet) is not None:
+            return nullcontext()
+
+        def compute(few: list[int]) -> list[Tensor]:
+            extra = None if added is None else {name: value[few] for name, value in added.items()}
+            return encode(unet, latents[few], moment.timestep, text[few], extra)
+
+        reuse, rows = economy.encoder[half is not None], half or range(len(latents))
+        return decoding(unet, reuse.ask(ENCODER, moment.time, rows, compute))

@@ -3,7 +3,8 @@
 ``exact`` computes everything. The others foretell the residuals of ControlNets within a bound of their estimated error,
 and at fixed steps hold the difference that guidance amplifies (Ho and Salimans 2022, arXiv:2207.12598), so that the
 host runs on half of the batch there. That difference changes too much from step to step for a bound; a line through
-its last two values misses more than the last one does.
+its last two values misses more than the last one does. Where it is held nothing multiplies an error: there the bound is
+wider, and the host's encoder is foretold too.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ class Quality:
 
     Attributes:
         summary: one line for help and menus.
-        bound: estimated relative error up to which a control's residuals are foretold; ``None`` computes everything.
+        bound: estimated relative error up to which a control's residuals are foretold, and the encoder's features in a
+            run without guidance; ``None`` computes everything.
+        loose: the same of both, where guidance is held.
         guidance_every: the difference between the guided batch's halves is computed at every so many steps.
     """
 
     summary: str
     bound: float | None = None
+    loose: float | None = None
     guidance_every: int = 1
 
     def holds_guidance(self, index: int, total: int, known: int) -> bool:
@@ -35,14 +39,15 @@ class Quality:
         return known >= _FIRST and index != total - 1 and (index - _FIRST) % self.guidance_every != 0
 
 
+_ALWAYS = -1.0
 _FIRST = 3
 """Times at which guidance is always computed, the first ones. Some schedulers ask twice at one time."""
 QUALITIES = {
     "exact": Quality("everything is computed"),
-    "balanced": Quality("controls foretold to an estimated 20 %, guidance computed at every other step", 0.2, 2),
-    "fast": Quality("controls foretold to an estimated 40 %, guidance computed at every third step", 0.4, 3),
+    "balanced": Quality("controls foretold to an estimated 20 %, guidance computed at every other step", 0.2, 0.4, 2),
+    "fast": Quality("controls foretold to an estimated 40 %, guidance computed at every third step", 0.4, 0.8, 3),
 }
-GUIDANCE = "guidance"
+GUIDANCE, ENCODER = "guidance", "encoder of the UNet"
 
 
 def known_quality(name: str) -> Quality:
@@ -63,12 +68,20 @@ class Economy:
         quality: the level.
         count: pictures.
         guided: whether every step has an unconditional half.
+
+    Attributes:
+        controls: whether guidance is held -> what foretells the controls.
+        encoder: likewise the host's encoder.
     """
 
     def __init__(self, quality: Quality, count: int, guided: bool) -> None:
         assert quality.bound is not None
+        assert quality.loose is not None
         self.quality, self.count = quality, count
-        self.reuse = Reuse(quality.bound, count * (2 if guided else 1))
+        bound, rows = quality.bound, count * (2 if guided else 1)
+        self._answers = Reuse(bound, rows)
+        self.controls = {False: self._answers, True: self._answers.within(quality.loose)}
+        self.encoder = {False: self._answers.within(_ALWAYS if guided else bound), True: self.controls[True]}
         self._guidance = Thrift()
         self._held: Tensor | None = None
         self._change = 0.0
@@ -76,9 +89,9 @@ class Economy:
 
     @property
     def thrift(self) -> dict[str, Thrift]:
-        """Control, or ``guidance``, -> what was saved."""
+        """Control, encoder or ``guidance`` -> what was saved."""
         guidance = {GUIDANCE: self._guidance} if self._guidance.wanted else {}
-        return {**self.reuse.thrift, **guidance}
+        return {**self._answers.thrift, **guidance}
 
     def skips_guidance(self, moment: Moment) -> bool:
         """Whether a step's guidance is held; the same steps for every picture."""
