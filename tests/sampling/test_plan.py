@@ -91,6 +91,16 @@ def test_seconds_are_arithmetic_over_the_rate(pipe: Pipeline, monkeypatch: pytes
     assert counted < found.seconds < 1.2 * counted, "torch does not count the CPU's attention"
 
 
+def test_fewer_controls_come_and_go_where_more_fits(pipe: Pipeline) -> None:
+    found = plan(pipe)
+    assert list(found.turns) == [("seg",), ("pose", "seg")]
+    one, both = found.turns.values()
+    assert both == found.memory["controls"] < one <= found.memory["stages"]
+    assert one - both <= found.weights["control pose"]
+    twice = plan(replace(pipe, controls={"pose": pipe.controls["pose"], "pose:1": pipe.controls["pose"]}))
+    assert list(twice.turns) == [("pose",)], "one network"
+
+
 def test_what_is_asked_decides(pipe: Pipeline) -> None:
     one = plan(pipe)
     assert one.memory["all"] > one.memory["stages"] >= one.memory["controls"]
@@ -128,14 +138,12 @@ def test_nothing_is_computed(pipe: Pipeline) -> None:
 
 
 def test_the_residency_that_keeps_most_is_chosen() -> None:
-    found = Plan({"all": 30, "stages": 20, "controls": 10}, {}, {}, {}, torch.device("cpu"), torch.float32)
-    assert [found.fitting(limit) for limit in (30, 29, 20, 19, 10)] == [
-        "all",
-        "stages",
-        "stages",
-        "controls",
-        "controls",
-    ]
+    turns = {("seg",): 15, ("pose", "seg"): 10}
+    found = Plan({"all": 30, "stages": 20, "controls": 10}, {}, {}, {}, torch.device("cpu"), torch.float32, turns)
+    stages, one, both = ("stages", ()), ("controls", ("seg",)), ("controls", ("pose", "seg"))
+    assert [found.fitting(limit) for limit in (30, 29, 20, 19, 15, 14, 10)] == [
+        ("all", ()), stages, stages, one, one, both, both
+    ]  # fmt: skip
     with pytest.raises(UserError, match="only what is at work"):
         found.fitting(9)
 
@@ -156,6 +164,7 @@ def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rules_that_walk_through_all_controls_keep_them_together(pipe: Pipeline) -> None:
     found = plan(pipe, fusion="maxfusion")
+    assert not found.turns
     assert found.memory["controls"] == found.memory["stages"]
     later = plan(pipe, fusion="0:sum,0.5:maxfusion")
     assert later.memory["controls"] == later.memory["stages"]

@@ -62,6 +62,19 @@ def test_who_is_there_when(level: str, fusion: str) -> None:
     assert found["pose"] == ({"unet", "pose"} if by_turns else together)
 
 
+def test_some_controls_stay_while_others_come_and_go() -> None:
+    pipe = counterpoint.load("tiny", KINDS, residency="controls")
+    assert pipe.residency is not None
+    pipe.residency.going = ("seg",)
+    found: list[set[str]] = []
+    for network in (pipe.unet, pipe.controls["seg"].mid_block):
+        network.register_forward_pre_hook(lambda *_: found.append(present(pipe)))
+    made = run(pipe)
+    assert found[:2] == [{"unet", *KINDS}, {"unet", "pose", "canny"}]
+    assert present(pipe) == set()
+    assert torch.equal(made, run(counterpoint.load("tiny", KINDS)))
+
+
 def test_a_network_leaves_when_something_fails() -> None:
     pipe = counterpoint.load("tiny", KINDS, residency="controls")
 

@@ -21,20 +21,28 @@ from counterpoint.types import Moment, UserError
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, the residency that was chosen, the request's quality, and the bytes that were needed in the end, where
-    that is known."""
+    """A plan, the residency that was chosen and the controls that come and go within every step, the request's quality,
+    and the bytes that were needed in the end, where that is known."""
 
     plan: Plan
     residency: str
+    going: tuple[str, ...] = ()
     quality: str = "exact"
     taken: int | None = None
 
     @property
+    def most(self) -> int:
+        """Bytes that are needed at once."""
+        return self.plan.turns[self.going] if self.going else self.plan.memory[self.residency]
+
+    @property
     def line(self) -> str:
         """One sentence."""
-        most = self.plan.memory[self.residency] / 2**30
         about = "about" if self.quality == "exact" else "at most about"  # controls that are foretold cost less
-        return f"this needs {most:.2f} GiB and {about} {self.plan.seconds:.0f} s: {RESIDENCIES[self.residency]}"
+        how = RESIDENCIES["stages" if self.going else self.residency]
+        if self.going:
+            how += f"; in turns within every step: {', '.join(self.going)}"
+        return f"this needs {self.most / 2**30:.2f} GiB and {about} {self.plan.seconds:.0f} s: {how}"
 
     @property
     def table(self) -> str:
@@ -49,8 +57,8 @@ class Planned:
         """Bytes and seconds."""
         plan = self.plan
         told = {"memory": dict(plan.memory), "weights": dict(plan.weights), "seconds": round(plan.seconds, 2)}
-        peaks = {"planned": plan.memory[self.residency], "taken": self.taken}
-        return {"residency": self.residency, **told, **peaks}
+        peaks = {"planned": self.most, "taken": self.taken}
+        return {"residency": self.residency, "going": list(self.going), **told, **peaks}
 
 
 def prepare(request: GenerateRequest, limit: float | None) -> tuple[Planned, Pipeline]:
@@ -75,7 +83,8 @@ def prepare(request: GenerateRequest, limit: float | None) -> tuple[Planned, Pip
     open_request(request)
     pipe = load_for(request, "controls")
     found = foretell(request, pipe)
-    return Planned(found, "all" if limit is None else found.fitting(int(limit * 2**30)), request.quality), pipe
+    residency, going = ("all", ()) if limit is None else found.fitting(int(limit * 2**30))
+    return Planned(found, residency, going, request.quality), pipe
 
 
 def run_within(
@@ -101,7 +110,7 @@ def run_within(
         torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
     with measuring(device) as cost:
         if pipe.residency is not None and planned.residency != "all":
-            pipe.residency.level = planned.residency
+            pipe.residency.level, pipe.residency.going = planned.residency, planned.going
         else:
             del pipe
             pipe = load_for(request)

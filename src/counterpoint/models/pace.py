@@ -8,9 +8,13 @@ from functools import cache
 
 import torch
 
+_LONG = 1.0
+"""Seconds of calls that are enough."""
+
 
 def quickest(device: torch.device, run: Callable[[], object], times: int = 5) -> float:
-    """Seconds of the quickest of some calls; on an accelerator of several in a row, which hides their launch."""
+    """Seconds of the quickest of some calls, fewer where they take long; on an accelerator of several in a row, which
+    hides their launch."""
     taken, row = [], 1 if device.type == "cpu" else 10
     with torch.no_grad():
         for _ in range(times):
@@ -20,6 +24,8 @@ def quickest(device: torch.device, run: Callable[[], object], times: int = 5) ->
             if device.type != "cpu":
                 getattr(torch, device.type).synchronize()
             taken.append((time.perf_counter() - began) / row)
+            if sum(taken) > _LONG:
+                break
     return min(taken)
 
 

@@ -127,14 +127,15 @@ class Model:
 
     @contextmanager
     def at_work(self, rule: Fusion) -> Iterator[None]:
-        """The denoiser and its controls are in memory inside the block; the controls one at a time, where the rule does
-        not walk through all of them at once."""
-        residency, networks = self.residency, list(self.controls.values())
+        """The denoiser and its controls are in memory inside the block; controls that take turns one at a time, where
+        the rule does not walk through all of them at once."""
+        residency, going = self.residency, list[nn.Module]()
         with ExitStack() as stack:
             if residency is not None and residency.level == "controls" and not rule.walks:
-                stack.enter_context(residency.taking_turns(*networks))
-                networks = []
-            stack.enter_context(self.present(self.unet, *networks))
+                labels = self.controls if residency.going is None else residency.going
+                going = [self.controls[label] for label in labels]
+                stack.enter_context(residency.taking_turns(*going))
+            stack.enter_context(self.present(self.unet, *(one for one in self.controls.values() if one not in going)))
             yield
 
     @contextmanager

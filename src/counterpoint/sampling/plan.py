@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -24,7 +24,6 @@ from counterpoint.models.pace import quickest
 from counterpoint.sampling.economy import known_quality
 from counterpoint.sampling.floor import Ledger, Operation, Operations, work
 from counterpoint.sampling.pipeline import Pipeline
-from counterpoint.sampling.residency import RESIDENCIES
 from counterpoint.types import DEFAULT_FUSION, Fusion, UserError
 
 BLOCKED = ("cpu",)
@@ -43,6 +42,8 @@ class Plan:
         parts: network, ``hint`` of a control or ``decoder`` -> the operations of one call, of the whole guided batch.
         device: where the call would be made.
         dtype: of the networks.
+        turns: controls that come and go within every step while the others stay, from few to all -> bytes likewise;
+            none where a rule walks through all controls at once.
     """
 
     memory: Mapping[str, int]
@@ -51,6 +52,7 @@ class Plan:
     parts: Mapping[str, Operations]
     device: torch.device
     dtype: torch.dtype
+    turns: Mapping[tuple[str, ...], int] = field(default_factory=dict)
 
     @cached_property
     def seconds(self) -> float:
@@ -58,15 +60,16 @@ class Plan:
         slowness, call = _pace(self.device, self.dtype)
         return slowness * work(self.operations, self.device).seconds + call * sum(self.operations.values())
 
-    def fitting(self, limit: int) -> str:
-        """The residency that keeps most within so many bytes.
+    def fitting(self, limit: int) -> tuple[str, tuple[str, ...]]:
+        """The residency that keeps most within so many bytes, and the controls that come and go within every step.
 
         Raises:
             UserError: none does.
         """
-        for level in RESIDENCIES:
-            if self.memory[level] <= limit:
-                return level
+        whole = (((level, ()), self.memory[level]) for level in ("all", "stages"))
+        for found, size in (*whole, *((("controls", going), size) for going, size in self.turns.items())):
+            if size <= limit:
+                return found
         least = min(self.memory.values())
         raise UserError(
             f"this needs {least / 2**30:.3g} GiB where only what is at work is in memory, and {limit / 2**30:.3g} are "
@@ -179,26 +182,30 @@ def plan(
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False):  # it works in float32
         for sizes in (weights, peaks):
             sizes.update({name: 2 * sizes[name] for name in ("encoder", "decoder") if name in sizes})
-    memory = _levels(weights, peaks, {id(one): _bytes(one) for one in pipe.controls.values()})
+    labels = list({id(one): label for label, one in reversed(pipe.controls.items())}.values())[::-1]
+    memory, turns = _levels(weights, peaks, labels)
     if get_fusion(fusion).walks:
-        memory["controls"] = memory["stages"]
-    return Plan(memory, weights, needed, parts, device, dtype)
+        memory["controls"], turns = memory["stages"], {}
+    return Plan(memory, weights, needed, parts, device, dtype, turns)
 
 
-def _levels(weights: Mapping[str, int], peaks: Mapping[str, int], controls: Mapping[int, int]) -> dict[str, int]:
-    """Bytes at the largest, for each residency."""
-    together, host = sum(controls.values()), weights["denoiser"]
+def _levels(
+    weights: Mapping[str, int], peaks: Mapping[str, int], labels: Sequence[str]
+) -> tuple[dict[str, int], dict[tuple[str, ...], int]]:
+    """Bytes at the largest, for each residency, and for the controls that come and go while the others stay; ``labels``
+    names every control's network once."""
+    host, sizes = weights["denoiser"], [weights[f"control {label}"] for label in labels]
     ends = {"text": weights["text"], "encoder": weights["decoder"], "decoder": weights["decoder"]}
     at_ends = max(ends[name] + peaks[name] for name in ends if name in peaks)
-    at_work = [peak for name, peak in peaks.items() if name not in ends]
-    alone = [host + peaks["denoiser"]]
-    alone += [host + weights[name] + peaks[name] for name in peaks if name.startswith("control ")]
-    everything = weights["text"] + weights["decoder"] + host + together
-    return {
-        "all": everything + max(peaks.values()),
-        "stages": max(at_ends, host + together + max(at_work)),
-        "controls": max(at_ends, *alone),
-    }
+    at_work = max(peak for name, peak in peaks.items() if name not in ends)
+    turns = {}
+    for number in reversed(range(len(labels))):
+        coming = max(weights[f"control {label}"] + peaks[f"control {label}"] for label in labels[number:])
+        turns[tuple(labels[number:])] = max(at_ends, host + sum(sizes[:number]) + max(at_work, coming))
+    everything = weights["text"] + weights["decoder"] + host + sum(sizes)
+    stages = max(at_ends, host + sum(sizes) + at_work)
+    levels = {"all": everything + max(peaks.values()), "stages": stages, "controls": min([stages, *turns.values()])}
+    return levels, turns
 
 
 def _added(pipe: Pipeline, rows: int, empty: Callable[..., Tensor]) -> dict[str, Tensor] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,9 @@ class Residency:
         level: a key of :data:`RESIDENCIES` except ``"all"``.
         device: where networks are at work.
 
+    Attributes:
+        going: where controls take turns, the labels of those that do, while the others stay; ``None`` is all of them.
+
     Raises:
         UserError: there is no such level.
     """
@@ -44,6 +47,7 @@ class Residency:
         if level not in RESIDENCIES or level == "all":
             raise UserError(f"unknown residency {level!r}; there are {', '.join(RESIDENCIES)}")
         self.level, self.device = level, device
+        self.going: Collection[str] | None = None
         self._folder: Path | None = None
         if device.type == "cpu":
             self._folder = Path(tempfile.mkdtemp(prefix="counterpoint-"))
