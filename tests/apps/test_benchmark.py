@@ -14,7 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 
 from counterpoint.api import load
 from counterpoint.apps.benchmark import Timing, alternate, compare, plain
-from counterpoint.apps.benchmark_batch import batch_cases
+from counterpoint.apps.benchmark_batch import JOBS, batch_cases
 from counterpoint.apps.benchmark_cases import Comparison, fusion_cases
 from counterpoint.apps.benchmark_generate import _compiled, _copied, drawn, generate_cases, notes, operations
 from counterpoint.apps.benchmark_memory import apart
@@ -23,7 +23,7 @@ from counterpoint.apps.benchmark_train import train_cases
 from counterpoint.apps.service.routes import router
 from counterpoint.metrics.cost import measuring
 from counterpoint.models.compiling import is_compiled
-from counterpoint.sampling.floor import Operation, Rates
+from counterpoint.sampling.floor import Ledger, Operation, Rates
 from counterpoint.sampling.plan import plan
 from counterpoint.sampling.residency import RESIDENCIES
 from counterpoint.types import Notice
@@ -97,8 +97,10 @@ def test_controls_of_a_timed_picture_show_something() -> None:
     assert len({image.tobytes() for image in found}) == 4
 
 
-def test_pictures_do_as_much_arithmetic_as_is_counted() -> None:
-    """Stock diffusers encodes the hints at every step; what is counted without running anything is what is run."""
+def test_pictures_do_as_much_arithmetic_as_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock diffusers encodes the hints at every step; what is counted without running anything is what is run, by
+    networks that are closed."""
+    monkeypatch.setattr("counterpoint.sampling.denoise.closed_by", lambda _: "which are closed")
     names = ["exact", "balanced", "part: hints"]
     compared = generate_cases("tiny", CPU, torch.float32, 6, [*names, "exact, compiled, fp32"])
     cases = {name: compared.cases[name] for name in ("stock diffusers", *names)}
@@ -258,8 +260,27 @@ def test_every_training_method_has_a_step(monkeypatch: pytest.MonkeyPatch) -> No
         case()
 
 
+def test_training_steps_of_a_published_shape(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few channels; a reward costs more than none, and what is kept for the backward pass is no method's."""
+    small = {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 32, "attention_head_dim": 2}
+    monkeypatch.setitem(SHAPES, "sd15", Shape({**small, "sample_size": 8}, ((32, 2, 2),)))
+    compared = train_cases("sd15", CPU, torch.float32)
+    flops = {}
+    for name in ("controlnet", "controlnet++", "innercontrol", "mi-stage2, paired", "controlnet"):
+        with Ledger() as ledger:
+            compared.cases[name]()
+        arithmetic = sum(one.flops * times for one, times in ledger.operations.items())
+        assert flops.setdefault(name, arithmetic) == arithmetic
+    assert flops["innercontrol"] > flops["controlnet++"] > 1.5 * flops["controlnet"]
+    status, _, message = cli("benchmark", "train", "--size", "sdxl")
+    assert (status, message.splitlines()[-1]) == (
+        2,
+        "error: benchmark train: no recipe trains SDXL; there are --size tiny and sd15",
+    )
+
+
 def test_jobs_are_the_same_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("counterpoint.apps.benchmark_batch.JOBS", 4)
+    monkeypatch.setitem(JOBS, "tiny", 4)
     made: dict[int, int] = {}
 
     def count(jobs: list, _: object) -> None:
@@ -268,7 +289,15 @@ def test_jobs_are_the_same_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("counterpoint.apps.benchmark_batch.run_together", count)
     for case in batch_cases("tiny", CPU, torch.float32).cases.values():
         case()
-    assert made == {1: 4, 4: 2}
+    assert made == {1: 4, 2: 2, 4: 1}
+
+
+def test_batches_of_a_published_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 32, "attention_head_dim": 2}
+    monkeypatch.setitem(SHAPES, "sd15", Shape({**small, "sample_size": 8}, ((32, 2, 2),)))
+    cases = batch_cases("sd15", CPU, torch.float32).cases
+    assert list(cases) == ["one by one", "batches of 2", "batches of 4"]
+    cases["batches of 2"]()
 
 
 def test_a_record_and_a_page(cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ class StableDiffusion15:
             raise UserError(f"what reads {kind} from pictures? --set reader_model_name_or_path=FOLDER or hub id")
         place = parts.located(config.reader_model_name_or_path, "reader_model_name_or_path")
         if kind in {"hed", "lineart"}:
-            return _Lines(load_edge_network(kind, place))
+            return Lines(load_edge_network(kind, place))
         auto = AutoModelForDepthEstimation if kind == "depth" else AutoModelForSemanticSegmentation
         try:
             network = auto.from_pretrained(place, local_files_only=True, use_safetensors=True, dtype=torch.float32)
@@ -252,7 +252,7 @@ def _seen_as(place: Path, mean: list[float], deviation: list[float], side: int) 
         raise UserError(f"{file} does not say how pictures are shown to the network") from None
 
 
-class _Lines(nn.Module):
+class Lines(nn.Module):
     """An edge network on pictures in -1..1."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -260,6 +260,7 @@ class _Lines(nn.Module):
         self.network = network
 
     def forward(self, pictures: Tensor) -> Tensor:
+        """Lines, ``(b, 1, h, w)`` in 0..1."""
         lines: Tensor = self.network((pictures + 1) / 2)
         return lines
 

@@ -22,7 +22,7 @@ def benchmark(
         str,
         typer.Option(
             help="tiny, or random weights of the shapes of Stable Diffusion 1.5 at 512 x 512 (sd15) or of SDXL at "
-            "1024 x 1024 (sdxl: fusion and generate)."
+            "1024 x 1024 (sdxl: fusion and generate); train and batch at tiny and sd15."
         ),
     ] = "tiny",
     rounds: Annotated[
@@ -115,7 +115,7 @@ def benchmark(
             rows = [{**row, **beside.get(row["name"], {})} for row in bench.compare(timings, baseline, where)]
             if what == "train":
                 for row in rows:
-                    row["peak_mb"] = apart(step_peak, row["name"], str(where), threads)
+                    row["peak_mb"] = apart(step_peak, row["name"], size, str(where), threads)
     found = {
         "schema": record.SCHEMA,
         "what": what,
