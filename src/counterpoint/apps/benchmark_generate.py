@@ -23,7 +23,7 @@ from counterpoint.apps.benchmark_models import SHIPPED, added, make_model
 from counterpoint.data.scenes.maps import control_map
 from counterpoint.data.scenes.render import SPLITS, scene
 from counterpoint.models.openvino import port
-from counterpoint.sampling.economy import GUIDANCE
+from counterpoint.sampling.economy import ENCODER, GUIDANCE
 from counterpoint.sampling.floor import Operation, Operations, uncounted
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.plan import plan
@@ -156,9 +156,11 @@ def operations(parts: Mapping[str, Operations], labels: Sequence[str], count: in
         made: the output, which says what was computed.
     """
     saved = dict(made.thrift[0]) if made.thrift else {}
-    guidance = saved.pop(GUIDANCE, None)
+    guidance, encoder = saved.pop(GUIDANCE, None), saved.pop(ENCODER, None)
     asked = [one.asked / 2 for one in saved.values()] or [float(steps)] * count
     often = {"text": 1.0, "denoiser": steps if guidance is None else (guidance.wanted + guidance.asked) / 2}
+    if encoder is not None:
+        often[ENCODER] = (encoder.asked - encoder.wanted) / 2  # of what the denoiser does
     for label, times in zip(cycle(labels), asked, strict=False):
         often[f"hint {label}"] = often.get(f"hint {label}", 0.0) + 1
         often[f"control {label}"] = often.get(f"control {label}", 0.0) + times

@@ -1,7 +1,7 @@
 """Networks that OpenVINO runs on a CPU: the same arithmetic in float32, or its bfloat16.
 
-A network is traced once, kept on disk under what decides it, and compiled for every new shape of its input. What it is
-made of cannot be reached any more.
+A network, of a UNet either half, is traced once, kept on disk under what decides it, and compiled for every new shape
+of its input. What it is made of cannot be reached any more.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
+from counterpoint.models.halves import decoding, encode
 from counterpoint.types import UserError
 
 CACHE = Path.home() / ".cache" / "counterpoint" / "openvino"
@@ -44,7 +45,7 @@ class Ported(nn.Module):
         import openvino
 
         self.openvino, self.config, self.bf16 = openvino, network.config, bf16
-        self.kind, self.cache = type(network), cache or CACHE
+        self.cache = cache or CACHE
         self._inside: list[_Inside] = [inside]  # no sub-module: its weights are to be let go
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
         self._traced: Any = None
@@ -82,7 +83,7 @@ class Ported(nn.Module):
     def _trace(self, core: Any, inputs: Sequence[Tensor]) -> Any:
         if self._traced is None:
             (inside,) = self._inside
-            path = self.cache / f"{_key(inside, self.kind.__name__, self.openvino.__version__, str(_SIDE))}.xml"
+            path = self.cache / f"{_key(inside, type(inside).__name__, self.openvino.__version__, str(_SIDE))}.xml"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=path.parent) as half:
@@ -97,10 +98,32 @@ class Ported(nn.Module):
 
 
 class PortedUNet(Ported):
-    """A UNet; called as diffusers' is, of which it knows what our denoiser asks."""
+    """A UNet in two halves (:mod:`counterpoint.models.halves`); called as diffusers' is, of which it knows what our
+    denoiser asks."""
 
     def __init__(self, unet: UNet2DConditionModel, bf16: bool, cache: Path | None = None) -> None:
-        super().__init__(unet, _UNet(unet), bf16, cache)
+        super().__init__(unet, _Encoder(unet), bf16, cache)
+        self.decoder = _PortedDecoder(unet, _Decoder(unet), bf16, cache)
+        self._said: Sequence[Tensor] | None = None
+
+    def encode(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """As :func:`counterpoint.models.halves.encode`."""
+        return self.run(*_given(sample, timestep, encoder_hidden_states, added_cond_kwargs))
+
+    @contextmanager
+    def decoding(self, said: Sequence[Tensor]) -> Iterator[None]:
+        """As :func:`counterpoint.models.halves.decoding`."""
+        self._said = said
+        try:
+            yield
+        finally:
+            self._said = None
 
     def forward(
         self,
@@ -113,18 +136,20 @@ class PortedUNet(Ported):
         return_dict: bool = False,
     ) -> tuple[Tensor]:
         """The prediction."""
-        if down_block_additional_residuals is None or mid_block_additional_residual is None:
-            residuals = [torch.zeros(shape) for shape in site_shapes(self.config, sample.shape)]
-        else:
-            residuals = [*down_block_additional_residuals, mid_block_additional_residual]
-        (found,) = self.run(*_given(sample, timestep, encoder_hidden_states, added_cond_kwargs), *residuals)
+        said = self._said or self.encode(sample, timestep, encoder_hidden_states, added_cond_kwargs)
+        if down_block_additional_residuals is not None and mid_block_additional_residual is not None:
+            residuals = (*down_block_additional_residuals, mid_block_additional_residual)
+            said = [one + other for one, other in zip(said, residuals, strict=True)]
+        _, *given = _given(sample, timestep, encoder_hidden_states, added_cond_kwargs)
+        (found,) = self.decoder.run(*given, *said)
         return (found,)
 
+
+class _PortedDecoder(Ported):
     def example(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """With residuals as they are at that size."""
-        given = super().example(inputs)
-        sites = site_shapes(self.config, given[0].shape)
-        return [*given[: -len(sites)], *map(torch.zeros, sites)]
+        """With features as they are at that size."""
+        sites = site_shapes(self.config, (len(inputs[0]), 0, _SIDE, _SIDE))
+        return [*inputs[: -len(sites)], *map(torch.zeros, sites)]
 
 
 class PortedControlNet(Ported):
@@ -168,7 +193,8 @@ def port(unet: UNet2DConditionModel, controls: Mapping[str, ControlNetModel], bf
 
 
 def site_shapes(config: Mapping[str, Any], shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Shapes of what a control hands to each site of a UNet, for latents of ``shape`` ``(b, c, h, w)``."""
+    """Shapes of what a UNet's encoder says, and a control to it, at each site; for latents of ``shape``
+    ``(b, c, h, w)``."""
     batch, _, height, width = shape
     widths, layers = config["block_out_channels"], config["layers_per_block"]
     found = [(batch, widths[0], height, width)]
@@ -192,22 +218,26 @@ class _Inside(nn.Module):
         return nullcontext()
 
     def _called(self, given: Sequence[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
-        """Keyword arguments of the network's forward, and the inputs that are left."""
-        sample, timestep, text, *rest = given
-        named = {"sample": sample, "timestep": timestep, "encoder_hidden_states": text, "return_dict": False}
+        """What every network reads besides latents, and the inputs that are left."""
+        timestep, text, *rest = given
+        named = {"timestep": timestep, "encoder_hidden_states": text}
         if self.added:
             named["added_cond_kwargs"] = {"text_embeds": rest[0], "time_ids": rest[1]}
             rest = rest[2:]
         return named, rest
 
 
-class _UNet(_Inside):
+class _Encoder(_Inside):
+    def forward(self, sample: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        named, _ = self._called(given)
+        return tuple(encode(self.network, sample, **named))
+
+
+class _Decoder(_Inside):
     def forward(self, *given: Tensor) -> Tensor:
-        named, residuals = self._called(given)
-        *down, mid = residuals
-        found: Tensor = self.network(
-            **named, down_block_additional_residuals=tuple(down), mid_block_additional_residual=mid
-        )[0]
+        named, said = self._called(given)
+        with decoding(self.network, said):
+            found: Tensor = self.network(said[0], **named, return_dict=False)[0]  # it asks for the latents' size only
         return found
 
 
@@ -222,9 +252,9 @@ class _ControlNet(_Inside):
         finally:
             self.network.controlnet_cond_embedding = encoder
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, sample: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         named, (hint,) = self._called(given)
-        down, mid = self.network(**named, controlnet_cond=hint)
+        down, mid = self.network(sample, **named, controlnet_cond=hint, return_dict=False)
         return (*down, mid)
 
 

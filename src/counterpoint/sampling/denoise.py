@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.control.attach import taking_in
-from counterpoint.control.halves import decoding, encode
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, Watch, run_stack
 from counterpoint.control.subject import finding_subjects
 from counterpoint.models.compiling import closed_by
+from counterpoint.models.halves import decoding, encode
 from counterpoint.models.openvino import PortedUNet
 from counterpoint.sampling.economy import ENCODER, Economy
 from counterpoint.sampling.guides import Guide
@@ -107,12 +108,20 @@ class ControlledDenoiser:
     ) -> AbstractContextManager[None]:
         """The host with what its encoder says or is foretold to say, where nothing else reaches into it."""
         economy, unet = self.economy, self.unet
-        if economy is None or self.lending or self.guide or self.readings or closed_by(unet) is not None:
+        if economy is None or self.lending or self.guide or self.readings:
+            return nullcontext()
+        ask: Callable[..., list[Tensor]]
+        go_on: Callable[[Sequence[Tensor]], AbstractContextManager[None]]
+        if isinstance(unet, PortedUNet):
+            ask, go_on = unet.encode, unet.decoding
+        elif closed_by(unet) is None:
+            ask, go_on = partial(encode, unet), partial(decoding, unet)
+        else:
             return nullcontext()
 
         def compute(few: list[int]) -> list[Tensor]:
             extra = None if added is None else {name: value[few] for name, value in added.items()}
-            return encode(unet, latents[few], moment.timestep, text[few], extra)
+            return ask(latents[few], moment.timestep, text[few], extra)
 
         reuse, rows = economy.encoder[half is not None], half or range(len(latents))
-        return decoding(unet, reuse.ask(ENCODER, moment.time, rows, compute))
+        return go_on(reuse.ask(ENCODER, moment.time, rows, compute))

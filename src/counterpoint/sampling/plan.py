@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from counterpoint.control.attach import hints_encoded_once, part_of
 from counterpoint.fusion import get_fusion
+from counterpoint.models.halves import encode
 from counterpoint.models.pace import quickest
-from counterpoint.sampling.economy import known_quality
+from counterpoint.sampling.economy import ENCODER, known_quality
 from counterpoint.sampling.floor import Ledger, Operation, Operations, work
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import DEFAULT_FUSION, Fusion, UserError
@@ -39,7 +40,8 @@ class Plan:
             libraries take.
         weights: network -> bytes.
         operations: of all pictures, in all.
-        parts: network, ``hint`` of a control or ``decoder`` -> the operations of one call, of the whole guided batch.
+        parts: network, ``hint`` of a control, encoder of the UNet or ``decoder`` -> the operations of one call, of the
+            whole guided batch.
         device: where the call would be made.
         dtype: of the networks.
         turns: controls that come and go within every step while the others stay, from few to all -> bytes likewise;
@@ -158,6 +160,10 @@ def plan(
                 if level.bound is not None and some == rows:  # two answers, from which the others are foretold
                     kept.extend(torch.empty_like(one) for one in said for _ in range(2))
                 total = said if total is None else [one + other for one, other in zip(total, said, strict=True)]
+            ask = partial(encode, pipe.unet, latents, 500, text, extra)
+            features = entry(ENCODER, ask, 0, "denoiser")  # a part of it
+            if level.bound is not None and some == rows:
+                kept.extend(torch.empty_like(one) for one in features for _ in range(2))
             heard: dict[str, Any] = {}
             if total is not None:
                 heard["down_block_additional_residuals"], heard["mid_block_additional_residual"] = total[:-1], total[-1]

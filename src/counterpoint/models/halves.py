@@ -1,4 +1,4 @@
-"""A host UNet in two halves, so that what its encoder says can be kept from step to step.
+"""A UNet in two halves, so that what its encoder says can be kept from step to step.
 
 Along the schedule the encoder's features change less than the decoder's, and whole steps can do without the encoder
 (Faster Diffusion, arXiv:2312.09608, section 3). There they are copied; here
@@ -22,22 +22,21 @@ from counterpoint.types import Latents
 
 def encode(
     unet: UNet2DConditionModel,
-    latents: Latents,
-    timestep: Tensor,
-    text: Float[Tensor, "b t d"],
-    added: Mapping[str, Tensor] | None = None,
+    sample: Latents,
+    timestep: Tensor | int,
+    encoder_hidden_states: Float[Tensor, "b t d"],
+    added_cond_kwargs: Mapping[str, Tensor] | None = None,
 ) -> list[Tensor]:
     """What the encoder says: the skip connections from the finest on, and the middle block's features, each
-    ``(b, c, h, w)``, before any control joins them. ``added`` is what SDXL reads besides the text."""
+    ``(b, c, h, w)``, before any control joins them. Arguments are those of diffusers' ``forward``."""
     said: list[Tensor] = []
     with ExitStack() as stack:
         stack.callback(unet.conv_in.register_forward_hook(lambda _, __, made: said.append(made)).remove)
         for block in unet.down_blocks:
             stack.callback(block.register_forward_hook(lambda _, __, made: said.extend(made[1])).remove)
         stack.enter_context(_swapped(unet, up_blocks=nn.ModuleList(), conv_norm_out=None, conv_out=nn.Identity()))
-        middle = unet(
-            latents, timestep, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
-        )[0]  # fmt: skip
+        given = {"encoder_hidden_states": encoder_hidden_states, "added_cond_kwargs": added_cond_kwargs}
+        (middle,) = unet(sample, timestep, **given, return_dict=False)
     return [*said, middle]
 
 

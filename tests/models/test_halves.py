@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from counterpoint.control.attach import taking_in
-from counterpoint.control.halves import decoding, encode
+from counterpoint.models.halves import decoding, encode
 from counterpoint.types import Residuals
 
 TIME = torch.tensor(500)
