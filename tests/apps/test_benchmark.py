@@ -23,6 +23,7 @@ from counterpoint.apps.benchmark_train import train_cases
 from counterpoint.apps.service.routes import router
 from counterpoint.metrics.cost import measuring
 from counterpoint.models.compiling import is_compiled
+from counterpoint.sampling.economy import ENCODER
 from counterpoint.sampling.floor import Ledger, Operation, Rates
 from counterpoint.sampling.plan import plan
 from counterpoint.sampling.residency import RESIDENCIES
@@ -217,7 +218,7 @@ def test_pictures_are_held_against_stock_and_say_what_was_computed(cli) -> None:
     assert rows["exact"]["apart"] == 0
     assert 0 < rows["fast"]["apart"] < 0.5
     assert rows["exact"]["computed"] == {}
-    assert set(rows["fast"]["computed"]) == {"pose", "seg", "guidance"}
+    assert set(rows["fast"]["computed"]) == {"pose", "seg", ENCODER, "guidance"}
     assert 0 < min(rows["fast"]["computed"].values()) < 1
     status, _, message = cli("benchmark", "generate", "--only", "slow")
     assert (status, "--only 'slow': there are 'stock diffusers', 'exact'" in message) == (2, True)

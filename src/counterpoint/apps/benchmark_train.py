@@ -105,7 +105,7 @@ def train_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparis
     if size == "sdxl":
         raise UserError("benchmark train: no recipe trains SDXL; there are --size tiny and sd15")
     if dtype != torch.float32:
-        raise UserError("benchmark train measures both number formats: leave out --dtype")
+        raise UserError("benchmark train measures in both number formats: leave out --dtype")
     torch.manual_seed(0)
     one = _shipped() if size == SHIPPED else _published(size)
     start = one.network, one.kind, one.unet
