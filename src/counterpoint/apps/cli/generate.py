@@ -153,8 +153,8 @@ def generate(
     quality: Annotated[
         str,
         typer.Option(
-            help="exact; balanced or fast foretell a part of what controls and UNet say within a bound of its estimated "
-            "error, hold guidance at fixed steps without one, and say what."
+            help="exact; balanced or fast foretell a part of what controls and UNet say within a bound of its "
+            "estimated error, hold guidance at fixed steps without one, and say what."
         ),
     ] = "exact",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
