@@ -59,7 +59,7 @@ def _jobs(device: str, dtype: str, size: str) -> list[Opened]:
                 path = Path(folder) / f"{kind}-{number}.png"
                 PIL.Image.fromarray(image).save(path)
                 controls.append(ControlRequest(label=kind, image=path, **how))
-            how = {"steps": STEPS[size], "device": device, "dtype": dtype}
-            request = GenerateRequest(prompt=case.prompt, controls=tuple(controls), seed=number, **how)
+            settings = {"steps": STEPS[size], "device": device, "dtype": dtype}
+            request = GenerateRequest(prompt=case.prompt, controls=tuple(controls), seed=number, **settings)
             opened.append(open_request(request))
     return opened
