@@ -19,7 +19,7 @@ def batch(
         typer.Option(metavar="HOST:PORT", help="Work on a Ray cluster that sees the same folders; local is one here."),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="Of lines that name none: cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")
+        str, typer.Option(help="Of lines that name none: cpu, cuda, cuda:1, mps, or openvino: a CPU, faster.")
     ] = "cpu",
     dtype: Annotated[
         str, typer.Option(help="Of lines that name none: fp32, bf16, fp16, or auto: bf16 where the hardware has it.")

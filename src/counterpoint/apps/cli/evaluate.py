@@ -138,7 +138,7 @@ def evaluate(
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What no picture should show.")] = "",
     batch_size: Annotated[int, typer.Option(help="Pictures made at a time.", min=1, max=1024)] = 16,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, faster.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 where the hardware has it.")] = "fp32",
     ray: Annotated[
         str | None,

@@ -157,7 +157,7 @@ def generate(
             "estimated error, hold guidance at fixed steps without one, and say what."
         ),
     ] = "exact",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, faster.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 where the hardware has it.")] = "fp32",
     memory: Annotated[
         float | None,

@@ -57,7 +57,7 @@ def serve(
         ),
     ] = None,
     replicas: Annotated[int, typer.Option(help="For --ray: how many answer and work.", min=1)] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, twice as fast.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or openvino: a CPU, faster.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: bf16 where the hardware has it.")] = "fp32",
     compile: Annotated[
         bool, typer.Option("--compile", help="Let torch compile the networks: minutes for the first picture.")
