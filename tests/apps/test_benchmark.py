@@ -106,7 +106,7 @@ def test_pictures_do_as_much_arithmetic_as_is_counted() -> None:
     timings = alternate(cases, 1, CPU)
     found = {name: sum(n * one.flops for one, n in timing.operations.items()) for name, timing in timings.items()}
     assert found["stock diffusers"] == found["exact"] + 5 * found["part: hints"]
-    parts = plan(load("tiny", ["pose", "seg"])).parts
+    parts = plan(load("tiny", ["pose", "seg"]), quality="balanced").parts
     for name in ("exact", "balanced"):
         counted = operations(parts, ["pose", "seg"], 2, 6, timings[name].made)
         assert sum(n * one.flops for one, n in counted.items()) == pytest.approx(found[name], rel=0.01), name
@@ -130,6 +130,13 @@ def small_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = {"attention_head_dim": (2, 4, 4), "cross_attention_dim": 48, "sample_size": 8}
     inputs = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 32 + 6 * 8}
     monkeypatch.setitem(SHAPES, "sdxl", Shape({**unet, **narrow, **inputs}, ((16, 2, 2), (32, 2, 2))))
+
+
+@pytest.fixture
+def small_sd15(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SD1.5's layout with few channels."""
+    small = {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 32, "attention_head_dim": 2}
+    monkeypatch.setitem(SHAPES, "sd15", Shape({**small, "sample_size": 8}, ((32, 2, 2),)))
 
 
 def test_sdxl_is_timed_beside_its_stock_pipeline(small_sdxl: None) -> None:
@@ -259,10 +266,8 @@ def test_every_training_method_has_a_step(monkeypatch: pytest.MonkeyPatch) -> No
         case()
 
 
-def test_training_steps_of_a_published_shape(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_steps_of_a_published_shape(cli, small_sd15: None) -> None:
     """Few channels; a reward costs more than none, and what is kept for the backward pass is no method's."""
-    small = {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 32, "attention_head_dim": 2}
-    monkeypatch.setitem(SHAPES, "sd15", Shape({**small, "sample_size": 8}, ((32, 2, 2),)))
     compared = train_cases("sd15", CPU, torch.float32)
     flops = {}
     for name in ("controlnet", "controlnet++", "innercontrol", "mi-stage2, paired", "controlnet"):
@@ -291,9 +296,7 @@ def test_jobs_are_the_same_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made == {1: 4, 2: 2, 4: 1}
 
 
-def test_batches_of_a_published_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 32, "attention_head_dim": 2}
-    monkeypatch.setitem(SHAPES, "sd15", Shape({**small, "sample_size": 8}, ((32, 2, 2),)))
+def test_batches_of_a_published_shape(small_sd15: None) -> None:
     cases = batch_cases("sd15", CPU, torch.float32).cases
     assert list(cases) == ["one by one", "batches of 2", "batches of 4"]
     cases["batches of 2"]()

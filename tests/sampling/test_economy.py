@@ -11,7 +11,7 @@ from PIL import Image
 import counterpoint
 from counterpoint.control.reuse import Line, Reuse, relative
 from counterpoint.data.pairs import conflicting
-from counterpoint.sampling.economy import ENCODER, QUALITIES, Economy
+from counterpoint.sampling.economy import ENCODER, LOOSER, QUALITIES, Economy
 from counterpoint.sampling.pipeline import Output, Pipeline
 from counterpoint.sampling.schedulers import make_scheduler
 from counterpoint.types import Moment, UserError
@@ -61,7 +61,7 @@ def test_estimates_cover_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe(case.prompt, pictures, generator=torch.manual_seed(0), quality="balanced", output_type="latent")
     foretold = [one for one in found if one[0] <= one[2]]
     assert len(foretold) > 20
-    assert {bound for *_, bound in foretold} == {QUALITIES["balanced"].bound, QUALITIES["balanced"].loose}
+    assert {bound for *_, bound in foretold} == {QUALITIES["balanced"].bound, LOOSER * QUALITIES["balanced"].bound}
     assert sum(missed > estimate for estimate, missed, _ in foretold) < 0.3 * len(foretold)
     assert sum(missed > bound for _, missed, bound in foretold) <= 0.1 * len(foretold)
 

@@ -44,7 +44,7 @@ def batch_cases(size: str, device: torch.device, dtype: torch.dtype) -> Comparis
         for start in range(0, number, count):
             run_together(jobs[start : start + count], pipe)
 
-    counts = [count for count in (2, 4, 8, 16) if number // 4 <= count <= number and count > 1]
+    counts = [count for count in (2, 4, 8, 16) if number // 4 <= count <= number]
     cases = {f"batches of {count}": lambda count=count: together(count) for count in counts}
     return Comparison({"one by one": lambda: together(1), **cases}, "one by one")
 

@@ -92,7 +92,7 @@ def generate_cases(
     closed = {name: count for name, (way, _, count) in asked.items() if way.startswith(("openvino", "compiled"))}
     unseen: dict[str, Any] = {}
     if closed:
-        parts = plan(pipe, device=device).parts
+        parts = plan(pipe, quality="balanced", device=device).parts  # of what may be foretold too
         unseen = {name: partial(operations, parts, labels, count, steps) for name, count in closed.items()}
     if not only or set(only) & set(PARTS):
         cases |= {name: part for name, part in _parts(pipe, device).items() if name in (only or PARTS)}

@@ -155,17 +155,17 @@ def _step(one: _Learner, make: Callable[[], Stage], device: torch.device, dtype:
 
     @cache
     def ready() -> tuple[Stage, dict[str, Any]]:
-        return make().to(device), one.batch(device)
+        stage = make().to(device).requires_grad_(False)
+        for module in stage.trained_modules().values():
+            module.requires_grad_(True)
+        return stage, one.batch(device)
 
     def step() -> None:
         with uncounted():
             stage, batch = ready()
-            stage.requires_grad_(False)
-            for module in stage.trained_modules().values():
-                module.requires_grad_(True)
-            for module in stage.children():
+            for module in stage.children() if one.thrifty else ():
                 if isinstance(module, ModelMixin) and module._supports_gradient_checkpointing:
-                    again = one.thrifty and not isinstance(stage, MinimalImpactStage)
+                    again = not isinstance(stage, MinimalImpactStage)
                     (module.enable_gradient_checkpointing if again else module.disable_gradient_checkpointing)()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss, _ = stage(batch, Draws(0, range(one.samples), device), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -23,6 +23,9 @@ from counterpoint.sampling.economy import ENCODER, Economy
 from counterpoint.sampling.guides import Guide
 from counterpoint.sampling.readout import Readings
 from counterpoint.types import Fusion, Latents, Moment
+
+_Ask = Callable[..., list[Tensor]]
+_GoOn = Callable[[Sequence[Tensor]], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,21 +106,23 @@ class ControlledDenoiser:
 
             return host(latents) if self.readings is None else self.readings.predict(host, latents, moment)
 
+    @cached_property
+    def _halves(self) -> tuple[_Ask, _GoOn] | None:
+        """How the host's encoder is asked and its decoder goes on, where nothing else reaches into it."""
+        if self.lending or self.guide or self.readings:
+            return None
+        if isinstance(self.unet, PortedUNet):
+            return self.unet.encode, self.unet.decoding
+        return None if closed_by(self.unet) else (partial(encode, self.unet), partial(decoding, self.unet))
+
     def _encoding(
         self, latents: Latents, moment: Moment, text: Tensor, added: Mapping[str, Tensor] | None, half: range | None
     ) -> AbstractContextManager[None]:
-        """The host with what its encoder says or is foretold to say, where nothing else reaches into it."""
-        economy, unet = self.economy, self.unet
-        if economy is None or self.lending or self.guide or self.readings:
+        """The host with what its encoder says or is foretold to say, or as it is."""
+        economy = self.economy
+        if economy is None or self._halves is None:
             return nullcontext()
-        ask: Callable[..., list[Tensor]]
-        go_on: Callable[[Sequence[Tensor]], AbstractContextManager[None]]
-        if isinstance(unet, PortedUNet):
-            ask, go_on = unet.encode, unet.decoding
-        elif closed_by(unet) is None:
-            ask, go_on = partial(encode, unet), partial(decoding, unet)
-        else:
-            return nullcontext()
+        ask, go_on = self._halves
 
         def compute(few: list[int]) -> list[Tensor]:
             extra = None if added is None else {name: value[few] for name, value in added.items()}

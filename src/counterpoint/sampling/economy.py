@@ -25,13 +25,11 @@ class Quality:
         summary: one line for help and menus.
         bound: estimated relative error up to which a control's residuals are foretold, and the encoder's features in a
             run without guidance; ``None`` computes everything.
-        loose: the same of both, where guidance is held.
         guidance_every: the difference between the guided batch's halves is computed at every so many steps.
     """
 
     summary: str
     bound: float | None = None
-    loose: float | None = None
     guidance_every: int = 1
 
     def holds_guidance(self, index: int, total: int, known: int) -> bool:
@@ -39,13 +37,15 @@ class Quality:
         return known >= _FIRST and index != total - 1 and (index - _FIRST) % self.guidance_every != 0
 
 
+LOOSER = 2.0
+"""Times the bound is where guidance is held."""
 _ALWAYS = -1.0
 _FIRST = 3
 """Times at which guidance is always computed, the first ones. Some schedulers ask twice at one time."""
 QUALITIES = {
     "exact": Quality("everything is computed"),
-    "balanced": Quality("controls foretold to an estimated 20 %, guidance computed at every other step", 0.2, 0.4, 2),
-    "fast": Quality("controls foretold to an estimated 40 %, guidance computed at every third step", 0.4, 0.8, 3),
+    "balanced": Quality("controls foretold to an estimated 20 %, guidance computed at every other step", 0.2, 2),
+    "fast": Quality("controls foretold to an estimated 40 %, guidance computed at every third step", 0.4, 3),
 }
 GUIDANCE, ENCODER = "guidance", "encoder of the UNet"
 
@@ -76,11 +76,10 @@ class Economy:
 
     def __init__(self, quality: Quality, count: int, guided: bool) -> None:
         assert quality.bound is not None
-        assert quality.loose is not None
         self.quality, self.count = quality, count
         bound, rows = quality.bound, count * (2 if guided else 1)
         self._answers = Reuse(bound, rows)
-        self.controls = {False: self._answers, True: self._answers.within(quality.loose)}
+        self.controls = {False: self._answers, True: self._answers.within(LOOSER * bound)}
         self.encoder = {False: self._answers.within(_ALWAYS if guided else bound), True: self.controls[True]}
         self._guidance = Thrift()
         self._held: Tensor | None = None

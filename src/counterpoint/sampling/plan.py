@@ -40,8 +40,8 @@ class Plan:
             libraries take.
         weights: network -> bytes.
         operations: of all pictures, in all.
-        parts: network, ``hint`` of a control, encoder of the UNet or ``decoder`` -> the operations of one call, of the
-            whole guided batch.
+        parts: network, ``hint`` of a control, ``decoder``, or the encoder of the UNet, if it may be foretold -> the
+            operations of one call, of the whole guided batch.
         device: where the call would be made.
         dtype: of the networks.
         turns: controls that come and go within every step while the others stay, from few to all -> bytes likewise;
@@ -146,6 +146,11 @@ def plan(
         entry("text", lambda: [one(ids) for one in texts], 1)
         hints, kept = [empty(rows, 3, *size) for _ in pipe.controls], list[Tensor]()
 
+        def keep(said: Sequence[Tensor], some: int) -> None:
+            """Two answers, from which the others are foretold."""
+            if level.bound is not None and some == rows:
+                kept.extend(torch.empty_like(one) for one in said for _ in range(2))
+
         def step(some: int, times: int) -> None:
             """So many rows of the batch. What it made is gone when the next part begins."""
             latents, text = empty(some, config.in_channels, *shape), empty(some, length, config.cross_attention_dim)
@@ -157,13 +162,11 @@ def plan(
                 ask = partial(network, latents, 500, text, hint, added_cond_kwargs=extra, return_dict=False)
                 down, mid = entry(control, ask, often)
                 said = [*down, mid]
-                if level.bound is not None and some == rows:  # two answers, from which the others are foretold
-                    kept.extend(torch.empty_like(one) for one in said for _ in range(2))
+                keep(said, some)
                 total = said if total is None else [one + other for one, other in zip(total, said, strict=True)]
-            ask = partial(encode, pipe.unet, latents, 500, text, extra)
-            features = entry(ENCODER, ask, 0, "denoiser")  # a part of it
-            if level.bound is not None and some == rows:
-                kept.extend(torch.empty_like(one) for one in features for _ in range(2))
+            if level.bound is not None:
+                ask = partial(encode, pipe.unet, latents, 500, text, extra)
+                keep(entry(ENCODER, ask, 0, "denoiser"), some)  # a part of it
             heard: dict[str, Any] = {}
             if total is not None:
                 heard["down_block_additional_residuals"], heard["mid_block_additional_residual"] = total[:-1], total[-1]
@@ -188,8 +191,10 @@ def plan(
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False):  # it works in float32
         for sizes in (weights, peaks):
             sizes.update({name: 2 * sizes[name] for name in ("encoder", "decoder") if name in sizes})
-    labels = list({id(one): label for label, one in reversed(pipe.controls.items())}.values())[::-1]
-    memory, turns = _levels(weights, peaks, labels)
+    first: dict[nn.Module, str] = {}
+    for label, network in pipe.controls.items():
+        first.setdefault(network, label)
+    memory, turns = _levels(weights, peaks, list(first.values()))
     if get_fusion(fusion).walks:
         memory["controls"], turns = memory["stages"], {}
     return Plan(memory, weights, needed, parts, device, dtype, turns)
