@@ -265,8 +265,10 @@ def attach(
     if isinstance(controls, str):
         raise UserError(f"controls names every control of the pipeline in its order: a list such as [{controls!r}]")
     if not isinstance(control_mask, Mapping):
-        given = each("control mask", None if control_mask is None else list(control_mask), controls)
-        control_mask = {name: mask for name, mask in zip(controls, given, strict=True) if mask is not None}
+        given = list(control_mask or ())
+        names = controls or [str(number) for number in range(len(given))]
+        masks_of = zip(names, each("control mask", given or None, names), strict=True)
+        control_mask = {name: mask for name, mask in masks_of if mask is not None}
     rule = get_fusion(fusion, FLUX_DELTA if hasattr(pipeline, "transformer") else None)
     if gate_silence is None:
         warn_of_names(rule, controls)

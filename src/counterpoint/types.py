@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -101,6 +102,16 @@ def known_kind(name: str) -> str:
 def kind_of(label: str) -> str:
     """The kind of a control, of its label: ``kind``, or ``kind:name`` for a second of the kind."""
     return label.partition(":")[0]
+
+
+def check_label(label: str) -> None:
+    """Hold a control's label against ``kind`` or ``kind:name``: folders are named by it.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not re.fullmatch(r"[\w-]+(:[\w .-]+)?", label):
+        raise UserError(f"a control is called kind or kind:name, in letters, digits, dots and dashes, got {label!r}")
 
 
 class Residuals(NamedTuple):

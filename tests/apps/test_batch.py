@@ -236,6 +236,36 @@ def test_paths_hold_on_other_machines(folder: Path, monkeypatch: pytest.MonkeyPa
     assert len(told) == 1
 
 
+def test_paths_count_from_the_files_folder(tmp_path: Path) -> None:
+    """Of networks too; what is not there is a name."""
+    folder = tmp_path / "deep"
+    (folder / "net").mkdir(parents=True)
+    (folder / "lora.safetensors").write_text("")
+    line = {"prompt": "x", "lora": ["lora.safetensors:0.5", "owner/lora"], "model": "net", "aggregate": ["style"],
+            "controls": [control(controlnet="net"), control("seg", controlnet="owner/net")]}  # fmt: skip
+    (job,) = read_jobs(written(folder, line)).requests
+    assert (job.model, job.lora, job.aggregate) == (
+        str(folder / "net"), (f"{folder / 'lora.safetensors'}:0.5", "owner/lora"), ("style",),
+    )  # fmt: skip
+    assert [one.controlnet for one in job.controls] == [str(folder / "net"), "owner/net"]
+
+
+def test_what_cannot_be_written_is_a_bad_line(folder: Path) -> None:
+    lines = ({"prompt": "\ud800"}, {"id": "界" * 80, "prompt": "x"}, {"id": "界" * 60, "prompt": "x", "steps": 1})
+    jobs = read_jobs(written(folder, *lines))
+    assert "half a character" in jobs.bad[1]
+    assert "at most 200 bytes" in jobs.bad[2]
+    assert run_jobs(jobs.requests, folder / "out") == {}
+
+
+def test_what_pictures_are_made_from_is_not_overwritten(folder: Path) -> None:
+    before = (folder / "a.png").read_bytes()
+    jobs = read_jobs(written(folder, {"id": "a", "prompt": "x", "controls": [control()]}))
+    with pytest.raises(UserError, match="is what the picture is made from"):
+        run_jobs(jobs.requests, folder)
+    assert (folder / "a.png").read_bytes() == before
+
+
 def test_workers_have_what_their_jobs_run_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cores for some, a GPU of its own for others: the first that it sees."""
     asked: dict[str, list[tuple[str, str]]] = {}

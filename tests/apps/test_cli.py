@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from counterpoint.apps.cli.main import main
-from counterpoint.apps.record import read_recipe
+from counterpoint.apps.record import read_recipe, save_png
 from counterpoint.models.load import TINY
 from tests.conftest import noise
 
@@ -240,7 +240,37 @@ MISTAKES = [
     (("models", "verify", "maps"), "model_index.json"),
     (("models", "show", "maps/model.ckpt"), "pickle"),
     (("dance",), "dance"),
+    (("generate", "x", "--control", "seg=maps/seg.png", "--out", "maps/seg.png"), "is what the picture is made from"),
+    (("generate", "x", "--control", "seg:a/../b=maps/seg.png"), "a control is called kind or kind:name"),
+    (("generate", "x", "--out", "x.jpg"), "images are written as .png"),
+    (("demo", "--seed", "-1"), "--seed"),
+    (("serve", "--ray", "h:1"), "cannot share SQLite"),
 ]
+
+
+def test_nothing_asked_is_help(cli) -> None:
+    for asked in ((), ("models",)):
+        status, out, err = cli(*asked)
+        assert (status, err) == (2, "")
+        assert out.startswith("Usage:")
+        assert len(out.splitlines()) > 5
+
+
+def test_a_folder_may_have_a_dot(cli, tmp_path: Path) -> None:
+    status, _, err = cli("generate", "a ball", "--steps", 1, "--out", tmp_path / "runs" / "v1.5")
+    assert status == 0, err
+    assert len(list((tmp_path / "runs" / "v1.5").glob("*.png"))) == 1
+    picture = next((tmp_path / "runs" / "v1.5").glob("*.png"))
+    for broken in ({"request": ["x"]}, {"request": {"controls": 3}}):
+        save_png(Image.new("RGB", (8, 8)), tmp_path / "broken.png", broken)
+        status, _, err = cli("cite", tmp_path / "broken.png")
+        assert (status, "carries no recipe" in err) == (2, True), err
+    save_png(
+        Image.new("RGB", (8, 8)), tmp_path / "odd.png", {"request": {"scheduler": None, "controls": [{"steer": "1"}]}}
+    )
+    assert "luo2024readout" in cli("cite", tmp_path / "odd.png")[1]
+    for out in (picture, tmp_path / "x.jpg"):
+        assert cli("replay", picture, "--out", out)[0] == 2
 
 
 @pytest.mark.parametrize(

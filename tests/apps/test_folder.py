@@ -144,7 +144,7 @@ def test_names_of_measures_count_once(evaluate) -> None:
 )
 def test_a_broken_listing(evaluate, folders: Path, line: str, said: str) -> None:
     (folders / "a" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n' + line)
-    status, _, err = evaluate("a", "--metrics", "clip")
+    status, _, err = evaluate("a", "--metrics", "clip", "--clip", "tiny")
     assert (status, said in err) == (2, True), err
 
 
@@ -177,7 +177,7 @@ def test_sets_with_the_tiny_tower(evaluate, tiny: Path) -> None:
 def test_texts_come_from_a_listing(evaluate, folders: Path, tiny: Path) -> None:
     lines = [json.dumps({"file_name": f"{i}.png", "text": "a red ball"}) for i in range(3)]
     (folders / "a" / "metadata.jsonl").write_text("\n".join(lines))
-    status, out, err = evaluate("a", "--metrics", "clip", "--json")
+    status, out, err = evaluate("a", "--metrics", "clip", "--clip", "tiny", "--json")
     assert status == 0, err
     assert 0 <= json.loads(out)["rows"][0]["metrics"]["clip"]["mean"] <= 100
 
@@ -197,7 +197,8 @@ def test_texts_come_from_a_listing(evaluate, folders: Path, tiny: Path) -> None:
         (("a", "other", "--metrics", "tower_kid", "--clip", "owner/clip"), "cannot be had from the hub"),
         (("a", "b", "--metrics", "lpips"), "--lpips"),
         (("a", "b", "--metrics", "lpips", "--lpips", "a/0.png"), "not a safetensors"),
-        (("a", "--metrics", "clip"), "metadata.jsonl"),
+        (("a", "--metrics", "clip", "--clip", "tiny"), "metadata.jsonl"),
+        (("b", "--metrics", "clip"), "--clip"),
         (("a", "b", "--metrics", "ms_ssim"), "176"),
         (("broken", "--metrics", "niqe"), "not an image"),
         (("a", "--metrics", "best"), "unknown measure"),

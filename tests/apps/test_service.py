@@ -188,6 +188,8 @@ def test_full_queues_say_when(client: TestClient) -> None:
         ({"controls": [{"label": "pose", "image": base64.b64encode(b"text").decode()}]}, "control-0"),
         ({"controls": [{"label": "pose", "image": EVEN}]}, "has 400 x 400 pixels; the limit is 20,480"),
         ({"controls": [{"label": "smell", "image": picture()}]}, "unknown control 'smell'"),
+        ({"controls": [{"label": "pose:mi/../../../x", "image": picture()}]}, "a control is called kind or kind:name"),
+        ({"controls": [{"label": "pose", "image": picture(), "extractor": "x"}]}, "there is no such key"),
         ({"controls": [{"label": "pose", "image": picture(), "weight": "x"}]}, "a weight is a number"),
         ({"controls": [{"label": "pose", "image": picture(), "window": [0.9, 0.1]}]}, "START < END"),
         ({"controls": [{"label": "pose", "image": picture()}] * 2}, "two controls are called 'pose'"),
@@ -259,7 +261,11 @@ def test_weights_may_be_numbers(client: TestClient) -> None:
     name = submit(client, controls=controls, steps=1).json()["id"]
     kept = client.app.state.service.store.get(name, _owner(0)).request["controls"][0]["weight"]
     assert kept == "0.8"
-    client.delete(f"/v1/jobs/{name}")
+    ended(client, name)
+    for _ in range(2):
+        assert client.delete(f"/v1/jobs/{name}").status_code == 200
+    left = client.app.state.service.store.get(name, _owner(0)).request
+    assert (left["prompt"], left["steps"]) == ("", 1), "words are forgotten with the pictures"
 
 
 @pytest.mark.enable_socket

@@ -281,5 +281,9 @@ def test_a_layout_file_goes_in_and_out_and_over_the_picture(tmp_path: Path) -> N
     assert over.shape == (BOARD, BOARD, 3)
     assert (over == 77).all(-1).any()
     assert (over[26:230, 25] != 77).any(-1).all(), "the person's left edge"
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-private.png"
+    PIL.Image.new("RGB", (8, 8)).save(elsewhere)
+    (tmp_path / "foreign.json").write_text(json.dumps({"reference": str(elsewhere)}))
+    assert all(one["__type__"] == "update" for one in actions.open_layout(str(tmp_path / "foreign.json")))
     saved.write_text("{")
     assert all(one["__type__"] == "update" for one in actions.open_layout(str(saved))), "refused in words"

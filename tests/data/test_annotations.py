@@ -66,6 +66,19 @@ def test_a_bad_person_is_named_and_costs_a_photo_among_many(case: str, tmp_path:
         photos[0]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_nobody_is_there_only_in_photos_whose_people_were_annotated(order: int, tmp_path: Path) -> None:
+    files = []
+    for sort, images, notes in (
+        ("captions", range(3), [{"id": 9, "image_id": 2, "caption": "a"}]),
+        ("person_keypoints", range(2), [person(9, 0)]),
+    ):
+        listed = [{"id": i, "file_name": f"{i}.png", "width": 96, "height": 64} for i in images]
+        files.append(tmp_path / f"{sort}.json")
+        files[-1].write_text(json.dumps({"images": listed, "annotations": notes}))
+    assert [one.knows_people for one in read_annotations(files[::order])] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("sort", "notes", "said"),
     [

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from counterpoint.conditions.image import read_image, read_shape
 from counterpoint.data import tables
 from counterpoint.data.balance import Balanced
 from counterpoint.data.photos import ImageFolder, Photo, read_segments
@@ -127,6 +129,33 @@ def test_maps_of_other_proportions_belong_to_no_photo(tmp_path: Path) -> None:
     (root / "edges.png").write_bytes(png(255, 48, 48))
     with pytest.raises(UserError, match=r"1.png \(canny\) has 48 x 48 pixels, its photo 48 x 32: other proportions"):
         open_photos(root, 16)[0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photo_and_what_was_drawn_of_it(orientation: int, tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = orientation
+    whole = PIL.Image.open(io.BytesIO(png(90, 96, 64)))
+    whole.save(tmp_path / "a.jpg", exif=exif)
+    shown = read_image(tmp_path / "a.jpg")
+    assert read_shape(tmp_path / "a.jpg") == shown.shape[:2]
+    (tmp_path / "canny").mkdir()
+    (tmp_path / "canny" / "settings.json").write_text("{}")
+    PIL.Image.fromarray(shown).save(tmp_path / "canny" / "a.png")
+    assert open_photos(tmp_path, 32)[0].maps["canny"].shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "is not an image that can be read"),
+        (b"P5\n4 x\n255\n" + bytes(16), "is damaged or incomplete"),
+        (png(3)[:60], "is damaged or incomplete"),
+    ],
+)
+def test_segments_that_are_none(content: bytes, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_segments(content, "x")
 
 
 def test_splits_as_the_hub_has_them(tmp_path: Path) -> None:

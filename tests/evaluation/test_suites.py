@@ -16,6 +16,7 @@ from counterpoint.apps.detectors import by_classes
 from counterpoint.apps.readers import _classes_of, load_pristine
 from counterpoint.apps.record import settle
 from counterpoint.conditions.canny import canny
+from counterpoint.conditions.layout import Instance, Layout
 from counterpoint.conditions.lines import lines
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
 from counterpoint.conditions.soft_edge import soft_edge
@@ -32,6 +33,7 @@ from counterpoint.evaluation.suites import conservativity, fusion
 from counterpoint.evaluation.suites.layout import LayoutSuite
 from counterpoint.evaluation.suites.style import StyleSuite
 from counterpoint.evaluation.suites.tiny_quality import TinyQuality
+from counterpoint.models.strength import strength_of, strengthen
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import Image, UserError
 from tests.conftest import random_parts
@@ -200,6 +202,32 @@ def test_a_batch_that_lacks_a_picture_is_made_again_whole(tmp_path: Path) -> Non
     make(fusion.conflicting(pairs).tasks(2, METHODS[:1]), in_turn(maker), tmp_path / "fewer", batch=3)
     make(tasks, in_turn(maker), tmp_path / "fewer", batch=3)
     assert seen[2:] == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "another"},
+        {"seed": 99},
+        {"subject": "dog"},
+        {"method": METHODS[1]},
+        {"layout": Layout((Instance("a dog", (0.0, 0.0, 0.5, 0.5)),))},
+        {"images": {"pose": np.eye(32, dtype=np.uint8)[..., None].repeat(3, -1)}},
+    ],
+)
+def test_pictures_of_another_case_are_not_taken_for_those_of_this_one(change: dict, tmp_path: Path) -> None:
+    task = Task("one", "a prompt", 5, {"pose": np.zeros((32, 32, 3), np.uint8)}, METHODS[0])
+    calls: list[str] = []
+    maker = in_turn(lambda chunk: calls.extend(one.key for one in chunk) or [noise(one) for one in chunk])
+    for _ in range(2):
+        make([replace(task, method=replace(task.method))], maker, tmp_path)
+    assert calls == ["one"]
+    with pytest.raises(UserError, match="was made for another case"):
+        make([replace(task, **change)], maker, tmp_path)
+    assert calls == ["one"]
+    (tmp_path / "one.png").write_bytes(b"cut")
+    with pytest.raises(UserError, match="was made for another case"):
+        make([task], maker, tmp_path)
 
 
 def test_several_seeds_of_a_case(tmp_path: Path) -> None:
@@ -394,6 +422,11 @@ def test_asymmetry_is_each_cases_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = suite.score(reader(Path("nowhere")), 2, [Method(networks=(("pose", "runs/other"),))], blind_readers())
     assert [row.name for row in rows] == ["pose", "pose of other"], "and nothing that is not compared"
     assert not torch.equal(*(row.metrics[0].rows for row in rows))
+    strengthen(networks[0], 2.5)
+    again = suite.score(reader(Path("nowhere")), 3, (), blind_readers())
+    torch.testing.assert_close(again[0].metrics[0].rows, tables[0][0].metrics[0].rows, rtol=1e-4, atol=0)
+    assert strength_of(networks[0]) == 2.5, "only a copy was weakened"
+    strengthen(networks[0], 0.4)
     pipe.scheduler.register_to_config(prediction_type="v_prediction")
     with pytest.raises(UserError, match="predicts v_prediction"):
         conservativity.Conservativity(pipe, pairs, suite.network)

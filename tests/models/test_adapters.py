@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
+from peft import LoraConfig
 from safetensors.torch import save_file
 
 from counterpoint.conditions.layout import Instance, Interaction, Layout
@@ -569,6 +570,9 @@ def test_gligen_is_diffusers_own_gated_unet(unet: UNet2DConditionModel, tmp_path
     kind, loaded = load_adapter(unet, tmp_path)
     assert kind == "gligen"
     assert torch.equal(run(loaded, cross_attention_kwargs=given), wanted)
+    tuned = copy.deepcopy(unet)
+    tuned.add_adapter(LoraConfig(r=1, target_modules=["to_k"]))  # of no effect yet, but it renames what it changes
+    assert torch.equal(run(load_adapter(tuned, tmp_path)[1], cross_attention_kwargs=given), wanted)
 
 
 def ip_adapter(unet: UNet2DConditionModel, tokens: int = 4, embedding: int = 24) -> dict[str, torch.Tensor]:

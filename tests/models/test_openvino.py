@@ -48,7 +48,7 @@ def pair(parts: dict, cache: Path) -> tuple[PortedUNet, PortedControlNet]:
 @torch.no_grad()
 def test_the_numbers_are_the_same(parts: dict, pair: tuple[PortedUNet, PortedControlNet]) -> None:
     unet, network = parts["unet"], parts["networks"][0]
-    for batch, size in ((2, 8), (4, 8), (2, 7), (2, 12), (2, 6)):
+    for batch, size in ((2, 8), (4, 8), (2, 7), (2, 12), (2, 6), (3, 8), (7, 8)):
         inputs, hint = given(unet, batch, size), torch.rand(batch, 3, 8 * size, 8 * size)
         down, mid = network(**inputs, controlnet_cond=hint, conditioning_scale=0.7, return_dict=False)
         found = pair[1](**inputs, controlnet_cond=hint, conditioning_scale=0.7)
@@ -58,6 +58,21 @@ def test_the_numbers_are_the_same(parts: dict, pair: tuple[PortedUNet, PortedCon
         for more in ({}, heard):
             wanted = unet(**inputs, **more, return_dict=False)[0]
             torch.testing.assert_close(pair[0](**inputs, **more)[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_networks_stay_compiled_for_few_shapes(parts: dict, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, shapes = PortedUNet(copy.deepcopy(parts["unet"]), False, cache), []
+    compile_ = network._compile
+    monkeypatch.setattr(network, "_compile", lambda inputs: shapes.append(inputs[0].shape) or compile_(inputs))
+    for batch in (*range(1, 8), 5):
+        network.encode(**given(parts["unet"], batch))
+    assert [len(inputs) for inputs in (network._compiled, shapes)] == [3, 3]  # of 1, 2 and 4 rows
+    monkeypatch.setattr(backend, "_KEPT", 4)
+    for size in (8, 10, 8, 12, 8, 14, 8, 16, 8, 10):
+        network.encode(**given(parts["unet"], 1, size))
+    assert [shape[2] for shape in shapes[3:]] == [10, 12, 14, 16, 10]
+    assert len(network._compiled) == 4
 
 
 def test_a_traced_network_is_found_again_and_another_is_not(

@@ -133,6 +133,7 @@ def test_masks_and_gates_are_those_of_our_pipeline(parts: dict) -> None:
     noise = hints(2)
     for images, here, there in (
         (noise, {"control_mask": {"1": left}}, {"control_mask": [None, left]}),
+        (noise, {"control_mask": [None, left]}, {"control_mask": [None, left]}),
         ([lines, noise[1]], {"controls": ["pose", "seg"], "gate_silence": True}, {"gate_silence": True}),
     ):
         wanted = own(PROMPT, images, generator=torch.manual_seed(3), fusion="sum", **there, **CALL).images
@@ -467,8 +468,10 @@ def test_condition_images_are_encoded_once(parts: dict) -> None:
     for network in pipe.controlnet.nets:
         network.controlnet_cond_embedding.register_forward_hook(lambda *_: seen.append(1))
     with attach(pipe, "sum"):
-        pipe(PROMPT, image=hints(2), **CALL)
-    assert len(seen) == 2
+        for _ in range(2):
+            pipe(PROMPT, image=hints(2), **CALL)
+            assert not any(network.controlnet_cond_embedding.seen for network in pipe.controlnet.nets)
+    assert len(seen) == 4
 
 
 def test_a_pipeline_without_controls(parts: dict) -> None:

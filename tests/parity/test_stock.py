@@ -8,6 +8,7 @@ import torch
 from diffusers import (
     MultiControlNetModel,
     StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
 )
@@ -146,5 +147,22 @@ def test_image_to_image_is_stock(parts: dict) -> None:
         output_type="latent",
         controlnet_conditioning_scale=1.0,
         **SETTINGS,
+    ).images
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting_is_stock(parts: dict, strength: float) -> None:
+    images, start, mask = hints(2), noise((64, 64), 90), Image.new("L", (64, 64), 0)
+    mask.paste(255, (24, 8, 64, 48))
+    same = {"width": 64, "height": 64, "mask_image": mask, "strength": strength, "output_type": "latent", **SETTINGS}
+    got = ours(parts, 2)(PROMPT, images, image=start, fusion="sum", generator=torch.manual_seed(3), **same).images
+    wanted = stock(parts, 2, kind=StableDiffusionControlNetInpaintPipeline)(
+        PROMPT,
+        image=start,
+        control_image=images,
+        controlnet_conditioning_scale=1.0,
+        generator=torch.manual_seed(3),
+        **same,
     ).images
     assert torch.equal(got, wanted)

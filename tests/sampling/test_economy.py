@@ -96,8 +96,19 @@ def test_a_scheduler_that_asks_twice_at_one_time(pipe: Pipeline) -> None:
     pipe = replace(pipe, scheduler=make_scheduler("heun", pipe.scheduler.config))
     exact, near = run(pipe, [0, 1]), run(pipe, [0, 1], quality="balanced")
     (saved,) = near.thrift
-    assert all(0 < one.share < 1 and 0 <= one.error < float("inf") for one in saved.values())
+    assert all(0 < one.share < 1 and 0 < one.error < float("inf") for one in saved.values())
     assert 0 < (near.images - exact.images).norm() / exact.images.norm() < 0.1
+
+
+def test_two_answers_at_one_time_tell_what_the_second_would_miss() -> None:
+    line = Line(2)
+    for time, first, second in ((3.0, 1.0, 1.1), (2.0, 2.0, 2.0), (1.0, 4.0, None)):
+        for value in (first, second):
+            if value is not None:
+                line.learn(time, [0, 1], [torch.tensor([[value], [first]])])
+    of_one, of_other = line.error(1.0, [0, 1]).tolist()
+    assert of_one == pytest.approx(2 * 0.5 * 0.1 / 1.1)  # twice what was missed, of which half was forgotten
+    assert of_other == 0
 
 
 def test_a_picture_is_the_same_alone(pipe: Pipeline) -> None:

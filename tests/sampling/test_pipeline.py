@@ -127,6 +127,23 @@ def test_silence_is_gated_where_controls_meet_but_not_under_a_sum(parts: dict, p
         assert not torch.equal(made, run(which, hints, gate_silence=not gated, **more))
 
 
+def test_a_control_without_weight_is_none(parts: dict, pipe: Pipeline) -> None:
+    """Neither is it fused, nor does silence meet it; for each picture of a batch by itself."""
+    lines = Image.new("RGB", (64, 64))
+    lines.paste((255, 255, 255), (4, 4, 6, 20))
+
+    def run(pipe: Pipeline, hints: list[Image.Image], *seeds: int, **more: object) -> torch.Tensor:
+        prompts = ["a person"] * len(seeds)
+        return pipe(prompts, hints, generator=seeded(*seeds), output_type="latent", **more, **FAST).images
+
+    wanted = run(replace(pipe, controls={"pose": parts["networks"][0]}), [lines], 1)
+    assert torch.equal(run(pipe, [lines, HINTS[1]], 1, controlnet_conditioning_scale=[1.0, "0:0,1:0"]), wanted)
+    assert not torch.equal(run(pipe, [lines, HINTS[1]], 1), wanted)
+    both = run(pipe, [lines, HINTS[1]], 0, 1, controlnet_conditioning_scale=[1.0, [1.0, 0.0]])
+    torch.testing.assert_close(both[1:], wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both[:1], run(pipe, [lines, HINTS[1]], 0), atol=1e-4, rtol=1e-4)
+
+
 def test_masks_gates_and_modes(pipe: Pipeline) -> None:
     white, black = (Image.new("L", (64, 64), shade) for shade in (255, 0))
     lines = Image.new("RGB", (64, 64))
@@ -346,6 +363,14 @@ def test_arguments_that_do_not_fit(pipe: Pipeline, change: dict, message: str) -
     arguments = {"control_image": HINTS, **FAST, **change}
     with pytest.raises(UserError, match=message):
         pipe("a person", **arguments)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("lcm", 60), ("pndm", 2)])
+def test_steps_that_a_scheduler_cannot_make(pipe: Pipeline, name: str, steps: int) -> None:
+    config = {"num_train_timesteps": 1000, "beta_start": 0.001, "beta_end": 0.012}
+    pipe = replace(pipe, scheduler=make_scheduler(name, config))
+    with pytest.raises(UserError, match=f"cannot sample in {steps} steps"):
+        pipe("a person", HINTS, **{**FAST, "num_inference_steps": steps})
 
 
 @pytest.mark.parametrize("name", ["x", "Pipeline", "UNet2DConditionModel", ""])

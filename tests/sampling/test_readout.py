@@ -11,6 +11,7 @@ from torch import Tensor
 
 from counterpoint.control.stack import Weight
 from counterpoint.models.probe import Probe
+from counterpoint.sampling.economy import ENCODER
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.readout import Readings, Readout
 from counterpoint.sampling.schedulers import make_scheduler
@@ -47,11 +48,14 @@ def run(pipe: Pipeline, **more: object):
     return pipe(["a person", "a ball"], [HINT], generator=own, **{**FAST, **more})
 
 
-def test_reading_changes_nothing(pipe: Pipeline) -> None:
-    read = run(pipe, report=True)
-    assert torch.equal(read.images, run(pipe).images)
-    assert torch.equal(read.images, run(replace(pipe, readouts={})).images)
-    assert [tuple(step.shape) for step in read.report.errors["depth"]] == [(2,)] * 4
+@pytest.mark.parametrize("more", [{}, {"quality": "fast", "num_inference_steps": 8}])
+def test_reading_changes_nothing(pipe: Pipeline, more: dict) -> None:
+    read, silent = run(pipe, report=True, **more), run(pipe, **more)
+    assert torch.equal(read.images, silent.images)
+    assert torch.equal(read.images, run(replace(pipe, readouts={}), **more).images)
+    assert read.thrift == silent.thrift
+    assert not more or read.thrift[0][ENCODER].share < 1, "the encoder's answers are foretold while features are read"
+    assert [tuple(step.shape) for step in read.report.errors["depth"]] == [(2,)] * (8 if more else 4)
     assert "Followed from inside" in read.report.html(1)
     assert "Followed from inside" not in run(replace(pipe, readouts={}), report=True).report.html()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,37 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-5").mkdir()
     with pytest.raises(CheckpointError, match="marker"):
         verify(tmp_path / "checkpoint-5")
+
+
+@pytest.mark.parametrize("where", ["write", "before", "rename", "after"])
+def test_a_step_saved_twice_is_there_whenever_it_is_killed(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 10, writer("x"), keep=1)
+    rename, remove = Path.rename, shutil.rmtree
+
+    def killed(self: Path, target: Path) -> Path:
+        if where == {"checkpoint-10.before": "before", "checkpoint-10": "rename"}[target.name]:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    def left(path: Path, **_: object) -> None:
+        if where == "after" and path.name == "checkpoint-10.before" and path.exists():
+            raise KeyboardInterrupt
+
+    def write(folder: Path) -> None:
+        writer("y")(folder)
+        if where == "write":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("counterpoint.training.checkpoint.shutil.rmtree", left)
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 10, write, keep=1)
+    monkeypatch.undo()
+    assert shutil.rmtree is remove
+    found = newest(tmp_path, print)
+    assert verify(found) == 10
+    assert (found / "a.bin").read_text() == ("y" if where == "after" else "x")
+    save(tmp_path, 10, writer("z"), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10"]

@@ -92,7 +92,7 @@ def test_two_processes_price_the_samples_of_one(make) -> None:
     assert whole == [*stage._few(4).tolist(), *(4 + stage._few(4)).tolist()] == [0, 4]
 
 
-def test_the_price_is_that_of_the_first_samples(make) -> None:
+def test_the_price_is_that_of_a_share_of_the_samples(make) -> None:
     stage = make(weight=2.0, estimator="symmetric", share=0.67)
     _, extra = stage(BATCH, Draws(0, range(3)), 0)
     draws = Draws(0, range(3))
@@ -142,3 +142,12 @@ def test_what_was_trained_with_an_injection_is_not_used_without(make, parts: dic
     network.register_to_config(_injection={"made": "elsewhere"})
     with pytest.raises(UserError, match="unknown here"):
         check_injection(get_fusion("sum"), {"depth": network})
+
+
+def test_differences_have_all_digits(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    make()
+    assert torch.backends.cudnn.allow_tf32
+    stage = make(weight=0.01, inject=BalancedInjection("literal"))
+    assert not torch.backends.cudnn.allow_tf32
+    assert stage.reaches_inside

@@ -18,6 +18,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from counterpoint.fusion.minimal_impact import BalancedInjection
 from counterpoint.recipes import RECIPES
+from counterpoint.training import checkpoint
 from counterpoint.training.card import write_card
 from counterpoint.training.checkpoint import CheckpointError
 from counterpoint.training.config import TrainConfig, as_json, differences, override
@@ -297,8 +298,24 @@ def test_a_scaler_skips_what_overflows_but_not_for_ever(tmp_path: Path, monkeypa
     monkeypatch.setattr(Accelerator, "__init__", with_scaler)
     train(Job(Line(steep_at=10), Numbers()), config(tmp_path / "a"))
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "a").values())
+    with pytest.raises(Interrupted):
+        train(Job(Line(steep_at=10, stop_at=13), Numbers()), config(tmp_path / "cut"))
+    train(Job(Line(steep_at=10), Numbers()), config(tmp_path / "cut"), resume=True)
+    of_whole, of_cut = (
+        torch.load(checkpoint.newest(tmp_path / run, print) / "state.pt", weights_only=True)["scaler"]
+        for run in ("a", "cut")
+    )
+    assert of_whole == of_cut
+    assert of_whole["skipped"] > 3
     with pytest.raises(DivergenceError, match="gradient's norm is nan at step 50"):
         train(Job(Line(steep_at=10), Numbers()), config(tmp_path / "b", max_train_steps=60))
+
+
+def test_what_reaches_into_networks_is_not_compiled(tmp_path: Path) -> None:
+    stage = Line()
+    stage.reaches_inside = True
+    with pytest.raises(UserError, match="--set torch_compile=false"):
+        train(Job(stage, Numbers()), config(tmp_path / "a", torch_compile=True))
 
 
 def test_another_recipe_is_another_run(tmp_path: Path) -> None:
@@ -490,7 +507,7 @@ def test_nonsense_is_refused_by_the_dry_run(recipe: str, setting: list[str], mes
 
 def test_what_goes_with_second_derivatives() -> None:
     for settings in (
-        ["conservativity_estimator=paired", "torch_compile=true"],
+        ["conservativity_estimator=paired", "torch_compile=true", "injection=sum"],
         ["conservativity_estimator=hutchinson"],
     ):
         override(RECIPES["tiny-mi-stage2"].config, settings)

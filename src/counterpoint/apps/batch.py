@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from counterpoint.apps import record
 from counterpoint.apps.cluster import its_device, map_on_ray
@@ -39,6 +39,13 @@ class JobRequest(GenerateRequest):
 
     id: str = Field(pattern=r"^[\w.-]{1,120}$")
 
+    @field_validator("id")
+    @classmethod
+    def _short(cls, name: str) -> str:
+        if len(name.encode()) > 200:  # file systems count bytes, and a picture's name has more than its job's
+            raise ValueError("an id has at most 200 bytes")
+        return name
+
 
 @dataclass(frozen=True)
 class Jobs:
@@ -51,7 +58,7 @@ class Jobs:
 
 def read_jobs(path: Path, device: str = "cpu", dtype: str = "fp32") -> Jobs:
     """Read a file with a request in JSON a line, with the keys of ``generate``; ``id`` defaults to the line's number,
-    images count from the file's folder.
+    paths count from the file's folder.
 
     Args:
         path: the file.
@@ -100,7 +107,7 @@ def _job(line: str, folder: Path, defaults: Mapping[str, str]) -> JobRequest:
         raise UserError(f"it is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError("it is no JSON object")
-    return build(JobRequest, **{**defaults, **content}).inside(folder)
+    return _standing_in(folder, build(JobRequest, **{**defaults, **content}))
 
 
 def run_jobs(
@@ -127,12 +134,15 @@ def run_jobs(
         Job -> why it failed.
 
     Raises:
-        UserError: ``out`` holds pictures of other jobs with the same names, or no cluster answers.
+        UserError: ``out`` holds pictures of other jobs with the same names, or what a picture is made from would be
+            overwritten by one; or no cluster answers.
     """
     record.check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     done = _finished(requests, out)
     todo = [job for job in requests if job.id not in done]
+    made_from = {path for job in requests for path in job.inputs}
+    record.check_spared((file for job in todo for file in _files(job, out)), made_from)
     chunks = _chunks(todo, batch_size)
     failed: dict[str, str] = {}
     count, digests = len(done), {job.id: _digest(job) for job in todo}
@@ -254,23 +264,27 @@ def _failed(job: GenerateRequest, error: Exception) -> dict[str, Any]:
     return {"id": job.id, "error": " ".join(reason.split())}
 
 
-def _anywhere(job: JobRequest) -> JobRequest:
-    """The same on a machine that stands in another folder of the same disk."""
+def _standing_in(folder: Path, job: JobRequest) -> JobRequest:
+    """The same with all its paths counted from a folder; what is no file or folder there is a name or a hub id."""
 
     def whole(source: str | None) -> str | None:
-        path, colon, scale = (source or "").rpartition(":")
-        if colon and Path(path).exists():
-            return f"{Path(path).resolve()}:{scale}"
-        return str(Path(source).resolve()) if source and Path(source).exists() else source
+        if not source or source == "tiny":
+            return source
+        path, colon, scale = source.rpartition(":")
+        if colon and (folder / path).exists():
+            return f"{folder / path}:{scale}"
+        return str(folder / source) if (folder / source).exists() else source
 
     controls = tuple(
-        one.model_copy(update={name: whole(getattr(one, name)) for name in ("controlnet", "probe")})
+        one.model_copy(update={name: whole(getattr(one, name)) for name in ("controlnet", "probe", "extractor")})
         for one in job.controls
     )
-    named = {name: tuple(whole(one) for one in getattr(job, name)) for name in ("lora", "aggregate")}
+    named = {
+        "lora": tuple(whole(one) for one in job.lora),
+        "aggregate": tuple(whole(one) if Path(one).name != one or Path(one).suffix else one for one in job.aggregate),
+    }  # a model's own adapters have names, which come before folders
     single = {name: whole(getattr(job, name)) for name in ("model", "config")}
-    moved = {"controls": controls, **named, **single, "device": its_device(job.device)}
-    return job.model_copy(update=moved).inside(Path.cwd())
+    return job.model_copy(update={"controls": controls, **named, **single}).inside(folder)
 
 
 def _carried_out(chunks: Sequence[Sequence[JobRequest]], out: Path, ray: str | None) -> Iterator[list[dict[str, Any]]]:
@@ -282,8 +296,10 @@ def _carried_out(chunks: Sequence[Sequence[JobRequest]], out: Path, ray: str | N
             yield worker.carry_out(chunk)
         return
     items: dict[str, list[str]] = {}
-    for jobs in ([_anywhere(job) for job in chunk] for chunk in chunks):
-        items.setdefault(jobs[0].device, []).append(json.dumps([job.model_dump(mode="json") for job in jobs]))
+    for chunk in chunks:
+        device = its_device(chunk[0].device)
+        jobs = [_standing_in(Path.cwd(), job).model_copy(update={"device": device}) for job in chunk]
+        items.setdefault(device, []).append(json.dumps([job.model_dump(mode="json") for job in jobs]))
     for device, some in items.items():
         for _, lines in map_on_ray(ray, partial(_Worker, out.resolve(), 1), some, device=device):
             yield json.loads(lines or "[]")

@@ -77,6 +77,12 @@ CITATIONS = {
   year   = {2024},
   note   = {arXiv:2410.01262}
 }""",
+    "readout": """@inproceedings{luo2024readout,
+  title     = {Readout Guidance: Learning Control from Diffusion Features},
+  author    = {Luo, Grace and Darrell, Trevor and Wang, Oliver and Goldman, Dan B and Holynski, Aleksander},
+  booktitle = {CVPR},
+  year      = {2024}
+}""",
     "interact": """@inproceedings{hoe2024interactdiffusion,
   title     = {{InteractDiffusion}: Interaction Control in Text-to-Image Diffusion Models},
   author    = {Hoe, Jiun Tian and Jiang, Xudong and Chan, Chee Seng and Tan, Yap-Peng and Hu, Weipeng},

@@ -21,7 +21,7 @@ from counterpoint.metrics.distribution import LEAST
 from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.table import METRICS
 from counterpoint.models.inception import load_inception
-from counterpoint.models.load import TINY, locate
+from counterpoint.models.load import locate
 from counterpoint.models.lpips import LpipsNetwork, load_lpips
 from counterpoint.types import UserError
 
@@ -61,10 +61,17 @@ class Networks:
 
     @cached_property
     def towers(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
-        """Pictures and texts -> CLIP embeddings."""
-        if self.clip is not None:
-            return load_clip(*[locate(str(self.clip))] * 3)
-        return load_clip(*(TINY / part for part in ("image_encoder", "text_encoder", "tokenizer")))
+        """Pictures and texts -> CLIP embeddings; the tiny family's are the default."""
+        if self.clip is None or str(self.clip) == "tiny":
+            return load_clip(*(locate("tiny") / part for part in ("image_encoder", "text_encoder", "tokenizer")))
+        return load_clip(*[locate(str(self.clip))] * 3)
+
+    @property
+    def captions(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
+        """The same, if they were named: what the tiny ones do not know, such as most words, they cannot judge."""
+        if self.clip is None:
+            raise UserError("clip needs a CLIP: give --clip FOLDER, or --clip tiny for pictures of the tiny family")
+        return self.towers
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Needs:
 
 NEEDS = {
     "niqe": Needs("picture", lambda _: (load_pristine(),)),
-    "clip": Needs("text", lambda networks: networks.towers),
+    "clip": Needs("text", lambda networks: networks.captions),
     **dict.fromkeys(("psnr", "mse", "ssim", "ms_ssim"), Needs("pair")),
     "lpips": Needs("pair", lambda networks: (networks.perceptual, networks.perceptual.weights)),
     **dict.fromkeys(("depth_rmse", "mask_iou", "miou", "boundary_f"), Needs("pair")),
@@ -118,8 +125,8 @@ def score_folders(
     for name in names:
         _check_counts(name, len(files), len(others))
     pairs = _matched(folder, files, reference, others) if "pair" in kinds else {}
-    texts = _texts(folder, files) if "text" in kinds else {}
     made = {name: NEEDS[name].networks(networks) for name in names}
+    texts = _texts(folder, files) if "text" in kinds else {}
     sets = [name for name in names if NEEDS[name].of == "set"]
     features: dict[str, list[Tensor]] = {name: [] for name in sets}
     seen = list(others.values()) if sets else []

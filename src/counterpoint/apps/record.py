@@ -9,6 +9,7 @@ import os
 import platform
 import tempfile
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,18 @@ def settle(folder: Path, settings: dict[str, Any], remedy: str) -> None:
         raise UserError(f"{folder} holds pictures made with other settings ({'; '.join(changed)}); {remedy}")
     if found != before:
         write_json(path, found)
+
+
+def check_spared(targets: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Fail before something is written over what it is made from.
+
+    Raises:
+        UserError: a target is one of the inputs.
+    """
+    given = {path.resolve() for path in inputs}
+    for target in targets:
+        if target.resolve() in given:
+            raise UserError(f"{target} is what the picture is made from: choose another --out")
 
 
 def check_writable(folder: Path) -> None:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from counterpoint.types import DEFAULT_FUSION, UserError, kind_of, known_kind
+from counterpoint.types import DEFAULT_FUSION, UserError, check_label, kind_of, known_kind
 
 
 class Strict(BaseModel):
-    """Frozen, and no key is unknown."""
+    """Frozen, no key is unknown, and every text can be written down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _written(cls, value: object) -> object:
+        for text in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError("a text has half a character, which no file can hold")
+        return value
 
 
 class ControlRequest(Strict):
@@ -45,6 +54,7 @@ class ControlRequest(Strict):
     @classmethod
     def _known(cls, label: str) -> str:
         known_kind(kind_of(label))
+        check_label(label)
         return label
 
     @field_validator("window")
@@ -111,12 +121,21 @@ class GenerateRequest(Strict):
     def gated(self) -> bool:
         """Whether silence is gated, asked for or not."""
         from counterpoint.control.coverage import gates
+        from counterpoint.control.stack import Weight
         from counterpoint.fusion import get_fusion
 
-        return gates(self.gate_silence, get_fusion(self.fusion), [control.label for control in self.controls])
+        speaking = [control.label for control in self.controls if Weight.parse(control.weight).speaks]
+        return gates(self.gate_silence, get_fusion(self.fusion), speaking)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files that the pictures are made from."""
+        pictures = [path for one in self.controls for path in (one.image, one.mask)]
+        others = [self.init_image, self.inpaint_mask, self.layout, *self.subject_mask]
+        return [path for path in (*pictures, *others) if path is not None]
 
     def inside(self, folder: Path) -> Self:
-        """The same with all its paths counted from a folder."""
+        """The same with the paths of its inputs counted from a folder."""
         controls = tuple(
             one.model_copy(
                 update={"image": folder / one.image, "mask": None if one.mask is None else folder / one.mask}
@@ -191,13 +210,14 @@ def build(kind: type[Strict], **values: object) -> Strict:
         if first["type"] == "missing":
             spoken = f"{place}: it is wanted"
         elif first["type"] == "extra_forbidden":
-            spoken = f"{place}: {no_such_key(str(first['loc'][-1]))}"
+            inner = ControlRequest if len(first["loc"]) > 1 else kind
+            spoken = f"{place}: {no_such_key(str(first['loc'][-1]), inner.model_fields)}"
         elif place and not message.startswith(("--", "a ", "two ", "unknown ")):
             spoken = f"--{place.replace('_', '-')}: {spoken.replace('tuple', 'list')}, got {first['input']!r}"
         raise UserError(spoken) from None
 
 
-def no_such_key(key: str) -> str:
+def no_such_key(key: str, known: Iterable[str]) -> str:
     """What is said of a key that a request does not have, with the nearest that it has."""
-    near = get_close_matches(key, [*GenerateRequest.model_fields, *ControlRequest.model_fields])
+    near = get_close_matches(key, known)
     return f"there is no such key{f'; {near[0]}?' if near else ''}"

@@ -223,8 +223,9 @@ def _published(source: Source) -> Bench:
 def _identity(source: Source, maker: PipelineMaker, weights: Sequence[Path]) -> dict[str, Any]:
     places = {**source.data, **({} if source.layouts is None else {"layouts": source.layouts})}
     readers = [*source.readers.values(), *(place for place in (source.clip, source.inception) if place)]
+    found = versions()
     return {
-        "counterpoint": versions()["counterpoint"],
+        "versions": {name: found[name] for name in ("counterpoint", "diffusers", "torch", "transformers")},
         "code": _code(),
         "weights": _hash(weights),
         **({"readers": _hash(readers)} if readers else {}),
@@ -375,9 +376,11 @@ def round_trip(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
 
 
 def _hash(places: Sequence[Path]) -> str:
+    """Tells networks by their weights and configurations."""
     total = hashlib.sha256()
     for place in places:
-        for path in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
+        inside = [path for name in ("*.safetensors", "*config.json") for path in sorted(place.rglob(name))]
+        for path in inside if place.is_dir() else [place]:
             with path.open("rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]

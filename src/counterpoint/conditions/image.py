@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -45,6 +48,17 @@ def decode_image(content: bytes, name: str, most: int = MAX_PIXELS) -> Image:
 
 
 def _decoded(source: Path | io.BytesIO, name: str, most: int = MAX_PIXELS) -> Image:
+    with opened(source, name, most) as picture:
+        return _rgb(PIL.ImageOps.exif_transpose(picture))
+
+
+@contextmanager
+def opened(source: Path | io.BytesIO, name: str, most: int = MAX_PIXELS) -> Iterator[PIL.Image.Image]:
+    """An image of one of :data:`FORMATS` as Pillow has it, for those who want more than its colours.
+
+    Raises:
+        UserError: it is not an image, truncated, or larger; also if that is found while it is decoded.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
@@ -54,15 +68,26 @@ def _decoded(source: Path | io.BytesIO, name: str, most: int = MAX_PIXELS) -> Im
                         f"{name} has {picture.width} x {picture.height} pixels; the limit is {most:,}: "
                         "scale it down first"
                     )
-                return _rgb(PIL.ImageOps.exif_transpose(picture))
+                yield picture
     except UserError:
         raise
     except PIL.Image.DecompressionBombError:
         raise UserError(f"{name} has more pixels than the limit of {most:,}: scale it down first") from None
     except PIL.UnidentifiedImageError:
         raise UserError(f"{name} is not an image that can be read ({', '.join(FORMATS)})") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise UserError(f"{name} is damaged or incomplete: {error}") from None
+
+
+def read_shape(path: Path) -> tuple[int, int]:
+    """Height and width of what :func:`read_image` would give; nothing is decoded.
+
+    Raises:
+        UserError: the file is not an image, or too large.
+    """
+    with opened(path, str(path)) as picture:
+        turned = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) in range(5, 9)
+        return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
 def _rgb(picture: PIL.Image.Image) -> Image:

@@ -99,7 +99,7 @@ class Layout:
                     raise UserError(f"the interaction {one.action!r} is about thing {place} of {len(self.instances)}")
 
 
-def read_layout(path: str | Path) -> Layout:
+def read_layout(path: str | Path, within: Path | None = None) -> Layout:
     """A layout file::
 
         {"instances": [{"phrase": "a person", "box": [0.1, 0.2, 0.4, 0.9]},
@@ -109,6 +109,10 @@ def read_layout(path: str | Path) -> Layout:
 
     Interactions call things by name, or by phrase where they have none. Every part may be left out; ``reference`` may
     be the picture's path alone. Paths count from the file's folder.
+
+    Args:
+        path: of the file.
+        within: the only folder whose pictures it may name, where somebody else wrote it.
 
     Raises:
         UserError: it cannot be read, has an unknown or missing key, or says something impossible.
@@ -121,13 +125,13 @@ def read_layout(path: str | Path) -> Layout:
     except (ValueError, RecursionError) as error:
         raise UserError(f"the layout {path} is not JSON: {error}") from None
     try:
-        return parse_layout(content, path.parent)
+        return parse_layout(content, path.parent, within)
     except UserError as error:
         raise UserError(f"layout {path}: {error}") from None
 
 
-def parse_layout(content: Any, folder: Path) -> Layout:
-    """A layout from what its JSON file holds; paths count from ``folder``.
+def parse_layout(content: Any, folder: Path, within: Path | None = None) -> Layout:
+    """A layout from what its JSON file holds; paths count from ``folder``, and lie in ``within``, if that is given.
 
     Raises:
         UserError: as :func:`read_layout`.
@@ -138,7 +142,7 @@ def parse_layout(content: Any, folder: Path) -> Layout:
     reference = parts.get("reference")
     if isinstance(reference, str):
         reference = {"image": reference}
-    return Layout(instances, interactions, None if reference is None else _reference(reference, folder))
+    return Layout(instances, interactions, None if reference is None else _reference(reference, folder, within))
 
 
 def draw_layout(picture: Image, layout: Layout) -> Image:
@@ -200,14 +204,13 @@ def _called(name: str, instances: tuple[Instance, ...]) -> int:
     return names.index(name)
 
 
-def _reference(content: Any, folder: Path) -> Reference:
+def _reference(content: Any, folder: Path, within: Path | None) -> Reference:
     parts = _keys(content, "the reference", {"image": str, "weight": (int, float), "mask": str}, ("image",))
-    mask = parts.get("mask")
-    return Reference(
-        read_image(folder / parts["image"]),
-        parts.get("weight", 1.0),
-        None if mask is None else read_image(folder / mask),
-    )
+    image, mask = (None if name is None else folder / name for name in (parts["image"], parts.get("mask")))
+    for path in (image, mask):
+        if path and within and not path.resolve().is_relative_to(within.resolve()):
+            raise UserError("the reference is a picture elsewhere: give it by itself")
+    return Reference(read_image(image), parts.get("weight", 1.0), None if mask is None else read_image(mask))
 
 
 def _keys(content: Any, what: str, kinds: Mapping[str, Any], wanted: tuple[str, ...] = ()) -> dict[str, Any]:

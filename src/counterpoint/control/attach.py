@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -72,7 +72,7 @@ def injecting_blocks(
 
 @contextmanager
 def hints_encoded_once(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Let every ControlNet remember what its hint encoder made of the picture it saw last."""
+    """Let every ControlNet remember what its hint encoder made of the pictures that it saw last."""
     encoders = {network: network.get_submodule("controlnet_cond_embedding") for network in dict.fromkeys(networks)}
     for network, encoder in encoders.items():
         network.controlnet_cond_embedding = _Remembering(encoder)
@@ -81,6 +81,13 @@ def hints_encoded_once(networks: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for network, encoder in encoders.items():
             network.controlnet_cond_embedding = encoder
+
+
+def forget_hints(networks: Iterable[nn.Module]) -> None:
+    """Let them remember nothing: the next run has other tensors, be they of the same pictures."""
+    for network in networks:
+        if isinstance(encoder := getattr(network, "controlnet_cond_embedding", None), _Remembering):
+            encoder.seen = []
 
 
 def part_of(hint: Tensor, rows: slice | list[int], network: nn.Module) -> Tensor:

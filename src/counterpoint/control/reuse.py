@@ -2,7 +2,8 @@
 
 Along the schedule a ControlNet's residuals change smoothly, so a line through its last two answers foretells the next
 one. What a line misses grows as ``C |t - t_1| |t - t_0|`` with the distance to both; ``C`` is measured whenever a
-foretold answer is computed after all, and so tells in advance at which step that has to happen again. It is an
+foretold answer is computed after all, and so tells in advance at which step that has to happen again. Schedulers of
+second order ask twice at one time, of other latents: what those two answers differ by is measured too. It is an
 estimate, no guarantee: how often the truth lies above it is measured in ``docs/speed.md``. Nothing of this costs a
 network call, and every row of a batch decides for itself.
 """
@@ -31,6 +32,7 @@ class Line:
     def __init__(self, rows: int) -> None:
         self.times = torch.full((2, rows), torch.nan, dtype=torch.float64)
         self.curve = torch.full((rows,), torch.inf, dtype=torch.float64)
+        self.gap = torch.zeros(rows, dtype=torch.float64)
         self.older: list[Tensor] = []
         self.newer: list[Tensor] = []
 
@@ -38,7 +40,9 @@ class Line:
         """What foretelling rows at a time is estimated to miss, as a share of their length, ``(len(rows),)``; infinite
         where it is not known yet."""
         distance = (time - self.times[:, rows]).abs().prod(0)
-        return (_CAUTION * self.curve[rows] * distance).nan_to_num(torch.inf, posinf=torch.inf)
+        missed = (self.curve[rows] * distance).nan_to_num(torch.inf, posinf=torch.inf)
+        again = self.times[1, rows] == time
+        return _CAUTION * torch.where(again, torch.maximum(missed, self.gap[rows]), missed)
 
     def foretell(self, time: float, rows: Sequence[int]) -> list[Tensor]:
         """The answers for some rows at a time; at the time of their last computation, that one."""
@@ -57,7 +61,10 @@ class Line:
             self.older = [answer.new_zeros(size, *answer.shape[1:]) for answer in answers]
             self.newer = [answer.new_zeros(size, *answer.shape[1:]) for answer in answers]
         moved = [place for place, row in enumerate(rows) if self.times[1, row] != time]
-        fresh = [rows[place] for place in moved]
+        again = [place for place in range(len(rows)) if place not in moved]
+        fresh, same = [rows[place] for place in moved], [rows[place] for place in again]
+        gap = relative([one[same] for one in self.newer], [answer[again] for answer in answers]).cpu().double()
+        self.gap[same] = torch.maximum(gap, _MEMORY * self.gap[same])
         distance = (time - self.times[:, fresh]).abs().prod(0)
         missed = relative(self.foretell(time, fresh), [answer[moved] for answer in answers]).cpu().double()
         curve = torch.maximum(missed / distance, _MEMORY * self.curve[fresh].nan_to_num(posinf=0.0))

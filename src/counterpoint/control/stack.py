@@ -70,6 +70,11 @@ class Weight:
             before, value = place, weight
         return value
 
+    @property
+    def speaks(self) -> bool:
+        """Whether it is anything but 0 throughout."""
+        return any(value for _, value in self.knots)
+
     def __str__(self) -> str:
         if len(self.knots) == 1 and self.knots[0][0] == 0:
             return f"{self.knots[0][1]:g}"

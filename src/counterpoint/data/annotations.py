@@ -95,7 +95,9 @@ def read_annotations(paths: Sequence[Path]) -> list[Entry]:
                 _own(entry, one)
             except (TypeError, ValueError, AttributeError):
                 entry.damage = f"the annotations of {entry.name} are malformed"
-        _annotate(entries, content.get("annotations", []), path)
+        sort = _annotate(entries, content.get("annotations", []), path)
+        for one in found:  # of photos that the file has, it says that nobody is there; of others nothing
+            entries[one.id].knows_people |= sort == "keypoints"
     broken = [one.damage for one in entries.values() if one.damage]
     if len(broken) > (most := int(MOST_DAMAGED * len(entries))):
         raise UserError(f"{len(broken)} of {len(entries)} photos have broken annotations, {most} may: {broken[-1]}")
@@ -183,18 +185,17 @@ def _check_name(name: str, where: str) -> None:
         raise UserError(f"{where}: {name} lies outside the data set")
 
 
-def _annotate(entries: Mapping[int, Entry], notes: Sequence[Any], path: Path) -> None:
-    """Add annotations, which are of one sort a file; those of other sorts are left alone."""
+def _annotate(entries: Mapping[int, Entry], notes: Sequence[Any], path: Path) -> str | None:
+    """Add annotations, which are of one sort a file, and tell it; those of other sorts are left alone."""
     sorts = ("caption", "keypoints", "segments_info")
     sort = next((one for one in sorts if any(isinstance(note, dict) and one in note for note in notes)), None)
-    for entry in entries.values():
-        entry.knows_people |= sort == "keypoints"
     for number, note in enumerate(notes if sort else ()):
         entry = entries.get(image) if isinstance(image := _of(note), int) else None
         if entry is None:
             name = note.get("id", number) if isinstance(note, dict) else number
             raise UserError(f"{path}: annotation {name} is of no photo that the file has")
         _try_add(entry, str(sort), note)
+    return sort
 
 
 def _of(note: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from counterpoint.conditions.image import read_image, resize
+from counterpoint.conditions.image import opened, read_image, read_shape, resize
 from counterpoint.conditions.recognise import recognise
 from counterpoint.data.photos import (
     DOWNLOAD,
@@ -75,8 +75,7 @@ class PublishedPhotos(ABC):
         if not self._kinds:
             return photo
         row, made = self.row(number), {}
-        with PIL.Image.open(self.root / row["file_name"]) as whole:
-            shape = whole.height, whole.width
+        shape = read_shape(self.root / row["file_name"])
         for kind in self._kinds - set(photo.maps):
             if (path := beside(self.root, kind, row["file_name"])).exists():
                 picture = read_image(path)
@@ -183,7 +182,7 @@ def _map_among(paths: Sequence[Path]) -> Path | None:
         folders.setdefault(path.stem, []).append(path)
     shared = [path for same in folders.values() if len(same) > 1 for path in same]
     for path in shared[:: max(1, len(shared) // _LOOKED_AT)][:_LOOKED_AT] + shared[:_LOOKED_AT]:
-        with contextlib.suppress(UserError, OSError), PIL.Image.open(path) as picture:
+        with contextlib.suppress(UserError), opened(path, str(path)) as picture:
             if picture.mode.startswith("I") or recognise(read_image(path)) is not None or _few_greys(picture):
                 return path
     return None

@@ -24,6 +24,7 @@ MOST = 4
 """Things that a training scene has at most."""
 LEAST_SIDE = 1 / 8
 """Of a box, as a share of the picture: COCO-MIG leaves smaller things out."""
+_START = SPLITS["test"].start
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ Levels = Mapping[int, Callable[[int], Sequence[LayoutCase]]]
 """Number of instances -> the first ``n`` cases with as many."""
 
 
-def scene_levels(split: str = "test") -> Levels:
+def scene_levels() -> Levels:
     """Two to six things of a scene; five and six are more than any training scene has."""
 
     def first(level: int, n: int) -> list[LayoutCase]:
-        found = (_of_scene(SPLITS[split].start + number, level) for number in count())
+        found = (_of_scene(_START + number, level) for number in count())
         return list(islice((case for case in found if case), n))
 
     return {level: lambda n, level=level: first(level, n) for level in range(2, 7)}
@@ -111,9 +112,9 @@ def _of_scene(number: int, level: int) -> LayoutCase | None:
     return LayoutCase(number, caption(one.layout, "brief"), wanted, number + 1, one.image)
 
 
-def scene_actions(split: str = "test") -> Actions:
+def scene_actions() -> Actions:
     """Interactions of scenes."""
-    return lambda n: [_action(SPLITS[split].start + number) for number in range(n)]
+    return lambda n: [_action(_START + number) for number in range(n)]
 
 
 def _action(number: int) -> ActionCase:

@@ -24,6 +24,7 @@ SILENT_KINDS = ("canny", "pose")
 """What :func:`silent` combines unless told."""
 CLASSES = len(SEG_CLASSES)
 """Classes of the segmentations."""
+_START = SPLITS["test"].start
 _THINGS = np.array([SEG_INDEX[kind] for kind in KINDS])
 
 
@@ -52,12 +53,12 @@ class Case:
     classes: np.ndarray | None = None
 
 
-def conflicting(number: int, background: str = "seg", split: str = "test") -> Case:
+def conflicting(number: int, background: str = "seg") -> Case:
     """A person by ``pose`` from one scene over the ``seg`` or ``depth`` of another without people.
 
     Of eight candidates for the background, the one whose things the person covers most is taken.
     """
-    first = SPLITS[split].start + 9 * number
+    first = _START + 9 * number
     person = scene(first, content="person", style="photo")
     others = [scene(first + 1 + i, content="thing" if i % 2 else "things", style="photo") for i in range(8)]
     other = max(others, key=lambda one: int((np.isin(one.seg, _THINGS) & person.person_mask).sum()))
@@ -67,24 +68,22 @@ def conflicting(number: int, background: str = "seg", split: str = "test") -> Ca
     return Case(prompt, images, everywhere(images), photos, person.person_mask, "person")
 
 
-def complementary(number: int, kinds: tuple[str, ...] = ("hed", "seg"), split: str = "test") -> Case:
+def complementary(number: int, kinds: tuple[str, ...] = ("hed", "seg")) -> Case:
     """Several controls of one and the same scene."""
-    one = scene(SPLITS[split].start + number, style="photo")
+    one = scene(_START + number, style="photo")
     images = {kind: control_map(one, kind) for kind in kinds}
     photos = dict.fromkeys(kinds, one.image)
     return Case(caption(one.layout, "detailed"), images, everywhere(images), photos, subject=_noun(one.layout))
 
 
-def alone(number: int, kind: str, split: str = "test") -> Case:
+def alone(number: int, kind: str) -> Case:
     """One control of one scene; poses come from scenes with a person."""
-    one = scene(SPLITS[split].start + number, content="interaction" if kind == "pose" else None, style="photo")
+    one = scene(_START + number, content="interaction" if kind == "pose" else None, style="photo")
     images = {kind: control_map(one, kind)}
     return Case(caption(one.layout, "detailed"), images, everywhere(images), {kind: one.image}, one.person_mask)
 
 
-def silent(
-    number: int, layout: Layout, kinds: tuple[str, str] = SILENT_KINDS, level: str = "brief", split: str = "test"
-) -> Case:
+def silent(number: int, layout: Layout, kinds: tuple[str, str] = SILENT_KINDS, level: str = "brief") -> Case:
     """Two controls that each speak in a part of the picture only; elsewhere they show their silent value.
 
     ``"crops"``: the middle halves of both, side by side; ``"split"``: the left half of one, the right half of the
@@ -95,14 +94,13 @@ def silent(
         layout: where each control speaks.
         kinds: two different kinds that have a silent value.
         level: of the prompt: ``"none"``, ``"brief"`` or ``"detailed"``.
-        split: the scenes to take.
     """
     if any(CONTROL_KINDS[kind].silent is None for kind in kinds) or kinds[0] == kinds[1] or level not in LEVELS:
         raise ValueError(
             f"silent cases want two different kinds with a silent value and a level in {LEVELS}, got {kinds} and "
             f"{level!r}"
         )
-    start = SPLITS[split].start + 2 * number
+    start = _START + 2 * number
     scenes = {kind: scene(start + i, content="interaction", style="photo") for i, kind in enumerate(kinds)}
     full = [(control_map(scenes[kind], kind), scenes[kind].image) for kind in kinds]
     first = scenes[kinds[0]].layout

@@ -13,9 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
-from counterpoint.conditions.image import MAX_PIXELS, decode_image, resize
+from counterpoint.conditions.image import decode_image, opened, resize
 from counterpoint.types import CONTROL_KINDS, Image, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -267,13 +266,8 @@ _BYTES = np.array([1, 256, 65536], np.int32)
 
 def _coded(content: bytes, where: str) -> Image:
     """Numbers as three bytes, which are cut like a picture's colours."""
-    try:
-        with PIL.Image.open(io.BytesIO(content)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(f"{where} has {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}")
-            given = np.asarray(picture if picture.mode in {"L", "P", "I;16", "I"} else picture.convert("RGB"))
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError):
-        raise UserError(f"{where} is damaged or no image") from None
+    with opened(io.BytesIO(content), where) as picture:
+        given = np.asarray(picture if picture.mode in {"L", "P", "I;16", "I"} else picture.convert("RGB"))
     if given.ndim == 2:
         given = np.stack([given & 255, given >> 8 & 255, given >> 16 & 255], -1)
     return given.astype(np.uint8)

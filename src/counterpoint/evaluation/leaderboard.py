@@ -54,9 +54,11 @@ def _measured(result: dict[str, Any]) -> str:
     plain = {key: value for key, value in result.get("settings", {}).items() if not isinstance(value, dict)}
     settings = ", ".join(f"{key} {value}" for key, value in plain.items() if key != "suite")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    paces = [f"{seconds:.2f}" for seconds in sorted(result.get("seconds_a_picture", {}).values())]
+    pace = f", {' to '.join(dict.fromkeys([paces[0], paces[-1]]))} s a picture" if paces else ""
     return (
-        f"{markdown(result['rows'])}\n`{result['command']}`: {result['n']} cases of each sort, "
-        f"{result['seconds']:.0f} s. {settings}. {versions}.\n"
+        f"{markdown(result['rows'])}\n`{result['command']}`: {result['n']} cases of each sort{pace}. "
+        f"{settings}. {versions}.\n"
     )
 
 

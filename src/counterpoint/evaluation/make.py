@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -13,12 +15,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from PIL.PngImagePlugin import PngInfo
 
 from counterpoint.evaluation.suite import Finished, Maker, Task
 from counterpoint.metrics.cost import Cost, measuring
-from counterpoint.types import Image
+from counterpoint.types import Image, UserError
 
 _COSTS = "costs.jsonl"
+_ASKED = "asked"
 _CPU = torch.device("cpu")
 
 
@@ -57,7 +61,8 @@ def make(
     """Make every picture that is not there yet as ``folder/<key>.png``; each appears whole or not at all.
 
     Batches are those of all tasks, and one that lacks a picture is made again whole: a picture's neighbours decide how
-    its numbers are rounded, so a run that was killed gives what one that was not would have.
+    its numbers are rounded, so a run that was killed gives what one that was not would have. Each picture notes what it
+    was asked for, so that one of other photos, or of a version that draws other cases, is not taken for what it is not.
 
     Args:
         tasks: what to make; keys are unique.
@@ -65,10 +70,12 @@ def make(
         folder: where they go.
         batch: pictures at a time.
         listen: hears ``(pictures done, pictures in all)``.
+
+    Raises:
+        UserError: a picture is there that was asked for something else; nothing is made then.
     """
-    missing = [
-        several for several in _batches(tasks, batch) if not all(_path(folder, one.key).exists() for one in several)
-    ]
+    there = {task.key for task in tasks if _is_there(folder, task)}
+    missing = [several for several in _batches(tasks, batch) if not all(one.key in there for one in several)]
     done = len(tasks) - sum(map(len, missing))
     for made in execute(missing) if missing else ():
         _note(folder, made)
@@ -76,7 +83,9 @@ def make(
             path = _path(folder, task.key)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
-            PIL.Image.fromarray(picture).save(partial, "PNG")
+            note = PngInfo()
+            note.add_text(_ASKED, _asked(task))
+            PIL.Image.fromarray(picture).save(partial, "PNG", pnginfo=note)
             partial.replace(path)
         done += len(made.tasks)
         if listen is not None:
@@ -117,6 +126,37 @@ def _note(folder: Path, made: Made) -> None:
     line = {"method": made.tasks[0].method.name, "pictures": len(made.tasks), "seconds": round(made.cost.seconds, 4)}
     with (folder / _COSTS).open("a") as file:
         file.write(json.dumps({**line, "peak_mb": peak}) + "\n")
+
+
+def _is_there(folder: Path, task: Task) -> bool:
+    path = _path(folder, task.key)
+    if not path.exists():
+        return False
+    with contextlib.suppress(OSError, SyntaxError), PIL.Image.open(path, formats=("PNG",)) as picture:
+        if picture.info.get(_ASKED) == _asked(task):
+            return True
+    raise UserError(
+        f"{path} is damaged, or was made for another case than the one that has its name now: choose another --out"
+    )
+
+
+def _asked(task: Task) -> str:
+    """Of all that a task says, but for where its networks are: those are told apart by their weights."""
+    said = (task.prompt, task.seed, task.images, task.method.name, task.subject, task.layout)
+    return hashlib.sha256(repr(_told(said)).encode()).hexdigest()[:16]
+
+
+def _told(value: Any) -> Any:
+    """The same in full, for arrays' own words leave numbers out."""
+    if isinstance(value, np.ndarray):
+        return value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if is_dataclass(value):
+        return [_told(getattr(value, one.name)) for one in fields(value)]
+    if isinstance(value, Mapping):
+        return [(key, _told(one)) for key, one in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_told(one) for one in value]
+    return value
 
 
 def _path(folder: Path, key: str) -> Path:

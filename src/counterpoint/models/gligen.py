@@ -81,7 +81,7 @@ def load_fusers(grown: UNet2DConditionModel, file: Path) -> UNet2DConditionModel
     Raises:
         UserError: something is missing, foreign or of another shape.
     """
-    whole = grown.state_dict()
+    whole = {name.replace(".base_layer.", "."): value for name, value in grown.state_dict().items()}  # under a LoRA
     beside = {_own(old): shape for old, shape in shapes(file).items() if renamed(old) is None and not _REST.match(old)}
     known = {name: whole[name] for name in beside if name in whole}
     check_fit({**known, **fuser_state(grown)}, {**beside, **fuser_shapes(file)}, file, "this UNet")

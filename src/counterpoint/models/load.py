@@ -33,7 +33,7 @@ from counterpoint.models.perception import PerceptionModel
 from counterpoint.models.single_file import components_from_file, controlnet_from_file
 from counterpoint.models.trained_for import check_kind
 from counterpoint.models.weights import PICKLES, check_fit, on_meta, shapes, verify_folder, weight_files
-from counterpoint.types import CONTROL_KINDS, UserError, kind_of
+from counterpoint.types import CONTROL_KINDS, UserError, check_label, kind_of
 
 TINY = Path(__file__).parent / "tiny"
 """The tiny family, shipped inside the package."""
@@ -336,7 +336,12 @@ def native_size(model: str) -> int:
 
 def own_control(folder: Path, label: str) -> Path:
     """Where a model folder has the ControlNet of a label: for ``kind:name`` the variant ``kind-name``, if there is
-    one."""
+    one.
+
+    Raises:
+        UserError: it is no label, but leads elsewhere.
+    """
+    check_label(label)
     variant = folder / "controls" / label.replace(":", "-")
     return variant if variant.is_dir() else folder / "controls" / kind_of(label)
 

@@ -1,7 +1,8 @@
 """Networks that OpenVINO runs on a CPU: the same arithmetic in float32, or its bfloat16.
 
 A network, of a UNet either half, is traced once, kept on disk under what decides it, and compiled for every new shape
-of its input. What it is made of cannot be reached any more.
+of its input. Batches are run in parts of 1, 2, 4, 8 ..., so that there are few shapes however many rows are asked for.
+What it is made of cannot be reached any more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
@@ -28,6 +30,8 @@ CACHE = Path.home() / ".cache" / "counterpoint" / "openvino"
 _SIDE = 15
 """Of what networks are traced with. Odd, so that diffusers' UNet asks each level for its size on the way up: traced
 where every level halves evenly it takes for granted that all sizes do."""
+_KEPT = 8
+"""Shapes for which a network stays compiled, the last ones: each takes memory of its own."""
 
 
 class Ported(nn.Module):
@@ -56,12 +60,19 @@ class Ported(nn.Module):
 
     @torch.no_grad()
     def run(self, *inputs: Tensor) -> list[Tensor]:
-        """Outputs for inputs."""
-        inputs = tuple(one.float().contiguous() for one in inputs)
+        """Outputs for inputs; of all of them the first dimension is the batch."""
+        count = len(inputs[0])
+        sizes = [1 << bit for bit in reversed(range(count.bit_length())) if count >> bit & 1]
+        found = [self._run(part) for part in zip(*(one.float().split(sizes) for one in inputs), strict=True)]
+        return found[0] if len(found) == 1 else [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def _run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         shapes = tuple(tuple(one.shape) for one in inputs)
-        if shapes not in self._compiled:
-            self._compiled[shapes] = self._compile(inputs)
-        found = self._compiled[shapes]([one.numpy() for one in inputs])
+        network = self._compiled.pop(shapes) if shapes in self._compiled else self._compile(inputs)
+        if len(self._compiled) == _KEPT:
+            del self._compiled[next(iter(self._compiled))]
+        self._compiled[shapes] = network  # the last one is the newest
+        found = network([one.contiguous().numpy() for one in inputs])
         return [torch.from_numpy(found[place].copy()) for place in range(len(found))]
 
     def example(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -83,7 +94,8 @@ class Ported(nn.Module):
     def _trace(self, core: Any, inputs: Sequence[Tensor]) -> Any:
         if self._traced is None:
             (inside,) = self._inside
-            path = self.cache / f"{_key(inside, type(inside).__name__, self.openvino.__version__, str(_SIDE))}.xml"
+            said = (type(inside).__name__, self.openvino.__version__, diffusers.__version__, str(_SIDE))
+            path = self.cache / f"{_key(inside, *said)}.xml"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=path.parent) as half:

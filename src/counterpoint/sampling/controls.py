@@ -61,22 +61,55 @@ def each(what: str, value: Any, names: Sequence[str]) -> list[Any]:
     return list(value)
 
 
+def all_weights(value: Any, hints: Mapping[str, Tensor]) -> dict[str, tuple[Weight, ...]]:
+    """How strongly each control speaks, one for all pictures or one each.
+
+    Args:
+        value: one for all controls, or one each; and of each control one for all pictures, or a list of one each.
+        hints: control -> its condition images, one a picture.
+
+    Raises:
+        UserError: there are more or fewer, or one makes no sense.
+    """
+    several = zip(hints, each("weight", value, list(hints)), strict=True)
+    return {
+        name: tuple(weight if isinstance(weight, Weight) else Weight.parse(weight)
+                    for weight in _pictures(one, len(hints[name]), name))
+        for name, one in several
+    }  # fmt: skip
+
+
 def where_heard(
-    hints: Mapping[str, Tensor], masks: Mapping[str, Tensor], gated: bool | None, fusion: Fusion
+    hints: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    weights: Mapping[str, Sequence[Weight]],
+    gated: bool | None,
+    fusion: Fusion,
 ) -> dict[str, Tensor | None]:
     """Where each control speaks, ``(b, 1, h, w)`` in 0..1; ``None`` is everywhere.
 
     Args:
         hints: control -> its condition images.
         masks: control -> the user's mask, where there is one.
+        weights: control -> its weight, one for all pictures or one each; a control of 0 is no control of the picture.
         gated: whether controls without a mask speak only where their image is not silent, if their kind tells that;
-            ``None`` leaves that to :func:`counterpoint.control.coverage.gates`.
+            ``None`` leaves that to :func:`counterpoint.control.coverage.gates`, for every picture by itself.
         fusion: the rule, or the schedule of several.
     """
-    gated = gates(gated, fusion, hints)
-    return {
-        name: covered(name, hint) if gated and name not in masks else masks.get(name) for name, hint in hints.items()
-    }
+    pictures = [
+        [name for name, several in weights.items() if several[min(picture, len(several) - 1)].speaks]
+        for picture in range(max(map(len, hints.values()), default=0))
+    ]
+    rows = [gates(gated, fusion, names) for names in pictures]
+    found = {name: covered(name, hint) if any(rows) and name not in masks else None for name, hint in hints.items()}
+    if not all(rows):
+        found = {name: one if one is None else _of_rows(one, rows) for name, one in found.items()}
+    return {**found, **masks}
+
+
+def _of_rows(region: Tensor, rows: Sequence[bool]) -> Tensor:
+    """A region in some pictures, everywhere in the others."""
+    return region.where(torch.tensor(rows, device=region.device)[:, None, None, None], 1)
 
 
 def make_branches(
@@ -84,9 +117,9 @@ def make_branches(
     hints: Mapping[str, Tensor],
     regions: Mapping[str, Tensor | None],
     guided: bool,
+    weights: Mapping[str, tuple[Weight, ...]],
     *,
     modes: Any,
-    weights: Any,
     starts: Any,
     ends: Any,
 ) -> list[Branch]:
@@ -97,16 +130,17 @@ def make_branches(
         hints: of the call, which may have controls that this model lacks.
         regions: likewise.
         guided: whether the batch has an unconditional half.
+        weights: likewise, from :func:`all_weights`.
         modes: one for all controls of the call, or one each.
-        weights: likewise; and each is one for all pictures, or one each. So are ``starts`` and ``ends``.
+        starts: likewise; and each is one for all pictures, or one each.
+        ends: likewise.
 
     Raises:
         UserError: there are more or fewer of a setting, or one makes no sense.
     """
     names = list(hints)
-    modes, weights, starts, ends = (
-        each(what, value, names)
-        for what, value in (("control mode", modes), ("weight", weights), ("start", starts), ("end", ends))
+    modes, starts, ends = (
+        each(what, value, names) for what, value in (("control mode", modes), ("start", starts), ("end", ends))
     )
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise UserError(f"unknown control mode {unknown[0]!r}; there are {', '.join(MODES)}")
@@ -115,18 +149,18 @@ def make_branches(
             name=name,
             network=networks[name],
             hint=torch.cat([hints[name]] * (2 if guided else 1)),
-            weights=tuple(one if isinstance(one, Weight) else Weight.parse(one) for one in weight),
+            weights=weights[name],
             windows=tuple(zip(*_alike(start, end), strict=True)),
             region=_for_both_halves(regions[name], guided),
             decay=_DECAY[mode],
             conditional_only=guided and mode == "control",
         )
-        for name, mode, weight, start, end in zip(
+        for name, mode, start, end in zip(
             names,
             modes,
             *(
                 [_pictures(one, len(hints[name]), name) for name, one in zip(names, several, strict=True)]
-                for several in (weights, starts, ends)
+                for several in (starts, ends)
             ),
             strict=True,
         )

@@ -108,8 +108,9 @@ class ControlledDenoiser:
 
     @cached_property
     def _halves(self) -> tuple[_Ask, _GoOn] | None:
-        """How the host's encoder is asked and its decoder goes on, where nothing else reaches into it."""
-        if self.lending or self.guide or self.readings:
+        """How the host's encoder is asked and its decoder goes on, where nothing else reaches into it; features are
+        read from the decoder, but what pushes wants its slope through both."""
+        if self.lending or self.guide or (self.readings and self.readings.strengths):
             return None
         if isinstance(self.unet, PortedUNet):
             return self.unet.encode, self.unet.decoding

@@ -25,6 +25,7 @@ from counterpoint.sampling.aggregated import come_back, leave
 from counterpoint.sampling.amdm import Aggregation, sample_aggregated
 from counterpoint.sampling.arguments import all_layouts, all_prompts, check_noise, check_numbers, warn_if_broken
 from counterpoint.sampling.controls import (
+    all_weights,
     check_injection,
     check_reach,
     each,
@@ -42,6 +43,7 @@ from counterpoint.sampling.pixels import copies
 from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.sampling.readout import make_readings
 from counterpoint.sampling.report import Report
+from counterpoint.sampling.schedulers import set_steps
 from counterpoint.types import DEFAULT_FUSION, Combine, Fusion, Latents, Moment, UserError
 
 Scale = float | str | Weight
@@ -170,7 +172,7 @@ class Pipeline(Model):
             image: starting picture for image-to-image and inpainting; alone, the condition images, as in diffusers'
                 text-to-image pipeline.
             mask_image: what to repaint of ``image``: white.
-            strength: how far ``image`` is noised, in (0, 1].
+            strength: how far ``image`` is noised, in (0, 1]; with a mask 1 begins from noise alone.
             height: in pixels, a multiple of ``factor``; default ``native_size``.
             width: likewise.
             num_inference_steps: denoising steps.
@@ -224,6 +226,7 @@ class Pipeline(Model):
             strength=strength,
             guidance_scale=guidance_scale,
         )
+        set_steps(self.scheduler, num_inference_steps, self.device)
         prompts, negatives = all_prompts(prompt, negative_prompt, num_images_per_prompt)
         count, size, guided = len(prompts), (height, width), guidance_scale > 1
         shape = (count, self.unet.config.in_channels, height // self.factor, width // self.factor)
@@ -240,7 +243,8 @@ class Pipeline(Model):
             if mask is not None
         }
         rule, level = get_fusion(fusion), known_quality(quality)
-        regions = where_heard(hints, masks, gate_silence, rule)
+        weights = all_weights(controlnet_conditioning_scale, hints)
+        regions = where_heard(hints, masks, weights, gate_silence, rule)
         told = [] if subject_mask is None else listed(subject_mask)
         subjects = [self.pixels.subject(mask, shown, size, count).to(self.device) for mask in told]
         layouts = all_layouts(layout, count)
@@ -254,8 +258,8 @@ class Pipeline(Model):
                 hints,
                 regions,
                 guided,
+                weights,
                 modes=control_mode,
-                weights=controlnet_conditioning_scale,
                 starts=control_guidance_start,
                 ends=control_guidance_end,
             )
@@ -275,7 +279,6 @@ class Pipeline(Model):
         noted = Report(tuple(self.controls), prompts, shape[2:]) if report and self.controls else None
         readings = make_readings(self, hints, readout_guidance_scale, report)
         denoisers[0] = replace(denoisers[0], readings=readings, watch=None if noted is None else noted.watch)
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         timesteps = self.scheduler.timesteps
         begin: Begin = self._from_noise
         if image is not None:
@@ -368,8 +371,10 @@ class Pipeline(Model):
         clean = self.encode(pictures, generator, copies(len(pictures), shape[0], "start pictures"))
         if mask is None:
             return lambda noise: (self.scheduler.add_noise(clean, noise, timesteps[:1]), None)
+        clean = clean.contiguous()  # as diffusers has it here, which decides how sums are rounded
         where = self.pixels.mask(mask, (height, width), shape[0]).to(clean)
         repaint = torch.nn.functional.interpolate(where, size=shape[2:])
+        anew = len(timesteps) == len(self.scheduler.timesteps)  # as in diffusers, nothing of the old picture is left
 
         def begin(noise: Latents) -> tuple[Latents, Settle | None]:
             def settle(current: Latents, moment: Moment) -> Latents:
@@ -377,7 +382,8 @@ class Pipeline(Model):
                 kept = self.scheduler.add_noise(clean, noise, following) if len(following) else clean
                 return (1 - repaint) * kept + repaint * current
 
-            return self.scheduler.add_noise(clean, noise, timesteps[:1]), settle
+            noised = self.scheduler.add_noise(clean, noise, timesteps[:1])
+            return self._from_noise(noise)[0] if anew else noised, settle
 
         return begin
 

@@ -138,7 +138,7 @@ def make_readings(model: Any, hints: Mapping[str, Tensor], scale: Any, report: b
     """
     scales = each("readout_guidance_scale", scale, list(hints))
     weights = {label: Weight.parse(str(one)) for label, one in zip(hints, scales, strict=True)}
-    pushing = {label: weight for label, weight in weights.items() if any(value for _, value in weight.knots)}
+    pushing = {label: weight for label, weight in weights.items() if weight.speaks}
     closed = closed_by(model.unet)
     if pushing and closed:
         raise UserError(f"readouts reach into the networks, {closed}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import SchedulerMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
@@ -74,6 +75,19 @@ def make_scheduler(name: str, config: Mapping[str, object]) -> SchedulerMixin:
     except (ValueError, NotImplementedError, ImportError) as error:
         raise UserError(f"the scheduler {name}: {str(error).strip().splitlines()[0]}") from None
     return scheduler
+
+
+def set_steps(scheduler: Any, steps: int, device: torch.device) -> None:
+    """Set a scheduler's steps.
+
+    Raises:
+        UserError: it cannot make so many, or so few.
+    """
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except ValueError as error:
+        name = type(scheduler).__name__
+        raise UserError(f"{name} cannot sample in {steps} steps ({error}): take others, or another scheduler") from None
 
 
 def _setting(base: str, kind: type[SchedulerMixin], text: str) -> tuple[str, Any]:

@@ -22,7 +22,7 @@ from diffusers import (
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.control.attach import hints_encoded_once, injecting, injecting_blocks
+from counterpoint.control.attach import forget_hints, hints_encoded_once, injecting, injecting_blocks
 from counterpoint.control.coverage import covered, gates, is_silenced
 from counterpoint.control.keys import Lending
 from counterpoint.control.lockstep import Walk
@@ -144,6 +144,7 @@ class _Inside:
     def end(self, original: Forward, call: dict[str, Any]) -> Any:
         """Around what diffusers calls last in a run."""
         self.running = False
+        forget_hints(self.networks)
         return original(**call)
 
     def controls(self, original: Forward, call: dict[str, Any]) -> Any:

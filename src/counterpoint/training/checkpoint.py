@@ -33,7 +33,7 @@ def save(output_dir: Path, step: int, write: Callable[[Path], None], keep: int) 
         OSError: nothing of the failed attempt is left, and no older checkpoint was touched.
     """
     final = output_dir / f"checkpoint-{step}"
-    partial = output_dir / f"checkpoint-{step}.partial"
+    partial, before = (output_dir / f"checkpoint-{step}.{part}" for part in ("partial", "before"))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -43,13 +43,15 @@ def save(output_dir: Path, step: int, write: Callable[[Path], None], keep: int) 
         for path in partial.iterdir():
             _sync(path)
         _sync(partial)
-        if final.exists():  # of the same step: it goes only now
-            shutil.rmtree(final)
+        if final.exists():  # of the same step: until the new one has its name it counts under another
+            shutil.rmtree(before, ignore_errors=True)
+            final.rename(before)
         partial.rename(final)
         _sync(output_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    shutil.rmtree(before, ignore_errors=True)
     for _, old in found(output_dir)[:-keep]:
         (old / MARKER).unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -58,8 +60,11 @@ def save(output_dir: Path, step: int, write: Callable[[Path], None], keep: int) 
 
 def found(output_dir: Path) -> list[tuple[int, Path]]:
     """Checkpoints that have their marker, oldest first."""
-    folders = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*")]
-    return sorted((int(match[1]), path) for match, path in folders if match and (path / MARKER).is_file())
+    names = (
+        (re.fullmatch(r"checkpoint-(\d+)(\.before)?", path.name), path) for path in output_dir.glob("checkpoint-*")
+    )
+    there = [(int(name[1]), not name[2], path) for name, path in names if name and (path / MARKER).is_file()]
+    return [(step, path) for step, _, path in sorted(there)]
 
 
 def verify(folder: Path) -> int:

@@ -20,9 +20,11 @@ class Stage(nn.Module):
 
     Sub-modules named in :attr:`trained` are optimised, averaged, checkpointed and exported; everything else is frozen.
     :attr:`weighed` names the parts of the loss that have a weight, and the attribute that is it.
+    :attr:`reaches_inside` is whether hooks are set inside the networks at every step, which compiled ones do not hear.
     """
 
     trained: tuple[str, ...] = ()
+    reaches_inside: bool = False
     weighed: Mapping[str, str] = MappingProxyType({})
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:

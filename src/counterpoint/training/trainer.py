@@ -162,6 +162,8 @@ class _Run:
             num_training_steps=config.max_train_steps,
         )
         if config.torch_compile:
+            if self.stage.reaches_inside:
+                raise UserError("this recipe reaches into the networks at every step: --set torch_compile=false")
             for network in self.stage.children():
                 compile_in_place(network)
         if config.fsdp:  # it synchronises by itself; on a CPU accelerate would wrap it a second time
@@ -322,6 +324,8 @@ class _Run:
         }
         if self.ema:
             state["ema"] = whole(self.ema.state_dict(), main)
+        if self.accelerator.scaler is not None:
+            state["scaler"] = {**self.accelerator.scaler.state_dict(), "skipped": self.skipped}
 
         def write(folder: Path) -> None:
             for name, tensors in modules.items():
@@ -350,6 +354,9 @@ class _Run:
             load_whole(module, load_file(folder / f"{name}.safetensors"))
         self.optimizer.load_state_dict(split_optimizer(state["optimizer"], self.parameters))
         self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler is not None:
+            self.skipped = state["scaler"].pop("skipped")
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema:
             pairs = zip(self.parameters, state["ema"]["shadow_params"], strict=True)
             self.ema.load_state_dict({**state["ema"], "shadow_params": [like(p, value) for p, value in pairs]})

@@ -25,19 +25,20 @@ def cite(
 
         recipe = read_recipe(image)
         request = recipe.get("request", recipe)  # the demo's pictures have no request
-        used = {
-            "diffusers",
-            "stable-diffusion",
-            "classifier-free-guidance",
-            request.get("scheduler", "unipc").partition(":")[0],
-        }
-        if request.get("controls") and request.get("fusion"):
+        controls, rule = (request.get(name) for name in ("controls", "fusion")) if isinstance(request, dict) else (0, 0)
+        if not isinstance(controls or [], list) or not isinstance(rule or "", str):
+            raise UserError(f"{image} carries no recipe of generate")
+        scheduler = str(request.get("scheduler") or "unipc").partition(":")[0]
+        used = {"diffusers", "stable-diffusion", "classifier-free-guidance", scheduler}
+        if controls and rule:
             used.add("controlnet")
             try:
-                rule = get_fusion(request["fusion"])
-                used.update(rule.cite if len(request["controls"]) > 1 or rule.injects else ())
+                known = get_fusion(rule)
+                used.update(known.cite if len(controls) > 1 or known.injects else ())
             except UserError:
-                output.say(f"{request['fusion']} is no rule of counterpoint's: cite it yourself")
-        used |= {*recipe.get("adapters", ()), *["amdm"] * (len(request.get("aggregate", ())) > 1)}
+                output.say(f"{rule} is no rule of counterpoint's: cite it yourself")
+        steered = any(isinstance(one, dict) and one.get("steer", "0") != "0" for one in controls or ())
+        used |= {*map(str, recipe.get("adapters") or ()), *["readout"] * steered}
+        used |= {*["amdm"] * (len(request.get("aggregate") or ()) > 1)}
         keys = [key for key in CITATIONS if key in used]
     print("\n\n".join(CITATIONS[key] for key in keys))

@@ -10,7 +10,7 @@ import typer
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("counterpoint-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of every picture.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of every picture.", min=0, max=2**63 - 1)] = 7,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1, max=1000)] = 20,
 ) -> None:
     """Let two controls conflict, agree and fall silent; show every fusion rule side by side on one page."""

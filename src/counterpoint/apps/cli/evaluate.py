@@ -16,7 +16,7 @@ _OWN = {
     **dict.fromkeys(("fusion", "rules", "sweep", "gate_silence", "quality", "manifest"), _RULES),
     "weight": (*_RULES, "layout", "style"),
     "versus": (*_RULES, "conservativity"),
-    "baseline": (*_RULES, "layout", "style", "conservativity"),
+    "baseline": (*_RULES, "layout", "style"),
     "layouts": ("layout",),
 }
 """Option -> the only suites that do not ignore it."""
@@ -149,7 +149,7 @@ def evaluate(
     ] = None,
     lpips: Annotated[Path | None, typer.Option(metavar="FILE", help="For lpips of folders.")] = None,
     clip: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A CLIP for folders (default the tiny one), or for --data.")
+        Path | None, typer.Option(metavar="FOLDER", help="A CLIP for folders or --data; tiny is the family's.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for pictures and results; default counterpoint-evaluation/SUITE.")

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+_OTHERS = {".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
+"""Suffixes of pictures that are not written; any other one is a folder's."""
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows. ball++ and (a red ball)1.3 weigh words.")],
@@ -280,10 +283,12 @@ def generate(
     )
     if tune and not request.controls:
         raise UserError("--tune: there are no controls to follow")
-    if out.suffix and out.suffix.lower() != ".png":
+    if out.suffix.lower() in _OTHERS:
         raise UserError(f"--out {out}: images are written as .png; give a folder or a name ending in .png")
-    if out.suffix and n > 1:
+    single = out.suffix.lower() == ".png" and not out.is_dir()
+    if single and n > 1:
         raise UserError(f"--out {out} is one file for {n} images; give a folder")
+    record.check_spared([out], request.inputs)
 
     from dataclasses import asdict
 
@@ -296,7 +301,7 @@ def generate(
         planned, _ = planning.prepare(request, memory)
         output.record({"schema": record.SCHEMA, "plan": planned.record}) if json else print(planned.table)
         return
-    record.check_writable(out.parent if out.suffix else out)
+    record.check_writable(out.parent if single else out)
     output.quiet_libraries()
     readers = _readers(request, tune, pairs("--reader", reader)) if report or tune else {}
     output.told_dtype(dtype, device)
@@ -306,7 +311,7 @@ def generate(
             planned, result = None, run(request, listen=listen, report=report)
         else:
             planned, result = planning.run_within(request, memory, output.say, listen=listen, report=report)
-    paths = [out] if out.suffix else [_free(out, image_seed) for image_seed in result.seeds]
+    paths = [out] if single else [_free(out, image_seed) for image_seed in result.seeds]
     recipe = recipe_of(result)
     for path, image_seed, image in zip(paths, result.seeds, result.images, strict=True):
         record.save_png(image, path, {**recipe, "seed": image_seed})

@@ -75,7 +75,11 @@ def main() -> None:
     try:
         sys.exit(app(_complete(sys.argv[1:]), standalone_mode=False))
     except typer.TyperException as error:
-        _fail(error.format_message())
+        message = error.format_message()
+        if not message.startswith("Usage:"):
+            _fail(message)
+        print(message)  # nothing was asked for
+        sys.exit(2)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
@@ -95,7 +99,7 @@ def main() -> None:
 def _complete(arguments: list[str]) -> list[str]:
     """Give ``--resume`` its value where it stands alone: the parser knows no optional ones."""
     done: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, following in zip(arguments, [*arguments, "-"][1:], strict=True):
         done += [argument, LATEST] if argument == "--resume" and following.startswith("-") else [argument]
     return done
 

@@ -29,10 +29,10 @@ def serve(
         typer.Option(metavar="FILE", help="API keys, one a line; needed on any address but this machine's own."),
     ] = None,
     max_seconds: Annotated[float, typer.Option(help="That a job may take.", min=1)] = 600.0,
-    max_steps: Annotated[int, typer.Option(help="Of a job.", min=1)] = 150,
-    max_pixels: Annotated[int, typer.Option(help="Of a picture.", min=64)] = 4_194_304,
-    max_controls: Annotated[int, typer.Option(help="Of a job.", min=0)] = 8,
-    max_images: Annotated[int, typer.Option(help="Of a job.", min=1)] = 8,
+    max_steps: Annotated[int, typer.Option(help="Of a job.", min=1, max=1000)] = 150,
+    max_pixels: Annotated[int, typer.Option(help="Of a picture.", min=64, max=4096 * 4096)] = 4_194_304,
+    max_controls: Annotated[int, typer.Option(help="Of a job.", min=0, max=64)] = 8,
+    max_images: Annotated[int, typer.Option(help="Of a job.", min=1, max=64)] = 8,
     max_bytes: Annotated[int, typer.Option(help="Of a request.", min=1000)] = 32_000_000,
     max_queue: Annotated[int, typer.Option(help="Jobs that wait or run.", min=1)] = 256,
     max_queue_each: Annotated[int, typer.Option(help="Of one API key.", min=1)] = 64,
@@ -92,6 +92,8 @@ def serve(
         check_compile(device)
     dtype = output.told_dtype(dtype, device)
     load_safety(safety, safety_checker)
+    if ray not in {None, "local"} and not database:
+        raise UserError("--ray ADDRESS: several machines cannot share SQLite; give --database postgresql+psycopg://...")
     output.quiet_libraries()
     models = pairs("--model", model) or {"tiny": "tiny"}
     sizes = {name: native_size(source) for name, source in models.items()}
@@ -111,8 +113,6 @@ def serve(
             ready()
             Server(app).run(sockets=[probe])
             return
-    if ray != "local" and not database:
-        raise UserError("--ray ADDRESS: several machines cannot share SQLite; give --database postgresql+psycopg://...")
     from counterpoint.apps.service.many import serve_on_ray
 
     serve_on_ray(ray, config, replicas, host, port, ready)

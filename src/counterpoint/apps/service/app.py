@@ -21,6 +21,7 @@ from counterpoint.apps.service.middleware import BodyLimit, Counted, Keys
 from counterpoint.apps.service.pace import Pace
 from counterpoint.apps.service.routes import MOST, router
 from counterpoint.apps.service.safety import find_check
+from counterpoint.apps.service.schema import Control, ExtractIn, JobIn
 from counterpoint.apps.service.state import Config, Service
 from counterpoint.apps.service.store import Job, Store
 from counterpoint.apps.service.worker import Worker
@@ -31,6 +32,7 @@ _DECODERS = 4
 _AWAY = (OperationalError, InterfaceError, TimeoutError)
 """What the database's library raises when it is not there; other errors are ours."""
 _FULL = "the service has no room left on its disk; tell its operator"
+_KEYS = sorted({*JobIn.model_fields, *Control.model_fields, *ExtractIn.model_fields})
 _TOLD = 20
 """Places of a request that an answer says are wrong."""
 
@@ -115,7 +117,9 @@ def make_app(config: Config) -> FastAPI:
             {
                 "type": one["type"],
                 "loc": [_plain(part) if isinstance(part, str) else part for part in one["loc"]],
-                "msg": _plain(no_such_key(str(one["loc"][-1])) if one["type"] == "extra_forbidden" else one["msg"]),
+                "msg": _plain(
+                    no_such_key(str(one["loc"][-1]), _KEYS) if one["type"] == "extra_forbidden" else one["msg"]
+                ),
             }
             for one in error.errors()[:_TOLD]  # each is looked up among all keys
         ]

@@ -173,8 +173,9 @@ def image(name: str, number: int, owner: User, service: There) -> FileResponse:
 def cancel(name: str, owner: User, service: There) -> JobOut:
     """Cancel a job, a running one within a step; of one that has ended, remove its pictures and what it was given."""
     job = _found(service, name, owner)
-    if not service.store.cancel(name, owner) and (folder := service.config.jobs / job.id).exists():
-        shutil.rmtree(folder)
+    if not service.store.cancel(name, owner):
+        shutil.rmtree(service.config.jobs / job.id, ignore_errors=True)
+        service.store.wipe(job)
     return _out(_found(service, name, owner))
 
 

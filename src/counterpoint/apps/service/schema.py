@@ -95,8 +95,8 @@ class JobIn(_Strict):
     guidance_scale: float | None = Field(None, ge=0, le=100)
     seed: int = Field(0, ge=0, lt=2**63)
     n: int = Field(1, ge=1, le=64)
-    width: int | None = Field(None, ge=8, le=8192)
-    height: int | None = Field(None, ge=8, le=8192)
+    width: int | None = Field(None, ge=8, le=4096)
+    height: int | None = Field(None, ge=8, le=4096)
     resize: Literal["fill", "fit", "stretch"] = "fill"
     init_image: Base64 | None = None
     strength: float = Field(0.8, gt=0, le=1)

@@ -82,7 +82,7 @@ class Store:
     def __init__(self, url: str) -> None:
         patient = {"timeout": 30} if url.startswith("sqlite") else {}
         try:
-            self.engine = sql.create_engine(url, connect_args=patient, pool_pre_ping=True)
+            self.engine = sql.create_engine(url, connect_args=patient, pool_pre_ping=True, hide_parameters=True)
             _TABLES.create_all(self.engine)
             for index in _JOBS.indexes:  # a database of before may lack some
                 index.create(self.engine, checkfirst=True)
@@ -206,6 +206,13 @@ class Store:
         """Remove a job that has ended."""
         with self.engine.begin() as connection:
             connection.execute(_JOBS.delete().where(_JOBS.c.id == job, _JOBS.c.state.in_(ENDED)))
+
+    def wipe(self, job: Job) -> None:
+        """Forget the words of a job that has ended."""
+        rest = {**job.request, "prompt": "", "negative_prompt": "", "subject": []}
+        with self.engine.begin() as connection:
+            ended = _JOBS.update().where(_JOBS.c.id == job.id, _JOBS.c.state.in_(ENDED))
+            connection.execute(ended.values(request=rest))
 
     def counts(self) -> dict[str, int]:
         """State -> jobs."""

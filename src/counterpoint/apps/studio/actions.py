@@ -168,7 +168,7 @@ class Actions:
     def open_layout(self, path: str) -> tuple[Any, Any, Any]:
         """The tables and the reference that a layout file says."""
         try:
-            layout = read_layout(Path(path))
+            layout = read_layout(Path(path), within=self.workshop.folder)
             found = layout_fields(layout, self.workshop.folder)
         except UserError as error:
             gr.Warning(str(error).replace(path, Path(path).name), title="That does not work")

@@ -2,11 +2,13 @@
 
 Asym and NAsym of the Jacobian that goes through the ControlNet (Chao et al. 2022, arXiv:2209.12753; Minimal Impact
 ControlNet, ICLR 2025, section 5.2.1), on noisy real pictures, in units of predicted noise. A network that was trained
-with an injection is measured with it.
+with an injection is measured with it. All of them are measured as strong as they were trained: Asym grows with the
+square of a strength and more, so that strengthened networks could not be compared.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from counterpoint.evaluation.suites.fusion import Cases
 from counterpoint.fusion.minimal_impact import trained_injection
 from counterpoint.metrics.conservativity import asym, asymmetry, normalised_asym
 from counterpoint.metrics.metric import Metric
+from counterpoint.models.strength import strength_of, strengthen
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.prompt import PromptEncoder
 from counterpoint.sampling.schedulers import make_scheduler
@@ -67,6 +70,8 @@ class Conservativity:
         return [Row(name, "noisy pictures", self._measure(*one, n)) for name, one in {**own, **others}.items()]
 
     def _measure(self, kind: str, network: ControlNetModel, n: int) -> tuple[Metric, ...]:
+        if (strength := strength_of(network)) != 1:
+            strengthen(network := copy.deepcopy(network), 1 / strength)
         metrics = [Metric(name, lambda rows: rows, reduce, higher=False)
                    for name, reduce in (("asym", asym), ("nasym", normalised_asym))]  # fmt: skip
         for start in range(0, n, _CHUNK):

@@ -8,7 +8,6 @@ section 4.1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from counterpoint.conditions.layout import Instance, Layout, Reference
 from counterpoint.data.scenes.caption import content
@@ -18,20 +17,18 @@ from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.text import clip_score
 from counterpoint.types import Image
 
+_START = SPLITS["test"].start
 _CASE = "reference of another scene"
 
 
-@dataclass(frozen=True)
 class StyleSuite:
-    """The first scenes of a split. A model that reads no reference knows nothing of it."""
-
-    split: str = "test"
+    """The first test scenes. A model that reads no reference knows nothing of it."""
 
     def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
         """Seeds are the numbers of the scenes."""
         made = []
         for number in range(n):
-            one = scene(SPLITS[self.split].start + number)
+            one = scene(_START + number)
             things = tuple(Instance(thing.phrase, thing.box) for thing in one.instances if thing.box[0] < thing.box[2])
             layout = Layout(things, reference=Reference(self._reference(number)))
             made += [
@@ -46,7 +43,7 @@ class StyleSuite:
         for start in range(0, n, CHUNK):
             numbers = range(start, min(start + CHUNK, n))
             references = readers.embed_pictures(stack([self._reference(number) for number in numbers]))
-            scenes = [scene(SPLITS[self.split].start + number) for number in numbers]
+            scenes = [scene(_START + number) for number in numbers]
             words = readers.embed_texts([_prompt(one) for one in scenes])
             for method in methods:
                 seen = readers.embed_pictures(stack([finished(_key(method, number)) for number in numbers]))
@@ -56,7 +53,7 @@ class StyleSuite:
         return [Row(name, _CASE, metrics, rival=True) for name, metrics in tables.items()]
 
     def _reference(self, number: int) -> Image:
-        return scene(SPLITS[self.split].start + number + 1).image
+        return scene(_START + number + 1).image
 
 
 def _prompt(one: Scene) -> str:

@@ -141,6 +141,7 @@ class ControlNetStage(DiffusionStage):
         self.controlnet, self.field = controlnet, f"control:{kind}"
         self.inject, self.strength = trained_injection(controlnet), strength_of(controlnet)
         strengthen(controlnet, 1 / self.strength)
+        self.reaches_inside = self.inject is not torch.add
         if self.noises_per_sample > 1:
             times = self.noises_per_sample
             encoder = controlnet.controlnet_cond_embedding

@@ -54,6 +54,9 @@ class MinimalImpactStage(ControlNetStage):
         super().__init__(*args, **settings)
         self.inject, self.weight, self.estimator, self.share = inject, weight, estimator, share
         self.of, self.window = of, window
+        self.reaches_inside = inject is not torch.add
+        if weight:  # for all of the process: differences want all digits, forward and backward
+            torch.backends.cudnn.allow_tf32 = False
         if weight and self.scheduler.config.prediction_type != "epsilon":
             raise UserError("conservativity wants a denoiser that predicts the noise")
         trained = asdict(inject) if isinstance(inject, BalancedInjection) else None
@@ -98,7 +101,7 @@ class MinimalImpactStage(ControlNetStage):
             self.unet, self.controlnet, self._hint(batch)[few], noisy.text[few], noisy.t[few], x, self.inject
         )
         variance = 1 - noisy.level[few] if self.of == "score" else 1.0
-        with torch.autocast(x.device.type, enabled=False):  # differences want all digits
+        with torch.autocast(x.device.type, enabled=False):
             if self.estimator == "paired":
                 return conservativity_loss(field, x, probe, "paired") / variance
             with sdpa_kernel(SDPBackend.MATH):

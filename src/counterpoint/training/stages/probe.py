@@ -63,6 +63,7 @@ class ProbeStage(DiffusionStage):
     """
 
     trained = ("probe",)
+    reaches_inside = True
 
     def __init__(self, probe: Probe, target: Target, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)
@@ -110,6 +111,7 @@ class AlignmentStage(RewardStage):
         self.probe, self.target = probe, target
         self.alignment_weight, self.alignment_window = alignment_weight, alignment_window
         self.layers = read_by(probe, self.unet, target.layers)
+        self.reaches_inside = True
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.aligned: list[tuple[Tensor, Tensor]] = []
