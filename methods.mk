@@ -29,14 +29,22 @@ METHOD_wide := tiny-innercontrol --set min_timestep_readout=400
 METHOD_beta-tenth := tiny-innercontrol --set aligning_alpha=0.1
 
 # Groups, and how each is measured; what was trained with an injection, at the strength that suits it. Rows are marked against
-# the network that went on as long without the method, where there is one. Silent ones are
+# the network that went on as long without the method, where there is one. Other networks are strengthened when they are exported,
+# as much as the one that they began with: groups called trained- look at them as strong as they were trained, as the papers do.
+# Silent ones are
 # Minimal Impact ControlNet's tables: by sum and by balanced combination, the plain networks at unequal weights, and how far
 # each is from a gradient.
 EACH = $(foreach method,$(2),$(1).$(method).$(3))
 PAIR = $(foreach method,$(1),canny.$(method).$(2)$(COMMA)pose.$(method).$(2))
 WEIGHED = silent -n 64 --fusion sum --weight canny=$(1) --weight pose=$(2)
+TRAINED_depth := depth=0.4
+TRAINED_hed := hed=0.5
+TRAINED_lineart := lineart=0.5
+TRAINED_seg := seg=0.3333
 $(foreach seed,0 1 2 3,$(eval RUNS_depth-$(seed) := $(call EACH,depth,$(ALIGNED),$(seed))))
 $(foreach kind,hed lineart seg,$(eval RUNS_$(kind) := $(call EACH,$(kind),$(ALIGNED),0)))
+$(foreach kind,hed lineart seg,$(eval RUNS_trained-$(kind) := $(RUNS_$(kind))))
+$(foreach seed,0 1 2 3,$(eval RUNS_trained-depth-$(seed) := $(RUNS_depth-$(seed))))
 RUNS_depth-windows := $(call EACH,depth,aligned rewarded-200 rewarded-920 both-200 both-920,0)
 RUNS_depth-weights := $(call EACH,depth,beta-half beta-two beta-five,0)
 RUNS_seg-settings := $(call EACH,seg,wide beta-tenth,0)
@@ -48,6 +56,7 @@ HOW_depth := single --fusion sum -n 128
 HOW_hed := single --fusion sum -n 128 --seeds 4
 HOW_lineart := $(HOW_hed)
 HOW_seg := $(HOW_hed)
+$(foreach kind,depth hed lineart seg,$(eval HOW_trained-$(kind) := $(HOW_$(kind)) --weight $(TRAINED_$(kind))))
 HOW_silent := silent -n 64 --fusion sum --fusion mgda:reading=literal
 HOW_unequal-canny := $(call WEIGHED,1.5,0.5)
 HOW_unequal-pose := $(call WEIGHED,0.5,1.5)
@@ -58,7 +67,8 @@ PLACE = runs/$(if $(findstring mi-stage,$(1)),calibrated,methods)/$(1)
 NETWORK = $(firstword $(subst ., ,$(1)))=$(call PLACE,$(1))
 VERSUS = --versus $(subst $() ,$(COMMA),$(foreach run,$(call SPLIT,$(1)),$(call NETWORK,$(run))))
 FAIR = $(strip $(foreach run,$(RUNS_$(1)),$(if $(findstring .tuned.,$(run))$(findstring .mi-plain.,$(run)),$(run))))
-BASE = $(if $(filter silent-% depth-% hed lineart seg,$(1)),$(if $(FAIR),--baseline "sum of $(subst $(COMMA),+,$(FAIR))"))
+AT = $(if $(filter trained-%,$(1)),$(TRAINED_$(firstword $(subst ., ,$(FAIR)))) )
+BASE = $(if $(filter silent-% depth-% trained-% hed lineart seg,$(1)),$(if $(FAIR),--baseline "sum $(AT)of $(subst $(COMMA),+,$(FAIR))"))
 RUNS := $(sort $(foreach group,$(GROUPS),$(call SPLIT,$(RUNS_$(group)))))
 KEPT := $(GROUPS:%=docs/methods/%/results.json)
 

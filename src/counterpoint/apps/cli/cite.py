@@ -25,8 +25,10 @@ def cite(
 
         recipe = read_recipe(image)
         request = recipe.get("request", recipe)  # the demo's pictures have no request
-        controls, rule = (request.get(name) for name in ("controls", "fusion")) if isinstance(request, dict) else (0, 0)
-        if not isinstance(controls or [], list) or not isinstance(rule or "", str):
+        if not isinstance(request, dict):
+            raise UserError(f"{image} carries no recipe of generate")
+        controls, rule = request.get("controls") or [], request.get("fusion") or ""
+        if not isinstance(controls, list) or not isinstance(rule, str):
             raise UserError(f"{image} carries no recipe of generate")
         scheduler = str(request.get("scheduler") or "unipc").partition(":")[0]
         used = {"diffusers", "stable-diffusion", "classifier-free-guidance", scheduler}
@@ -37,7 +39,7 @@ def cite(
                 used.update(known.cite if len(controls) > 1 or known.injects else ())
             except UserError:
                 output.say(f"{rule} is no rule of counterpoint's: cite it yourself")
-        steered = any(isinstance(one, dict) and one.get("steer", "0") != "0" for one in controls or ())
+        steered = any(isinstance(one, dict) and one.get("steer", "0") != "0" for one in controls)
         used |= {*map(str, recipe.get("adapters") or ()), *["readout"] * steered}
         used |= {*["amdm"] * (len(request.get("aggregate") or ()) > 1)}
         keys = [key for key in CITATIONS if key in used]
