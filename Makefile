@@ -118,7 +118,8 @@ leaderboard: $(READY)
 	$(call SUITE,complementary) -n 128
 	$(call SUITE,silent) -n 64 --gate-silence
 	$(call SUITE,single) -n 128 --fusion sum
-	$(BIN)/counterpoint evaluate leaderboard runs/suites --out docs/leaderboard.md
+	for one in runs/suites/*; do mkdir -p docs/leaderboard/$${one##*/}; cp $$one/results.json docs/leaderboard/$${one##*/}/; done
+	$(BIN)/counterpoint evaluate leaderboard docs/leaderboard --out docs/leaderboard.md
 
 # What rules are set to, against conflicts: thresholds, when and where keys are lent, a control's weight turned by hand.
 # Gating where controls agree, and readings of Minimal Impact ControlNet's equation where they are silent.
