@@ -244,6 +244,7 @@ MISTAKES = [
     (("generate", "x", "--control", "seg:a/../b=maps/seg.png"), "a control is called kind or kind:name"),
     (("generate", "x", "--out", "x.jpg"), "images are written as .png"),
     (("demo", "--seed", "-1"), "--seed"),
+    (("generate", "x", "--reader", "depth=maps"), "--reader belongs to --report and --tune"),
     (("serve", "--ray", "h:1"), "cannot share SQLite"),
 ]
 

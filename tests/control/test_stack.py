@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from counterpoint.control.keys import Lending
 from counterpoint.control.sites import fuse
-from counterpoint.control.stack import Branch, Weight, run_stack
+from counterpoint.control.stack import Branch, run_stack
+from counterpoint.control.weight import Weight
 from counterpoint.fusion import FUSIONS
 from counterpoint.fusion.maxfusion import maxfusion_exchange
 from counterpoint.types import Fusion, Keys, Moment, UserError

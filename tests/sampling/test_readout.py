@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.control.stack import Weight
+from counterpoint.control.weight import Weight
 from counterpoint.models.probe import Probe
 from counterpoint.sampling.economy import ENCODER
 from counterpoint.sampling.pipeline import Pipeline

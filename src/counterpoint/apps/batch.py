@@ -28,6 +28,7 @@ from counterpoint.apps.run import (
     open_request,
     run_together,
 )
+from counterpoint.models.load import BUILT_IN
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
 
@@ -268,7 +269,7 @@ def _standing_in(folder: Path, job: JobRequest) -> JobRequest:
     """The same with all its paths counted from a folder; what is no file or folder there is a name or a hub id."""
 
     def whole(source: str | None) -> str | None:
-        if not source or source == "tiny":
+        if not source or source == BUILT_IN:
             return source
         path, colon, scale = source.rpartition(":")
         if colon and (folder / path).exists():

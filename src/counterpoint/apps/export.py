@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from counterpoint.apps.request import ControlRequest, GenerateRequest
-from counterpoint.control.stack import Weight
+from counterpoint.control.weight import Weight
 from counterpoint.fusion import FUSIONS, get_fusion
 from counterpoint.models.load import GUIDANCE, TINY, locate, native_size, own_controls, split_lora
 from counterpoint.sampling.prompt import unweighted

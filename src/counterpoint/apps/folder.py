@@ -21,7 +21,7 @@ from counterpoint.metrics.distribution import LEAST
 from counterpoint.metrics.metric import Metric
 from counterpoint.metrics.table import METRICS
 from counterpoint.models.inception import load_inception
-from counterpoint.models.load import locate
+from counterpoint.models.load import BUILT_IN, locate
 from counterpoint.models.lpips import LpipsNetwork, load_lpips
 from counterpoint.types import UserError
 
@@ -62,13 +62,13 @@ class Networks:
     @cached_property
     def towers(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
         """Pictures and texts -> CLIP embeddings; the tiny family's are the default."""
-        if self.clip is None or str(self.clip) == "tiny":
-            return load_clip(*(locate("tiny") / part for part in ("image_encoder", "text_encoder", "tokenizer")))
+        if str(self.clip or BUILT_IN) == BUILT_IN:
+            return load_clip(*(locate(BUILT_IN) / part for part in ("image_encoder", "text_encoder", "tokenizer")))
         return load_clip(*[locate(str(self.clip))] * 3)
 
     @property
     def captions(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[str]], Tensor]]:
-        """The same, if they were named: what the tiny ones do not know, such as most words, they cannot judge."""
+        """The same, once they were named: most words the family's own do not know, and cannot judge."""
         if self.clip is None:
             raise UserError("clip needs a CLIP: give --clip FOLDER, or --clip tiny for pictures of the tiny family")
         return self.towers

@@ -11,7 +11,7 @@ import torch
 from counterpoint.api import OPENVINO, find_device
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.apps.run import Listener, Result, load_for, open_request, run
-from counterpoint.control.stack import Weight
+from counterpoint.control.weight import Weight
 from counterpoint.metrics.cost import Cost, measuring
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.sampling.plan import Plan, plan

@@ -20,6 +20,7 @@ from counterpoint.types import UserError
 
 KEY = "counterpoint"
 SCHEMA = 1
+_OTHERS = {".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
 _PACKAGES = (
     "counterpoint", "diffusers", "torch", "transformers", "compel", "peft", "numpy", "pillow", "opencv-python-headless",
     "openvino",
@@ -140,6 +141,17 @@ def settle(folder: Path, settings: dict[str, Any], remedy: str) -> None:
         raise UserError(f"{folder} holds pictures made with other settings ({'; '.join(changed)}); {remedy}")
     if found != before:
         write_json(path, found)
+
+
+def names_picture(out: Path) -> bool:
+    """Whether ``--out`` is the name of a picture, and not that of a folder.
+
+    Raises:
+        UserError: of a picture in another format than is written.
+    """
+    if out.suffix.lower() in _OTHERS:
+        raise UserError(f"--out {out}: images are written as .png; give a folder or a name ending in .png")
+    return out.suffix.lower() == ".png" and not out.is_dir()
 
 
 def check_spared(targets: Iterable[Path], inputs: Iterable[Path]) -> None:

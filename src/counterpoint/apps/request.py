@@ -68,7 +68,7 @@ class ControlRequest(Strict):
     @classmethod
     def _weight(cls, weight: object) -> object:
         """A number or a schedule; what is neither is left for the type to refuse."""
-        from counterpoint.control.stack import Weight
+        from counterpoint.control.weight import Weight
 
         known = isinstance(weight, (str, int, float)) and not isinstance(weight, bool)
         return str(Weight.parse(str(weight))) if known else weight
@@ -121,7 +121,7 @@ class GenerateRequest(Strict):
     def gated(self) -> bool:
         """Whether silence is gated, asked for or not."""
         from counterpoint.control.coverage import gates
-        from counterpoint.control.stack import Weight
+        from counterpoint.control.weight import Weight
         from counterpoint.fusion import get_fusion
 
         speaking = [control.label for control in self.controls if Weight.parse(control.weight).speaks]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from counterpoint.apps.request import ControlRequest, GenerateRequest
 from counterpoint.apps.run import Result, run
-from counterpoint.control.stack import Weight
+from counterpoint.control.weight import Weight
 from counterpoint.evaluation.suite import stack, unstack
 from counterpoint.metrics.agreement import agreement
 from counterpoint.sampling.pipeline import Pipeline

@@ -35,7 +35,8 @@ from counterpoint.models.trained_for import check_kind
 from counterpoint.models.weights import PICKLES, check_fit, on_meta, shapes, verify_folder, weight_files
 from counterpoint.types import CONTROL_KINDS, UserError, check_label, kind_of
 
-TINY = Path(__file__).parent / "tiny"
+BUILT_IN = "tiny"
+TINY = Path(__file__).parent / BUILT_IN
 """The tiny family, shipped inside the package."""
 DEFAULTS = "generation_config.json"
 """File of a model's folder that says how it is best sampled: ``{"guidance_scale": 3.0}``."""
@@ -300,7 +301,7 @@ def locate(source: str) -> Path:
     Raises:
         UserError: there is nothing, or it is a pickle.
     """
-    if source == "tiny":
+    if source == BUILT_IN:
         verify_folder(TINY)
         return TINY
     path = Path(source)
@@ -390,10 +391,8 @@ def load_controlnet(source: str, unet: UNet2DConditionModel, dtype: torch.dtype 
     wanted, got = unet.config, network.config
     for name in ("in_channels", "cross_attention_dim", "block_out_channels"):
         if tuple(_listed(wanted[name])) != tuple(_listed(got[name])):
-            raise UserError(
-                f"the ControlNet {source} does not fit the model: its {name} is {got[name]}, the UNet's is "
-                f"{wanted[name]}"
-            )
+            said = f"its {name} is {got[name]}, the UNet's is {wanted[name]}"
+            raise UserError(f"the ControlNet {source} does not fit the model: {said}")
     return network
 
 

@@ -17,7 +17,8 @@ from transformers import CLIPTokenizer
 
 from counterpoint.control.coverage import covered, gates
 from counterpoint.control.keys import Lending
-from counterpoint.control.stack import Branch, Weight, attention_widths
+from counterpoint.control.stack import Branch, attention_widths
+from counterpoint.control.weight import Weight
 from counterpoint.fusion.minimal_impact import BalancedInjection, trained_injection
 from counterpoint.models.compiling import closed_by
 from counterpoint.sampling.prompt import plain_words, subject_places

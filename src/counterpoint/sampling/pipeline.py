@@ -15,7 +15,7 @@ from torch import Tensor
 from counterpoint.conditions.layout import Layout
 from counterpoint.control.attach import hints_encoded_once
 from counterpoint.control.reuse import Thrift
-from counterpoint.control.stack import Weight
+from counterpoint.control.weight import Weight
 from counterpoint.fusion import get_fusion
 from counterpoint.models.adapter import check_told, load_adapter
 from counterpoint.models.compiling import closed_by

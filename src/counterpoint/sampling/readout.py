@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.control.features import Layers, collecting, embed_time
-from counterpoint.control.stack import Weight
+from counterpoint.control.weight import Weight
 from counterpoint.models.compiling import closed_by
 from counterpoint.models.probe import Probe, reversed_time
 from counterpoint.sampling.controls import each

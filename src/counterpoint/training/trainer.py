@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from counterpoint.training import checkpoint
 from counterpoint.training.card import write_card
-from counterpoint.training.compiling import compile_in_place
+from counterpoint.training.compiling import compile_stage
 from counterpoint.training.config import TrainConfig, as_json, differences
 from counterpoint.training.convergence import sudden_rise
 from counterpoint.training.machine import check_machine
@@ -162,10 +162,7 @@ class _Run:
             num_training_steps=config.max_train_steps,
         )
         if config.torch_compile:
-            if self.stage.reaches_inside:
-                raise UserError("this recipe reaches into the networks at every step: --set torch_compile=false")
-            for network in self.stage.children():
-                compile_in_place(network)
+            compile_stage(self.stage)
         if config.fsdp:  # it synchronises by itself; on a CPU accelerate would wrap it a second time
             self.model, self.optimizer = self.stage, self.accelerator.prepare(optimizer)
         else:
@@ -226,12 +223,8 @@ class _Run:
             num_workers=config.dataloader_num_workers,
             collate_fn=lambda batch: batch,
         )
-        bar = tqdm(
-            total=config.max_train_steps,
-            initial=self.step,
-            disable=not (self.is_main and sys.stderr.isatty()),
-            unit="step",
-        )
+        shown = self.is_main and sys.stderr.isatty()
+        bar = tqdm(total=config.max_train_steps, initial=self.step, disable=not shown, unit="step")
         micro, since, began = 0, self.step, time.perf_counter()
         for ordinals, batch in loader:
             if isinstance(batch, UserError):
@@ -324,7 +317,7 @@ class _Run:
         }
         if self.ema:
             state["ema"] = whole(self.ema.state_dict(), main)
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler:
             state["scaler"] = {**self.accelerator.scaler.state_dict(), "skipped": self.skipped}
 
         def write(folder: Path) -> None:

@@ -7,9 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-_OTHERS = {".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
-"""Suffixes of pictures that are not written; any other one is a folder's."""
-
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows. ball++ and (a red ball)1.3 weigh words.")],
@@ -281,11 +278,11 @@ def generate(
         device=device,
         dtype=dtype,
     )
+    if reader and not (report or tune):
+        raise UserError("--reader belongs to --report and --tune: nothing else reads pictures")
     if tune and not request.controls:
         raise UserError("--tune: there are no controls to follow")
-    if out.suffix.lower() in _OTHERS:
-        raise UserError(f"--out {out}: images are written as .png; give a folder or a name ending in .png")
-    single = out.suffix.lower() == ".png" and not out.is_dir()
+    single = record.names_picture(out)
     if single and n > 1:
         raise UserError(f"--out {out} is one file for {n} images; give a folder")
     record.check_spared([out], request.inputs)

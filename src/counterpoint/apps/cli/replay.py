@@ -61,8 +61,8 @@ def replay(
         return
     target = out or (None if verify else image.with_name(f"{image.stem}.replay.png"))
     if target is not None:
-        if target.suffix.lower() != ".png":
-            raise UserError(f"--out {target}: a picture is written as .png")
+        if not record.names_picture(target):
+            raise UserError(f"--out {target}: give a name ending in .png")
         record.check_spared([target], [image, *images.values(), *inputs.values()])
         record.check_writable(target.parent)
 

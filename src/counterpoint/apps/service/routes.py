@@ -172,8 +172,8 @@ def image(name: str, number: int, owner: User, service: There) -> FileResponse:
 @router.delete("/v1/jobs/{name}", response_model=JobOut, tags=["jobs"], responses=_problems(404, 422))
 def cancel(name: str, owner: User, service: There) -> JobOut:
     """Cancel a job, a running one within a step; of one that has ended, remove its pictures and what it was given."""
-    job = _found(service, name, owner)
-    if not service.store.cancel(name, owner):
+    _found(service, name, owner)
+    if not service.store.cancel(name, owner) and (job := _found(service, name, owner)).state in ENDED:
         shutil.rmtree(service.config.jobs / job.id, ignore_errors=True)
         service.store.wipe(job)
     return _out(_found(service, name, owner))

@@ -34,7 +34,7 @@ from counterpoint.apps.studio.form import (
 from counterpoint.apps.studio.work import Made, Progress, StoppedError, Workshop, spoken
 from counterpoint.conditions.image import read_image
 from counterpoint.conditions.layout import Layout, draw_layout, parse_layout, read_layout
-from counterpoint.control.stack import Weight
+from counterpoint.control.weight import Weight
 from counterpoint.types import Image, UserError
 
 NONE = "none"
