@@ -110,6 +110,9 @@ card: $(READY)
 	$(BIN)/counterpoint evaluate tiny-quality -n 256 --out runs/quality
 	$(BIN)/python -m counterpoint.apps.model_card runs/quality src/counterpoint/models/tiny docs
 
+# Every suite's record in a folder of docs, which pages are made from.
+KEEP = for one in $(1)/*; do mkdir -p $(2)/$${one\#\#*/}; cp $$one/results.json $(2)/$${one\#\#*/}/; done
+
 # Every rule on every suite beside the papers' own numbers: docs/leaderboard.md. What was made is not made again.
 SUITE = $(BIN)/counterpoint evaluate $(1) --out runs/suites/$(1)
 
@@ -118,7 +121,7 @@ leaderboard: $(READY)
 	$(call SUITE,complementary) -n 128
 	$(call SUITE,silent) -n 64 --gate-silence
 	$(call SUITE,single) -n 128 --fusion sum
-	for one in runs/suites/*; do mkdir -p docs/leaderboard/$${one##*/}; cp $$one/results.json docs/leaderboard/$${one##*/}/; done
+	$(call KEEP,runs/suites,docs/leaderboard)
 	$(BIN)/counterpoint evaluate leaderboard docs/leaderboard --out docs/leaderboard.md
 
 # What rules are set to, against conflicts: thresholds, when and where keys are lent, a control's weight turned by hand.
@@ -152,7 +155,7 @@ aggregation: $(READY)
 	$(call TOGETHER,layout,10,three-recipe,20) --aggregate interact,migc,style --aggregation paper-three --aggregation eta=0.3x
 	$(call TOGETHER,layout,50,windows,24) --aggregate interact,migc $(addprefix --aggregation ,$(LENGTHS))
 	$(call TOGETHER,layout,50,settings,20) --aggregate interact,migc $(addprefix --aggregation ,$(HOW))
-	for one in runs/aggregation/*; do mkdir -p docs/aggregation/$${one##*/}; cp $$one/results.json docs/aggregation/$${one##*/}/; done
+	$(call KEEP,runs/aggregation,docs/aggregation)
 	$(BIN)/counterpoint evaluate leaderboard docs/aggregation --out docs/aggregation-results.md
 
 # The pictures of README and docs that show the rules.

@@ -141,11 +141,14 @@ class ControlNetStage(DiffusionStage):
         self.controlnet, self.field = controlnet, f"control:{kind}"
         self.inject, self.strength = trained_injection(controlnet), strength_of(controlnet)
         strengthen(controlnet, 1 / self.strength)
-        self.reaches_inside = self.inject is not torch.add
         if self.noises_per_sample > 1:
             times = self.noises_per_sample
             encoder = controlnet.controlnet_cond_embedding
             encoder.register_forward_hook(lambda _, __, code: code.repeat_interleave(times, 0))
+
+    @property
+    def reaches_inside(self) -> bool:
+        return self.inject is not torch.add
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor, batch: Batch) -> Tensor:
         down, mid = self.controlnet(x, t, text, self._hint(batch), return_dict=False)

@@ -54,7 +54,6 @@ class MinimalImpactStage(ControlNetStage):
         super().__init__(*args, **settings)
         self.inject, self.weight, self.estimator, self.share = inject, weight, estimator, share
         self.of, self.window = of, window
-        self.reaches_inside = inject is not torch.add
         if weight:  # for all of the process: differences want all digits, forward and backward
             torch.backends.cudnn.allow_tf32 = False
         if weight and self.scheduler.config.prediction_type != "epsilon":

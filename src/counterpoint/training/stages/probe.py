@@ -97,6 +97,7 @@ class AlignmentStage(RewardStage):
     """
 
     weighed = MappingProxyType({**RewardStage.weighed, "alignment": "alignment_weight"})
+    reaches_inside = True
 
     def __init__(
         self,
@@ -111,7 +112,6 @@ class AlignmentStage(RewardStage):
         self.probe, self.target = probe, target
         self.alignment_weight, self.alignment_window = alignment_weight, alignment_window
         self.layers = read_by(probe, self.unet, target.layers)
-        self.reaches_inside = True
 
     def forward(self, batch: Batch, draws: Draws, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         self.aligned: list[tuple[Tensor, Tensor]] = []
