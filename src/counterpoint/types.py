@@ -86,6 +86,7 @@ CONTROL_KINDS = {
     )
 }
 """Every kind of control. Its images are RGB, 0..255, and networks read them as 0..1."""
+_OWN = ControlKind("own", "what only its network knows", None, colour_order="rgb")
 
 
 def known_kind(name: str) -> str:
@@ -102,6 +103,11 @@ def known_kind(name: str) -> str:
 def kind_of(label: str) -> str:
     """The kind of a control, of its label: ``kind``, or ``kind:name`` for a second of the kind."""
     return label.partition(":")[0]
+
+
+def meaning(label: str) -> ControlKind:
+    """What the images of a control mean, of its label; of a kind that is no known one, nothing is known."""
+    return CONTROL_KINDS.get(kind_of(label), _OWN)
 
 
 def check_label(label: str) -> None:

@@ -80,6 +80,21 @@ def test_the_familys_own_control_beside_a_users(cli, maps: Path) -> None:
     assert status == 0, err
 
 
+def test_a_kind_of_ones_own(cli, maps: Path) -> None:
+    """Any name does where its network is given; one that is nearly a kind's is asked about."""
+    network, made = TINY / "controls" / "seg", []
+    for name in ("seg", "paint:two"):
+        given = ("--control", f"{name}={maps}/seg.png", "--controlnet", f"{name}={network}", "--steps", 2, "--json")
+        status, out, err = cli("generate", "a meadow", *given)
+        assert status == 0, err
+        made.append(Image.open(json.loads(out)["images"][0]).tobytes())
+    assert made[0] == made[1]
+    near = ("--control", f"posed={maps}/pose.png", "--controlnet", f"posed={TINY}/controls/pose")
+    status, _, err = cli("generate", "a meadow", *near, "--control", f"seg={maps}/seg.png", "--steps", 1)
+    assert status == 0, err
+    assert "'posed' is no kind of control, so its silent value is not known: call it 'pose', or pose:posed" in err
+
+
 def test_same_command_same_pixels_and_nothing_is_overwritten(cli, maps: Path) -> None:
     command = ("generate", "a red ball", "--control", f"seg={maps}/seg.png", "--steps", 2)
     first, second = (Path(cli(*command)[1].strip()) for _ in range(2))
@@ -162,7 +177,8 @@ MISTAKES = [
     (("generate", "x", "--control", "pose=maps/empty.png"), "not an image"),
     (("generate", "x", "--control", "pose=maps/cut.png"), "damaged"),
     (("generate", "x", "--control", "pose=maps"), "folder"),
-    (("generate", "x", "--control", "smell=maps/seg.png"), "unknown control 'smell'"),
+    (("generate", "x", "--control", "smell=maps/seg.png"), "and any other whose controlnet is given"),
+    (("generate", "x", "--photo", "smell=maps/seg.png", "--controlnet", "smell=x"), "unknown control 'smell'"),
     (("generate", "x", "--control", "maps/seg.png"), "NAME=VALUE"),
     (("generate", "x", "--control", "seg=maps/seg.png", "--control", "seg=maps/pose.png"), "given twice"),
     (

@@ -187,7 +187,7 @@ def test_full_queues_say_when(client: TestClient) -> None:
         ({"controls": [{"label": "pose", "image": "!"}]}, "control-0 is not base64"),
         ({"controls": [{"label": "pose", "image": base64.b64encode(b"text").decode()}]}, "control-0"),
         ({"controls": [{"label": "pose", "image": EVEN}]}, "has 400 x 400 pixels; the limit is 20,480"),
-        ({"controls": [{"label": "smell", "image": picture()}]}, "unknown control 'smell'"),
+        ({"controls": [{"label": "smell", "image": picture()}]}, "tiny has no control 'smell'; it has canny"),
         ({"controls": [{"label": "pose:mi/../../../x", "image": picture()}]}, "a control is called kind or kind:name"),
         ({"controls": [{"label": "pose", "image": picture(), "extractor": "x"}]}, "there is no such key"),
         ({"controls": [{"label": "pose", "image": picture(), "weight": "x"}]}, "a weight is a number"),

@@ -17,7 +17,7 @@ from counterpoint.fusion import FUSIONS, get_fusion
 from counterpoint.models.load import GUIDANCE, TINY, locate, native_size, own_controls, split_lora
 from counterpoint.sampling.prompt import unweighted
 from counterpoint.sampling.schedulers import find_scheduler
-from counterpoint.types import CONTROL_KINDS, Fusion, UserError
+from counterpoint.types import Fusion, UserError, meaning
 
 _SIDE = 512
 """Of a picture in ComfyUI, where its model is not here to say."""
@@ -154,7 +154,7 @@ def _call(request: GenerateRequest, seed: int, size: tuple[int, int] | None) -> 
     if request.inpaint_mask:
         call["mask_image"] = picture(request.inpaint_mask)
     if request.controls:
-        hints = [picture(one.image, CONTROL_KINDS[one.kind].resample == "nearest") for one in request.controls]
+        hints = [picture(one.image, meaning(one.kind).resample == "nearest") for one in request.controls]
         call |= {
             "control_image" if request.init_image else "image": f"[{', '.join(hints)}]",
             "controlnet_conditioning_scale": str([_constant(one) for one in request.controls]),
@@ -219,7 +219,7 @@ def to_comfyui(request: GenerateRequest, seed: int) -> Exported:
     )
     for one in request.controls:
         network = node("ControlNetLoader", control_net_name=_file(one.controlnet or one.kind))
-        image = picture(one.image, CONTROL_KINDS[one.kind].resample == "nearest")
+        image = picture(one.image, meaning(one.kind).resample == "nearest")
         applied = node(
             "ControlNetApplyAdvanced", positive=positive, negative=negative, control_net=[network, 0],
             image=[image, 0], strength=_constant(one), start_percent=one.window[0], end_percent=one.window[1],

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from counterpoint.types import DEFAULT_FUSION, UserError, check_label, kind_of, known_kind
+from counterpoint.types import CONTROL_KINDS, DEFAULT_FUSION, UserError, check_label, kind_of, known_kind
 
 
 class Strict(BaseModel):
@@ -52,10 +52,15 @@ class ControlRequest(Strict):
 
     @field_validator("label")
     @classmethod
-    def _known(cls, label: str) -> str:
-        known_kind(kind_of(label))
+    def _label(cls, label: str) -> str:
         check_label(label)
         return label
+
+    @model_validator(mode="after")
+    def _extracted(self) -> Self:
+        if self.photo:
+            known_kind(self.kind)
+        return self
 
     @field_validator("window")
     @classmethod
@@ -182,6 +187,10 @@ class GenerateRequest(Strict):
             raise ValueError(
                 f"two controls are called {min(twice)!r}; name the second one {kind_of(min(twice))}:SOMETHING"
             )
+        for kind in (one.kind for one in self.controls if one.controlnet is None):
+            if kind not in CONTROL_KINDS and not (Path(self.model) / "controls" / kind).is_dir():
+                known = f"{', '.join(CONTROL_KINDS)}, and any other whose controlnet is given"
+                raise ValueError(f"unknown control {kind!r}; there are {known}")
         if self.subject and self.subject_mask:
             raise ValueError("a subject and a subject mask both say where the foreground is; give one of them")
         if self.aggregation and len(self.aggregate) < 2:

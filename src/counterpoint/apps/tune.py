@@ -16,7 +16,7 @@ from counterpoint.control.weight import Weight
 from counterpoint.evaluation.suite import stack, unstack
 from counterpoint.metrics.agreement import agreement
 from counterpoint.sampling.pipeline import Pipeline
-from counterpoint.types import CONTROL_KINDS, Image, kind_of
+from counterpoint.types import Image, kind_of, meaning
 
 Maps = Mapping[str, Callable[[Tensor], Tensor]]
 FEWEST = 6
@@ -126,7 +126,7 @@ def variants(
             silent = {} if rule == "cross" else {"foreground": (), "subject": (), "subject_mask": ()}
             options = f"--fusion {rule}" + (" without --subject" if told and silent else "")
             made.append((options, request.model_copy(update={"fusion": rule, **silent})))
-    kinds = [CONTROL_KINDS[control.kind] for control in request.controls]
+    kinds = [meaning(control.kind) for control in request.controls]
     if not request.gated and any(kind.silent is not None for kind in kinds):
         made.append(("--gate-silence", request.model_copy(update={"gate_silence": True})))
     least = min(followed, key=lambda label: followed[label])

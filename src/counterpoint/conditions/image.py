@@ -15,7 +15,7 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-from counterpoint.types import CONTROL_KINDS, Image, UserError
+from counterpoint.types import Image, UserError, meaning
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded."""
@@ -119,7 +119,7 @@ def resize(picture: Image, width: int, height: int, how: Fit = "fill", kind: str
     tall, wide = picture.shape[:2]
     if (wide, tall) == (width, height):
         return picture
-    nearest = kind is not None and CONTROL_KINDS[kind].resample == "nearest"
+    nearest = kind is not None and meaning(kind).resample == "nearest"
     if how == "stretch":
         return _scale(picture, width, height, nearest)
     scale = (max if how == "fill" else min)(width / wide, height / tall)

@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 
 from counterpoint.conditions.segmentation import ADE20K_PALETTE
-from counterpoint.types import CONTROL_KINDS, Image, Notice
+from counterpoint.types import CONTROL_KINDS, Image, Notice, meaning
 
 _MOST = 0.97
 """Share of pixels that must agree."""
 _LABELS = 48
 """Colours of a picture that has no more of them than labels would."""
+_PLAIN = CONTROL_KINDS.keys() - {"tile", "normal"}
+"""Kinds whose maps nobody takes for a photo."""
 _CODES = np.unique(ADE20K_PALETTE.astype(np.int64) @ [65536, 256, 1])
 
 
@@ -36,9 +38,9 @@ def check_picture(name: str, picture: Image, kind: str, *, photo: bool) -> None:
         said = "dark lines on white already: invert it and give it with --control"
     elif photo and found is not None and kind != "tile":
         said = f"a {found} map already: give it with --control"
-    elif not photo and found == "inverted" and CONTROL_KINDS[kind].silent == 0:
+    elif not photo and found == "inverted" and meaning(kind).silent == 0:
         said = "dark lines on white: controls are white on black, invert it"
-    elif not photo and found is None and kind not in {"tile", "normal"} and int(np.ptp(picture, -1).max()) > 2:
+    elif not photo and found is None and kind in _PLAIN and int(np.ptp(picture, -1).max()) > 2:
         said = f"a photo: give it with --photo {kind}=..., which extracts the {kind} map"
     if said is not None:
         warnings.warn(f"{name} looks like {said}", WrongPicture, stacklevel=3)

@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.types import CONTROL_KINDS, ControlKind, Fusion, UserError, kind_of
+from counterpoint.types import CONTROL_KINDS, ControlKind, Fusion, Notice, UserError, kind_of, meaning
 
 REACH = 1 / 16
 """How far around its lines a control speaks, as a share of the picture's shorter side."""
 _UNGATED = ("sum", "minimal-impact")
+
+
+class UnknownKind(Notice):
+    """A control whose name is nearly a kind."""
 
 
 def coverage(hint: Float[Tensor, "b 3 h w"], kind: ControlKind, reach: float = REACH) -> Float[Tensor, "b 1 h w"]:
@@ -41,8 +45,7 @@ def coverage(hint: Float[Tensor, "b 3 h w"], kind: ControlKind, reach: float = R
 
 def is_silenced(name: str) -> bool:
     """Whether a control's name, ``kind`` or ``kind:label``, tells that part of its picture may say nothing."""
-    kind = CONTROL_KINDS.get(kind_of(name))
-    return kind is not None and kind.silent is not None
+    return meaning(name).silent is not None
 
 
 def gates(asked: bool | None, fusion: Fusion, names: Collection[str]) -> bool:
@@ -64,7 +67,7 @@ def warn_of_names(fusion: Fusion, names: Collection[str]) -> None:
             warnings.warn(
                 f"{kind!r} is no kind of control, so its silent value is not known: call it {near[0]!r}, "
                 f"or {near[0]}:{kind}",
-                UserWarning,
+                UnknownKind,
                 stacklevel=5,
             )
 
@@ -75,7 +78,7 @@ def _silences(fusion: Fusion) -> bool:
 
 def covered(name: str, hint: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:
     """The coverage of a control by its name; ``None`` if its kind has no silence."""
-    return coverage(hint, CONTROL_KINDS[kind_of(name)]) if is_silenced(name) else None
+    return coverage(hint, meaning(name)) if is_silenced(name) else None
 
 
 def _blur(maps: Float[Tensor, "b 1 h w"], sigma: float) -> Float[Tensor, "b 1 h w"]:

@@ -15,7 +15,7 @@ from diffusers import FluxControlNetModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from counterpoint.control.coverage import covered, gates
+from counterpoint.control.coverage import covered, gates, warn_of_names
 from counterpoint.control.keys import Lending
 from counterpoint.control.stack import Branch, attention_widths
 from counterpoint.control.weight import Weight
@@ -97,6 +97,8 @@ def where_heard(
             ``None`` leaves that to :func:`counterpoint.control.coverage.gates`, for every picture by itself.
         fusion: the rule, or the schedule of several.
     """
+    if gated is None:
+        warn_of_names(fusion, list(hints))
     pictures = [
         [name for name, several in weights.items() if several[min(picture, len(several) - 1)].speaks]
         for picture in range(max(map(len, hints.values()), default=0))

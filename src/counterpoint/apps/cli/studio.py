@@ -34,7 +34,7 @@ def studio(
     from counterpoint.apps.cli import output
     from counterpoint.apps.cli.listen import listening, loopback
     from counterpoint.apps.cli.values import pairs
-    from counterpoint.types import UserError, known_kind
+    from counterpoint.types import UserError
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -45,8 +45,6 @@ def studio(
     if not users and not loopback(host):
         raise UserError(f"--host {host} is open to others: give --login FILE")
     networks = pairs("--controlnet", controlnet)
-    for kind in networks:
-        known_kind(kind)
     record.check_writable(folder)
     output.quiet_libraries()
 

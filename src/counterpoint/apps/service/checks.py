@@ -24,7 +24,7 @@ from counterpoint.models.load import locate
 from counterpoint.sampling.controls import check_foreground
 from counterpoint.sampling.prompt import plain_words, subject_places
 from counterpoint.sampling.schedulers import make_scheduler
-from counterpoint.types import CONTROL_KINDS, Image, UserError, kind_of
+from counterpoint.types import Image, UserError, kind_of
 
 _FACTOR = 8
 """Pixels a latent, along each side, of every model that is offered."""
@@ -153,7 +153,7 @@ def _check_parts(job: JobIn, source: str) -> None:
         if name not in adapters:
             raise UserError(f"aggregate: {name!r} is no name of an adapter; {job.model} has {', '.join(adapters)}")
     for one in job.controls:
-        if kinds and kind_of(one.label) in CONTROL_KINDS and kind_of(one.label) not in kinds:
+        if kinds and kind_of(one.label) not in kinds:
             raise UserError(f"{job.model} has no control {kind_of(one.label)!r}; it has {', '.join(kinds)}")
     if job.controls and not kinds and len(job.controls) != networks:
         raise UserError(
