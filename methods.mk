@@ -30,10 +30,9 @@ METHOD_beta-tenth := tiny-innercontrol --set aligning_alpha=0.1
 
 # Groups, and how each is measured; what was trained with an injection, at the strength that suits it. Rows are marked against
 # the network that went on as long without the method, where there is one. Other networks are strengthened when they are exported,
-# as much as the one that they began with: groups called trained- look at them as strong as they were trained, as the papers do.
-# Silent ones are
-# Minimal Impact ControlNet's tables: by sum and by balanced combination, the plain networks at unequal weights, and how far
-# each is from a gradient.
+# as much as the one that they began with: groups called trained- look at them as strong as they were trained, as the papers do,
+# and windows, weights and settings are compared so alone. Silent ones are Minimal Impact ControlNet's tables: by sum and by
+# balanced combination, the plain networks at unequal weights, and how far each is from a gradient.
 EACH = $(foreach method,$(2),$(1).$(method).$(3))
 PAIR = $(foreach method,$(1),canny.$(method).$(2)$(COMMA)pose.$(method).$(2))
 WEIGHED = silent -n 64 --fusion sum --weight canny=$(1) --weight pose=$(2)
@@ -45,9 +44,9 @@ $(foreach seed,0 1 2 3,$(eval RUNS_depth-$(seed) := $(call EACH,depth,$(ALIGNED)
 $(foreach kind,hed lineart seg,$(eval RUNS_$(kind) := $(call EACH,$(kind),$(ALIGNED),0)))
 $(foreach kind,hed lineart seg,$(eval RUNS_trained-$(kind) := $(RUNS_$(kind))))
 $(foreach seed,0 1 2 3,$(eval RUNS_trained-depth-$(seed) := $(RUNS_depth-$(seed))))
-RUNS_depth-windows := $(call EACH,depth,aligned rewarded-200 rewarded-920 both-200 both-920,0)
-RUNS_depth-weights := $(call EACH,depth,beta-half beta-two beta-five,0)
-RUNS_seg-settings := $(call EACH,seg,wide beta-tenth,0)
+RUNS_trained-depth-windows := $(call EACH,depth,tuned aligned rewarded-200 rewarded-920 both-200 both-920,0)
+RUNS_trained-depth-weights := $(call EACH,depth,tuned beta-half beta-two beta-five,0)
+RUNS_trained-seg-settings := $(call EACH,seg,tuned wide beta-tenth,0)
 $(foreach seed,0 1,$(eval RUNS_silent-$(seed) := $(call PAIR,$(MINIMAL),$(seed))))
 $(foreach seed,0 1,$(eval RUNS_unequal-canny-$(seed) := $(call PAIR,mi-plain,$(seed))))
 $(foreach seed,0 1,$(eval RUNS_unequal-pose-$(seed) := $(call PAIR,mi-plain,$(seed))))
