@@ -66,6 +66,23 @@ def shard(path: Path, files: dict[str, bytes]) -> Path:
 FULL = {"file_name": "1.png", "text": "one", "canny_file_name": "edges.png", "segments_file_name": "segments.png"}
 
 
+def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+    """A kind of one's own is, by its name; what nobody asks for may be missing, or damaged."""
+    named = {f"{what}_file_name": "edges.png" for what in ("glow", "canny")}
+    place = folder(tmp_path / "set", {"file_name": "1.png", "depth_file_name": "absent.png", **named})
+    files = {"1.png": png(0), "1.glow.png": png(255), "1.canny.png": png(255), "1.depth.png": b"cut"}
+    tar = shard(tmp_path / "1.tar", files)
+    for source, lacking in ((place, "absent.png"), (tar, "depth")):
+        photos = open_photos(source, 16, kinds=["glow"])
+        assert set(photos[0].maps) == {"glow"}
+        assert photos.having("glow") == [0]
+        with pytest.raises(UserError, match=lacking):
+            open_photos(source, 16)[0]
+    table = write_parquet(tmp_path, ["image", "text", "glow", "control_canny"])
+    assert set(parquet(table, 16, split="validation", kinds=["glow"])[0].maps) == {"glow"}
+    assert set(parquet(table, 16, split="validation")[0].maps) == {"canny"}
+
+
 def test_an_image_folder(tmp_path: Path) -> None:
     photos = open_photos(folder(tmp_path / "set", FULL, {"file_name": "2.png"}), 16)
     assert isinstance(photos, ImageFolder)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
+from counterpoint.conditions.image import read_image, resize
 from counterpoint.data.photos import Photo
 from counterpoint.recipes import RECIPES, photos
 from counterpoint.training.config import override
@@ -144,11 +145,21 @@ def test_columns_are_those_of_the_published_scripts(tiny: Path, place: Path) -> 
         photos.base(settings("photo-base", tiny, place / "set", **names))
 
 
+def test_a_kind_of_ones_own(tiny: Path, place: Path) -> None:
+    row = {"file_name": "0.png", "text": "noise", "glow_file_name": "1.png"}
+    (place / "metadata.jsonl").write_text(json.dumps(row))
+    job = photos.controlnet(settings("photo-controlnet", tiny, place, control_type="glow"))
+    seen = job.samples.batch([0])["control:glow"][0]
+    assert np.array_equal(seen, resize(read_image(place / "1.png"), *seen.shape[:2]))
+    with pytest.raises(UserError, match=r"1 of 1 photos have no gloom image, and gloom is none of the kinds that can"):
+        photos.controlnet(settings("photo-controlnet", tiny, place, control_type="gloom"))
+
+
 def test_an_unknown_control(tiny: Path, place: Path) -> None:
     with pytest.raises(UserError, match="depth has no silent value"):
         photos.controlnet(settings("photo-controlnet", tiny, place, control_type="depth", balanced=True))
     job = photos.segmenter(settings("photo-segmenter", tiny, place, num_labels=2))
     with pytest.raises(UserError, match="a picture has segment 2; num_labels=2 counts from 0"):
         job.stage(job.samples.batch([0]), Draws(0, [0]), 0)
-    with pytest.raises(UserError, match="unknown control 'smell'"):
-        override(RECIPES["photo-controlnet"].config, ["control_type=smell"])
+    with pytest.raises(UserError, match="'a:b' is one control of its kind"):
+        override(RECIPES["photo-controlnet"].config, ["control_type=a:b"])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from counterpoint.conditions.soft_edge import soft_edge
-from counterpoint.types import CONTROL_KINDS, Image, Samples, UserError
+from counterpoint.types import CONTROL_KINDS, Image, Samples, UserError, meaning
 
 _SIDE = 256
 """Shorter side at which a photo is segmented."""
@@ -48,7 +48,7 @@ def check_can_be_silent(kind: str, asked: str) -> None:
     Raises:
         UserError: it cannot be silent.
     """
-    if CONTROL_KINDS[kind].silent is None:
+    if meaning(kind).silent is None:
         raise UserError(f"{asked}: {kind} has no silent value, every colour of it means something")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Of files that are taken for pictures."""
 SEGMENTS = "segments"
 METADATA = "metadata.jsonl"
+ALL = tuple(CONTROL_KINDS)
 MOST_DAMAGED = 0.01
 """Share of photos that may be damaged."""
 
@@ -63,16 +64,16 @@ class ImageFolder:
         UserError: a row is no JSON, names a file twice or one that is not there; the message has its line.
     """
 
-    def __init__(self, folder: Path, size: int, making: str = "") -> None:
-        self.folder, self.size = folder, size
-        self.rows = read_metadata(folder, making)
+    def __init__(self, folder: Path, size: int, making: str = "", kinds: Collection[str] = ALL) -> None:
+        self.folder, self.size, self.kinds = folder, size, kinds
+        self.rows = read_metadata(folder, making, kinds)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Photo:
         row = self.rows[number]
-        files = {what: read_bytes(self.folder / name) for what, name in _files(row).items()}
+        files = {what: read_bytes(self.folder / name) for what, name in _files(row, self.kinds).items()}
         image = read_bytes(self.folder / row["file_name"])
         return decode_photo(row["file_name"], image, row.get("text", ""), files, self.size)
 
@@ -82,7 +83,7 @@ class ImageFolder:
 
 
 def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes], size: int) -> Photo:
-    """A photo from the content of its files, brought to a square; what is no control and no segments is left out.
+    """A photo from the content of its files, kind or segments -> bytes, brought to a square.
 
     Without segments, SAM's picture of them will do. ``where`` becomes its name.
 
@@ -90,7 +91,7 @@ def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes]
         UserError: a file is damaged, or of other proportions than the photo; the message begins with ``where``.
     """
     photo, maps = decode_image(image, where), {}
-    for kind in (kind for kind in files if kind in CONTROL_KINDS):
+    for kind in (kind for kind in files if kind != SEGMENTS):
         made = decode_image(files[kind], f"{where} ({kind})")
         check_shape(f"{where} ({kind})", made.shape[:2], photo.shape[:2])
         maps[kind] = resize(made, size, size, kind=kind)
@@ -99,6 +100,11 @@ def decode_photo(where: str, image: bytes, text: str, files: Mapping[str, bytes]
     if segmented is not None:
         segments = square_segments(files[segmented], f"{where} ({segmented})", size, photo.shape[:2])
     return Photo(square(photo, size, where), text, maps, segments=segments, name=where)
+
+
+def pictured(kinds: Collection[str]) -> list[str]:
+    """What pictures are read for beside a photo: condition images of some kinds, and what tells its segments."""
+    return list(dict.fromkeys((*kinds, "sam", SEGMENTS)))
 
 
 def beside(root: Path, kind: str, name: str) -> Path:
@@ -173,9 +179,9 @@ def decode_text(content: bytes, where: object) -> str:
         raise UserError(f"{where}: the caption is not UTF-8") from None
 
 
-def read_metadata(folder: Path, making: str = "") -> list[dict[str, str]]:
-    """The rows of a folder's ``metadata.jsonl``; images of the kind that is in the ``making`` need not be there, if
-    they are to be :func:`beside` their photos.
+def read_metadata(folder: Path, making: str = "", kinds: Collection[str] = ALL) -> list[dict[str, str]]:
+    """The rows of a folder's ``metadata.jsonl``; of the condition images those of some ``kinds`` must be there, but of
+    the kind that is in the ``making`` they need not, if they are to be :func:`beside` their photos.
 
     Raises:
         UserError: a line is not UTF-8, no JSON object with a ``file_name``, has a key twice, names a file a second
@@ -196,11 +202,11 @@ def read_metadata(folder: Path, making: str = "") -> list[dict[str, str]]:
             raise UserError(f"{path}, line {number}: {error}") from None
         except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path}, line {number}: no JSON object with a file_name") from None
-        if not all(isinstance(value, str) for value in (name, row.get("text", ""), *_files(row).values())):
+        if not all(isinstance(value, str) for value in (name, row.get("text", ""), *_files(row, kinds).values())):
             raise UserError(f"{path}, line {number}: names of files and the text are strings")
         if name in lines:
             raise UserError(f"{path}, line {number}: {name} is there twice, first in line {lines[name]}")
-        for what, file in {"": name, **_files(row)}.items():
+        for what, file in {"": name, **_files(row, kinds)}.items():
             made = what and what == making and Path(file) == beside(Path(), making, name)
             if not (made or (is_inside(file) and (folder / file).is_file())):
                 raise UserError(f"{path}, line {number}: there is no file {file}")
@@ -219,9 +225,9 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return seen
 
 
-def _files(row: Mapping[str, str]) -> dict[str, str]:
+def _files(row: Mapping[str, str], kinds: Collection[str]) -> dict[str, str]:
     """What a row has besides its picture: kind, or segments -> file."""
-    return {what: row[f"{what}_file_name"] for what in (*CONTROL_KINDS, SEGMENTS) if row.get(f"{what}_file_name")}
+    return {what: row[f"{what}_file_name"] for what in pictured(kinds) if row.get(f"{what}_file_name")}
 
 
 def decode_record(content: bytes | None, where: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from counterpoint.data.balance import segment
 from counterpoint.data.beside import Pictures, PublishedPhotos, pictures_below
 from counterpoint.data.coco import PET_TRIMAPS, Ade20k, Coco, CocoInOne, Pets, coco_splits
 from counterpoint.data.multigen import MultiGen
-from counterpoint.data.photos import DOWNLOAD, METADATA, MOST_DAMAGED, ImageFolder, Photo
+from counterpoint.data.photos import ALL, DOWNLOAD, METADATA, MOST_DAMAGED, ImageFolder, Photo
 from counterpoint.data.tables import table_reader
 from counterpoint.data.tars import TarShards, tar_shards
-from counterpoint.types import Image, UserError
+from counterpoint.types import CONTROL_KINDS, Image, UserError
 
 Extract = Mapping[str, Callable[[Image], Image]]
 """Kind of control -> photo to condition image of the same size."""
@@ -25,7 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 def open_photos(
-    place: Path, size: int, *, image: str = "image", text: str = "text", maps: Mapping[str, str] | None = None
+    place: Path,
+    size: int,
+    *,
+    image: str = "image",
+    text: str = "text",
+    maps: Mapping[str, str] | None = None,
+    kinds: Collection[str] = ALL,
 ) -> Sequence[Photo]:
     """What a place holds: tar shards (a file, or a folder of them), a data set that the datasets library saved,
     Parquet files as the hub has them, or what :func:`open_folder` reads.
@@ -36,34 +42,37 @@ def open_photos(
         image: of a data set in columns, that of the picture.
         text: likewise, that of the caption.
         maps: likewise, kind -> that of its condition image; default whatever is called ``KIND`` or ``control_KIND``.
+        kinds: of the condition images that are read where they came with their photos.
 
     Raises:
         UserError: it is none of these, or a part of it is broken.
     """
     shards = tar_shards(place)
     if (read := table_reader(place)) is not None:
-        return read(place, size, text, maps, image=image)
+        return read(place, size, text, maps, image=image, kinds=kinds)
     if (image, text, maps) != ("image", "text", None):
         raise UserError(f"{place} has no columns to be named: it is neither Parquet files nor a saved data set")
     if shards:
-        return TarShards(shards, size)
+        return TarShards(shards, size, kinds)
     if not place.is_dir():
         hint = f": {DOWNLOAD}" if place.suffix == ".parquet" else ""
         raise UserError(f"there is no folder of photos and no tar file {place}{hint}")
-    return open_folder(place, size)
+    return open_folder(place, size, kinds=kinds)
 
 
-def open_folder(place: Path, size: int, making: str = "") -> ImageFolder | PublishedPhotos:
+def open_folder(
+    place: Path, size: int, making: str = "", kinds: Collection[str] = ALL
+) -> ImageFolder | PublishedPhotos:
     """A folder with ``metadata.jsonl``; a layout of its publisher (COCO 2017, ADE20K, the Oxford-IIIT pets,
     MultiGen-20M, ``images/`` with one ``annotations.json``); else the only folder below it with ``metadata.jsonl``, or
     any photos. Of several splits it is the one for training. Condition images of the kind that is in the ``making``
-    may be named before they are there.
+    may be named before they are there. Of ``kinds`` they are read where a list names them.
 
     Raises:
         UserError: a part of it is missing or broken, or it is not clear which of its folders is meant.
     """
     if (place / METADATA).exists():
-        return ImageFolder(place, size, making)
+        return ImageFolder(place, size, making, kinds)
     if splits := coco_splits(place):
         return Coco(place, size, splits[0])
     if (place / "json_files").is_dir():
@@ -77,7 +86,7 @@ def open_folder(place: Path, size: int, making: str = "") -> ImageFolder | Publi
     if (table := place / "metadata.csv").exists():
         raise UserError(f"{table} is not read: write it as {METADATA}, a JSON object a line")
     if described := sorted(path.parent for path in place.rglob(METADATA)):
-        return ImageFolder(_training(place, described), size, making)
+        return ImageFolder(_training(place, described), size, making, kinds)
     if (place / "train").is_dir() and any((place / split).is_dir() for split in ("test", "val", "validation")):
         return Pictures(place / "train", size)
     return Pictures(place, size)
@@ -168,7 +177,7 @@ class PhotoSamples:
             if len(there) < len(numbers):
                 said = f"{len(numbers) - len(there)} of {len(numbers)} photos have no {kind} image"
                 if not there:
-                    raise UserError(f"{said}, and nothing here makes one: counterpoint extract {kind} --batch")
+                    raise UserError(f"{said}, and {_nothing_makes(kind)}")
                 _log.warning("%s and are left out", said)
             numbers = there
         return numbers
@@ -177,9 +186,7 @@ class PhotoSamples:
         if kind in photo.maps:
             return photo.maps[kind]
         if kind not in self.extract:
-            raise UserError(
-                f"photo {number} has no {kind} image, and nothing here makes one: counterpoint extract {kind} --batch"
-            )
+            raise UserError(f"photo {number} has no {kind} image, and {_nothing_makes(kind)}")
         return self.extract[kind](photo.image)
 
     def _segments(self, photo: Photo, number: int) -> np.ndarray:
@@ -206,3 +213,9 @@ class PhotoSamples:
                     ) from None
                 _log.warning("skipped (%d of at most %d): %s", len(self.damaged), self.most_damaged, error)
         raise UserError("no photo is whole")
+
+
+def _nothing_makes(kind: str) -> str:
+    if kind in CONTROL_KINDS:
+        return f"nothing here makes one: counterpoint extract {kind} --batch"
+    return f"{kind} is none of the kinds that can be made ({', '.join(CONTROL_KINDS)})"

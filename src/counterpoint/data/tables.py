@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, ClassVar
 
-from counterpoint.data.photos import DOWNLOAD, SEGMENTS, Photo, decode_photo
-from counterpoint.types import CONTROL_KINDS, UserError
+from counterpoint.data.photos import ALL, DOWNLOAD, SEGMENTS, Photo, decode_photo, pictured
+from counterpoint.types import UserError
 
 MOST_CACHED = 512 * 2**20
 """Bytes of row groups that a process keeps: a shuffled order asks for one again and again."""
@@ -25,6 +25,7 @@ def parquet(
     split: str = "train",
     *,
     image: str = "image",
+    kinds: Collection[str] = ALL,
 ) -> Columns:
     """Rows of a split: ``data/SPLIT-*.parquet``.
 
@@ -36,6 +37,7 @@ def parquet(
             default whatever columns are called ``KIND`` or ``control_KIND``, ``segments`` or ``seg_map``.
         split: as published.
         image: column of the picture.
+        kinds: of the condition images, where their columns are not named.
 
     Raises:
         UserError: no file, no pyarrow, or no such column.
@@ -52,7 +54,7 @@ def parquet(
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise UserError(f"{folder}: a Parquet file is cut or none: {str(error).splitlines()[0]}") from None
     schema = files[0].schema_arrow
-    found = _maps(schema.names) if maps is None else maps
+    found = _maps(schema.names, kinds) if maps is None else maps
     pictures = [name for name in schema.names if str(schema.field(name).type).startswith("struct")]
     if found.get(SEGMENTS) not in pictures:
         found = {kind: column for kind, column in found.items() if kind != SEGMENTS}
@@ -68,7 +70,13 @@ def parquet(
 
 
 def saved_dataset(
-    folder: Path, size: int, text: str = "text", maps: Mapping[str, str] | None = None, *, image: str = "image"
+    folder: Path,
+    size: int,
+    text: str = "text",
+    maps: Mapping[str, str] | None = None,
+    *,
+    image: str = "image",
+    kinds: Collection[str] = ALL,
 ) -> Columns:
     """What ``datasets.Dataset.save_to_disk`` wrote; of several splits, ``train``. Columns as for :func:`parquet`.
 
@@ -87,7 +95,7 @@ def saved_dataset(
         if "train" not in rows:
             raise UserError(f"{folder} has no split train; it has {', '.join(rows)}")
         rows = rows["train"]
-    found = _maps(rows.column_names) if maps is None else dict(maps)
+    found = _maps(rows.column_names, kinds) if maps is None else dict(maps)
     if not isinstance(rows.features.get(found.get(SEGMENTS)), datasets.Image):
         found.pop(SEGMENTS, None)
     _check(str(folder), (image, text, *found.values()), rows.column_names)
@@ -214,9 +222,9 @@ def _filled(table: Any) -> list[bool]:
     return pyarrow.compute.struct_field(table.column(0), "bytes").is_valid().to_pylist()
 
 
-def _maps(columns: Sequence[str]) -> dict[str, str]:
+def _maps(columns: Sequence[str], kinds: Collection[str]) -> dict[str, str]:
     """Kind, or segments -> the column that is called after it."""
-    names = {kind: (kind, f"control_{kind}") for kind in CONTROL_KINDS} | {SEGMENTS: (SEGMENTS, "seg_map")}
+    names = {kind: (kind, f"control_{kind}") for kind in pictured(kinds)} | {SEGMENTS: (SEGMENTS, "seg_map")}
     return {kind: name for kind, called in names.items() for name in called if name in columns}
 
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from counterpoint.data.photos import METADATA, SUFFIXES, Photo, decode_photo, decode_record, decode_text
+from counterpoint.data.photos import (
+    ALL,
+    METADATA,
+    SUFFIXES,
+    Photo,
+    decode_photo,
+    decode_record,
+    decode_text,
+    pictured,
+)
 from counterpoint.types import UserError
 
 
@@ -39,8 +48,8 @@ class TarShards:
         UserError: a shard is cut or no tar file, or a key comes twice or has two pictures.
     """
 
-    def __init__(self, shards: Sequence[Path], size: int) -> None:
-        self.shards, self.size = list(shards), size
+    def __init__(self, shards: Sequence[Path], size: int, kinds: Collection[str] = ALL) -> None:
+        self.shards, self.size, self.wanted = list(shards), size, pictured(kinds)
         self.samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []
         seen: dict[str, Path] = {}
         for number, shard in enumerate(self.shards):
@@ -72,7 +81,8 @@ class TarShards:
             raise UserError(f"{where} cannot be read: {error.strerror or error}") from None
         image = next(content[suffix] for suffix in content if f".{suffix}" in SUFFIXES)
         text = decode_text(content["txt"], where) if "txt" in content else decode_record(content.get("json"), where)
-        files = {suffix.partition(".")[0]: content[suffix] for suffix in content if "." in suffix}
+        named = {suffix.partition(".")[0]: content[suffix] for suffix in content if "." in suffix}
+        files = {what: named[what] for what in self.wanted if what in named}
         return decode_photo(where, image, text, files, self.size)
 
     def having(self, kind: str) -> list[int]:

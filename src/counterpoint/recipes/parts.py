@@ -21,10 +21,18 @@ from counterpoint.data.shards import SHARD, SceneShards
 from counterpoint.models.load import TINY, load_diffusers, load_tower, locate
 from counterpoint.training.config import TrainConfig
 from counterpoint.training.stages.codec import pictures
-from counterpoint.types import UserError, known_kind
+from counterpoint.types import UserError, check_label
 
-AnyKind = Annotated[str, AfterValidator(known_kind)]
-"""A setting that names a kind of control."""
+
+def _kind(name: str) -> str:
+    check_label(name)
+    if ":" in name:
+        raise UserError(f"{name!r} is one control of its kind: name the kind")
+    return name
+
+
+AnyKind = Annotated[str, AfterValidator(_kind)]
+"""A setting that names a kind of control, be it one that only the data know."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
