@@ -56,6 +56,7 @@ def test_a_folder_is_filled_and_can_be_trained_on(tmp_path: Path) -> None:
     assert extract_batch(tmp_path, "canny", here(asked)) == Filled(4, {})
     assert asked == ["images/002.png"], "what is there is not made again"
     extract_batch(tmp_path, "tile", here(asked))
+    assert set(open_photos(tmp_path, 32, kinds=["tile"])[3].maps) == {"tile"}
     assert set(open_photos(tmp_path, 32)[3].maps) == {"canny", "tile"}
     assert len(open_photos(tmp_path, 32)) == 4, "what was made is no photo"
     photos(tmp_path / "more", 1)

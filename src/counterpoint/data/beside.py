@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,14 @@ import PIL.Image
 from counterpoint.conditions.image import opened, read_image, read_shape, resize
 from counterpoint.conditions.recognise import recognise
 from counterpoint.data.photos import (
+    ALL,
     DOWNLOAD,
     METADATA,
     SUFFIXES,
     Photo,
     beside,
     check_shape,
+    pictured,
     read_bytes,
     read_caption,
     square,
@@ -38,10 +40,12 @@ class PublishedPhotos(ABC):
     Attributes:
         root: of the data set.
         size: to which pictures are brought.
+        kinds: of the condition images that are read.
     """
 
     root: Path
     size: int
+    kinds: Collection[str] = ALL
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -64,7 +68,7 @@ class PublishedPhotos(ABC):
             UserError: what is known of it is damaged.
         """
         row = self._row(number)
-        if "segments_file_name" not in row and "sam" in self._kinds:
+        if "segments_file_name" not in row and "sam" in self._made:
             made = beside(self.root, "sam", row["file_name"])
             if made.exists():
                 row["sam_file_name"] = made.relative_to(self.root).as_posix()
@@ -72,11 +76,11 @@ class PublishedPhotos(ABC):
 
     def __getitem__(self, number: int) -> Photo:
         photo = self._photo(number)
-        if not self._kinds:
+        if not self._made:
             return photo
         row, made = self.row(number), {}
         shape = read_shape(self.root / row["file_name"])
-        for kind in self._kinds - set(photo.maps):
+        for kind in self._made - set(photo.maps):
             if (path := beside(self.root, kind, row["file_name"])).exists():
                 picture = read_image(path)
                 check_shape(str(path), picture.shape[:2], shape)
@@ -90,16 +94,16 @@ class PublishedPhotos(ABC):
     def having(self, kind: str) -> list[int]:
         """The numbers of the photos with a condition image of a kind."""
         there = set(self.published(kind))
-        if kind in self._kinds:
+        if kind in self._made:
             made = set((self.root / kind).rglob("*.png"))
             names = (beside(self.root, kind, self._row(number)["file_name"]) for number in range(len(self)))
             there |= {number for number, name in enumerate(names) if name in made}
         return sorted(there)
 
     @cached_property
-    def _kinds(self) -> set[str]:
-        """Of which some were made."""
-        return made_kinds(self.root)
+    def _made(self) -> set[str]:
+        """Kinds that are read and of which some were made."""
+        return made_kinds(self.root).intersection(pictured(self.kinds))
 
 
 class Pictures(PublishedPhotos):

@@ -81,7 +81,9 @@ class MultiGen(PublishedPhotos):
 
     def _photo(self, number: int) -> Photo:
         source, prompt, controls = self._read(number)
-        files = {kind: read_bytes(self.root / "conditions" / name) for kind, name in controls.items()}
+        files = {
+            kind: read_bytes(self.root / "conditions" / name) for kind, name in controls.items() if kind in self.kinds
+        }
         return decode_photo(f"images/{source}", read_bytes(self.root / "images" / source), prompt, files, self.size)
 
     def _read(self, number: int) -> tuple[str, str, dict[str, str]]:

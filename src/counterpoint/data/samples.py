@@ -66,13 +66,26 @@ def open_folder(
     """A folder with ``metadata.jsonl``; a layout of its publisher (COCO 2017, ADE20K, the Oxford-IIIT pets,
     MultiGen-20M, ``images/`` with one ``annotations.json``); else the only folder below it with ``metadata.jsonl``, or
     any photos. Of several splits it is the one for training. Condition images of the kind that is in the ``making``
-    may be named before they are there. Of ``kinds`` they are read where a list names them.
+    may be named before they are there, and those of ``kinds`` are read.
 
     Raises:
         UserError: a part of it is missing or broken, or it is not clear which of its folders is meant.
     """
     if (place / METADATA).exists():
         return ImageFolder(place, size, making, kinds)
+    if (photos := _laid_out(place, size)) is None:
+        if (table := place / "metadata.csv").exists():
+            raise UserError(f"{table} is not read: write it as {METADATA}, a JSON object a line")
+        if described := sorted(path.parent for path in place.rglob(METADATA)):
+            return ImageFolder(_training(place, described), size, making, kinds)
+        splits = (place / "train").is_dir() and any((place / name).is_dir() for name in ("test", "val", "validation"))
+        photos = Pictures(place / "train" if splits else place, size)
+    photos.kinds = kinds
+    return photos
+
+
+def _laid_out(place: Path, size: int) -> PublishedPhotos | None:
+    """Photos that lie as their publisher laid them out, if they do."""
     if splits := coco_splits(place):
         return Coco(place, size, splits[0])
     if (place / "json_files").is_dir():
@@ -83,13 +96,7 @@ def open_folder(
         return Ade20k(place, size)
     if (place / "images").is_dir() and any((place / path).is_dir() for path in PET_TRIMAPS):
         return Pets(place, size)
-    if (table := place / "metadata.csv").exists():
-        raise UserError(f"{table} is not read: write it as {METADATA}, a JSON object a line")
-    if described := sorted(path.parent for path in place.rglob(METADATA)):
-        return ImageFolder(_training(place, described), size, making, kinds)
-    if (place / "train").is_dir() and any((place / split).is_dir() for split in ("test", "val", "validation")):
-        return Pictures(place / "train", size)
-    return Pictures(place, size)
+    return None
 
 
 def _training(place: Path, described: Sequence[Path]) -> Path:
