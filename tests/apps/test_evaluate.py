@@ -126,10 +126,10 @@ def test_options_that_would_be_ignored(cli, tmp_path: Path, arguments: list[str]
 def test_rules_are_compared_once_under_fixed_weights() -> None:
     names = [
         method.name
-        for method in methods_asked(["sum", "mean", "sum"], None, ["canny=0.5", "hed=1.5"], False, ["exact"], [])
+        for method in methods_asked(["sum", "mean", "sum"], None, ["canny=0.5", "hed=1.5"], False, ["exact"], [], [])
     ]
     assert names == ["sum canny=0.5 hed=1.5", "mean canny=0.5 hed=1.5"]
-    names = [method.name for method in methods_asked(None, "pose=0:1:1", ["seg=2"], False, ["exact"], [])]
+    names = [method.name for method in methods_asked(None, "pose=0:1:1", ["seg=2"], False, ["exact"], [], [])]
     assert names == ["sum seg=2 pose=0", "sum seg=2 pose=1"]
 
 
@@ -248,6 +248,30 @@ def test_networks_are_compared_on_the_same_cases(cli, tiny: Path, tmp_path: Path
     assert (status, error.count("\n")) == (2, 1), error
     assert "no case here has canny; there are depth, pose, seg" in error
     assert not (tmp_path / "bad").exists()
+
+
+def test_pushes_are_compared(cli) -> None:
+    """A push nobody feels makes the same pictures; only cases of the control that is pushed are made."""
+    small = ["evaluate", "single", "--fusion", "sum", "-n", 2, "--steps", 1, "--json"]
+    pushes = ["--steer", "depth=0.05", "--steer", "depth=0.3,pose=0.3", "--steer", "depth=0"]
+    status, out, error = cli(*small, *pushes, "--out", "run")
+    assert status == 0, error
+    rows = [row for row in json.loads(out)["rows"] if row["case"] == "depth"]
+    found = {row["name"]: row["metrics"]["depth_rmse"]["mean"] for row in rows}
+    assert list(found) == ["sum", "sum steered depth=0.05", "sum steered depth=0.3 pose=0.3", "sum steered depth=0"]
+    assert found["sum"] == found["sum steered depth=0"]
+    assert len(set(found.values())) == 3
+    assert {row["case"] for row in json.loads(out)["rows"]} == {"depth", "pose"}
+    for wrong, said in (
+        (["--steer", "canny=0.1"], "--steer canny: no probe reads it; the model's read hed, depth, pose, seg"),
+        (["--steer", "depth"], "--steer wants NAME=VALUE"),
+        (["--steer", "depth=much"], "--steer depth wants a number, got 'much'"),
+        (["--steer", "depth=0.1", "--steer", "depth=0.10"], "would be called 'sum steered depth=0.1'"),
+    ):
+        status, _, error = cli(*small, *wrong, "--out", "bad")
+        assert (status, error.count("\n")) == (2, 1), error
+        assert said in error
+    assert not Path("bad").exists()
 
 
 def test_line_drawings_are_read_back(cli, tiny: Path) -> None:

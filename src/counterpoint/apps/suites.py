@@ -154,6 +154,7 @@ class PipelineMaker:
             quality=method.quality,
             layout=[task.layout for task in tasks] if any(model.adapter for model in pipe.models) else None,
             controlnet_conditioning_scale=[method.weights.get(label, 1.0) for label in labels],
+            readout_guidance_scale=[method.steer.get(label, 0.0) for label in labels],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
             negative_prompt=self.negative_prompt or None,
@@ -288,6 +289,9 @@ def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
         if label not in bench.pipe.controls:
             raise UserError(f"--versus {label}: there is no such control; there are {', '.join(bench.pipe.controls)}")
         bench.maker.network(place)
+    readable = [label for label in bench.pipe.readouts if label in bench.pipe.controls]
+    if unread := [label for method in methods for label in method.steer if label not in readable]:
+        raise UserError(f"--steer {unread[0]}: no probe reads it; the model's read {', '.join(readable) or 'nothing'}")
     if name == "layout" and not bench.levels:
         raise UserError("this suite needs --layouts mig_bench.json, or scenes")
     if name == "conservativity" and (

@@ -40,26 +40,36 @@ CHUNK = 32
 @dataclass(frozen=True)
 class Method:
     """A way to join controls: a rule by name, weights by label where they are not 1, whether silence is gated, what is
-    foretold, and by label the folders of networks in place of the model's; or models by name that read a layout, how
-    they are aggregated, and as the weight of :data:`REFERENCE` that of the layout's reference."""
+    foretold, by label how far every step is pushed towards what a probe reads, and the folders of networks in place of
+    the model's; or models by name that read a layout, how they are aggregated, and as the weight of :data:`REFERENCE`
+    that of the layout's reference."""
 
     fusion: str = "sum"
     weights: Mapping[str, float] = field(default_factory=dict)
     gated: bool = False
     quality: str = "exact"
+    steer: Mapping[str, float] = field(default_factory=dict)
     networks: tuple[tuple[str, str], ...] = ()
     models: tuple[str, ...] = ()
     aggregation: str = ""
 
     @property
     def name(self) -> str:
-        """The rule, then the rest: ``sum gated``, ``sum pose=0.5``, ``sum of FOLDER``; ``interact+migc steps=3``."""
+        """The rule, then the rest: ``sum gated``, ``sum pose=0.5``, ``sum steered seg=0.05``, ``sum of FOLDER``;
+        ``interact+migc steps=3``."""
         weights = [f"{label}={weight:g}" for label, weight in self.weights.items()]
         if self.models:
             return " ".join(["+".join(self.models), *[self.aggregation] * bool(self.aggregation), *weights])
         quality = [self.quality] * (self.quality != "exact")
+        pushes = [f"{label}={share:g}" for label, share in self.steer.items()]
         own = "+".join(Path(place).name for _, place in self.networks)
-        return " ".join([self.fusion, *["gated"] * self.gated, *quality, *weights, *[f"of {own}"] * bool(own)])
+        rest = [*quality, *weights, *["steered"] * bool(pushes), *pushes, *[f"of {own}"] * bool(own)]
+        return " ".join([self.fusion, *["gated"] * self.gated, *rest])
+
+    @property
+    def concerns(self) -> frozenset[str]:
+        """The kinds that have networks of its own, or a push; a case with none of them would not tell it apart."""
+        return frozenset([kind for kind, _ in self.networks]).union(self.steer)
 
     @property
     def slug(self) -> str:

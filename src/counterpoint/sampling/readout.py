@@ -146,7 +146,8 @@ def make_readings(model: Any, hints: Mapping[str, Tensor], scale: Any, report: b
         raise UserError(f"guidance by readouts is for models that predict noise, and this one says {said}")
     if closed or not (pushing or (report and model.readouts)):
         return None
-    readouts = {label: readout for label, readout in model.readouts.items() if label in hints}
+    asked = hints if report else pushing
+    readouts = {label: readout for label, readout in model.readouts.items() if label in asked}
     return Readings(readouts, hints, pushing, model.unet)
 
 

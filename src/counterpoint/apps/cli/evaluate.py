@@ -13,7 +13,7 @@ _RULES = ("conflicting", "complementary", "silent", "single")
 """Suites that join controls."""
 _OWN = {
     **dict.fromkeys(("metrics", "lpips"), ("folder",)),
-    **dict.fromkeys(("fusion", "rules", "sweep", "gate_silence", "quality", "manifest"), _RULES),
+    **dict.fromkeys(("fusion", "rules", "sweep", "gate_silence", "quality", "steer", "manifest"), _RULES),
     "weight": (*_RULES, "layout", "style"),
     "versus": (*_RULES, "conservativity"),
     "baseline": (*_RULES, "layout", "style"),
@@ -66,6 +66,13 @@ def evaluate(
     quality: Annotated[
         list[str] | None,
         typer.Option(help="Compare exact, balanced, fast as in generate. Repeatable.", show_default=False),
+    ] = None,
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE[,...]",
+            help="Try each rule again, pushed towards controls as in generate --steer. Repeatable.",
+        ),
     ] = None,
     versus: Annotated[
         list[str] | None,
@@ -211,7 +218,9 @@ def evaluate(
         if aggregate or suite in {"layout", "style"}:
             methods = models_asked(aggregate or ["base"], aggregation or [""], weight)
         else:
-            methods = methods_asked(fusion, sweep, weight, gate_silence, quality or ["exact"], versus or [])
+            methods = methods_asked(
+                fusion, sweep, weight, gate_silence, quality or ["exact"], steer or [], versus or []
+            )
         if baseline is not None:
             methods = _led_by(baseline, methods)
         results, strips = _run(suite, source, methods, n, seeds, batch_size, ray, manifest, folder, mine)

@@ -21,10 +21,11 @@ def methods_asked(
     weight: list[str] | None,
     gate_silence: bool,
     quality: list[str],
+    steer: list[str],
     versus: list[str],
 ) -> list[Method]:
-    """Every rule with every weight, gate, quality and set of networks; networks that were trained with an injection go
-    with its rule.
+    """Every rule with every weight, gate, quality, push and set of networks; networks that were trained with an
+    injection go with its rule.
 
     Raises:
         UserError: one makes no sense.
@@ -32,15 +33,16 @@ def methods_asked(
     for level in quality:
         known_quality(level)
     rules = [get_fusion(name).name for name in fusion or (["sum"] if sweep else FUSIONS)]
-    fixed = {name: _weight(name, value) for name, value in pairs("--weight", weight).items()}
+    fixed = {name: _number("--weight", name, value) for name, value in pairs("--weight", weight).items()}
     gates = [False, True] if gate_silence else [False]
     methods = [
-        Method(rule, {**fixed, **swept}, gated, level, networks)
+        Method(rule, {**fixed, **swept}, gated, level, push, networks)
         for networks in ((), *map(_networks, versus))
         for rule in dict.fromkeys(_own_rules(networks) or rules)
         for swept in (_weights(sweep) if sweep else [{}])
         for gated in gates
         for level in dict.fromkeys(quality)
+        for push in ({}, *map(_pushes, steer))
     ]
     return _unlike(methods, "rename a folder of --versus")
 
@@ -48,6 +50,11 @@ def methods_asked(
 def _networks(text: str) -> tuple[tuple[str, str], ...]:
     """``canny=A,pose=B`` -> the networks that a method has in place of the model's."""
     return tuple(pairs("--versus", text.split(",")).items())
+
+
+def _pushes(text: str) -> dict[str, float]:
+    """``pose=0.05,seg=0.05`` -> how far every step is pushed towards each."""
+    return {name: _number("--steer", name, value) for name, value in pairs("--steer", text.split(",")).items()}
 
 
 def _own_rules(networks: tuple[tuple[str, str], ...]) -> list[str]:
@@ -70,7 +77,7 @@ def models_asked(names: list[str], settings: list[str], weight: list[str] | None
     """
     for one in settings:
         Aggregation.parse(one)
-    weights = {name: _weight(name, value) for name, value in pairs("--weight", weight).items()}
+    weights = {name: _number("--weight", name, value) for name, value in pairs("--weight", weight).items()}
     if others := weights.keys() - {REFERENCE}:
         raise UserError(f"--weight {min(others)}: layout and style weigh the reference alone, --weight {REFERENCE}=0.8")
     lists = [tuple(name.strip() for name in one.split(",")) for one in names]
@@ -86,13 +93,13 @@ def _unlike(methods: list[Method], advice: str) -> list[Method]:
     return methods
 
 
-def _weight(name: str, value: str) -> float:
+def _number(option: str, name: str, value: str) -> float:
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"--weight {name} wants a number, got {value!r}")
+        raise UserError(f"{option} {name} wants a number, got {value!r}")
     return number
 
 

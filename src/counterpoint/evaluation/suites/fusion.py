@@ -79,16 +79,16 @@ class FusionSuite:
         return FusionSuite(kept)
 
     def about(self, methods: Sequence[Method]) -> FusionSuite:
-        """The sorts that tell methods' own networks apart, or all where no method has any.
+        """The sorts that tell apart what methods have for some kinds only, or all where no method has such.
 
         Raises:
-            UserError: one has a network that no sort would hear.
+            UserError: one has it for a kind that no sort has.
         """
         heard = {kind for sort in self.sorts.values() for kind in sort.kinds}
         for method in methods:
-            if deaf := [kind for kind, _ in method.networks if kind not in heard]:
+            if deaf := sorted(method.concerns - heard):
                 raise UserError(f"{method.name}: no case here has {deaf[0]}; there are {', '.join(sorted(heard))}")
-        kinds = {kind for method in methods for kind, _ in method.networks}
+        kinds = {kind for method in methods for kind in method.concerns}
         return FusionSuite({name: sort for name, sort in self.sorts.items() if kinds & set(sort.kinds) or not kinds})
 
     def tasks(self, n: int, methods: Sequence[Method]) -> list[Task]:
@@ -144,9 +144,8 @@ def _named(case: Case) -> dict[str, dict[str, str]]:
 
 
 def _concerned(sort: Sort, methods: Sequence[Method]) -> list[Method]:
-    """Methods whose own networks, if they have any, are of this sort."""
-    own = [(method, {kind for kind, _ in method.networks}) for method in methods]
-    return [method for method, kinds in own if not kinds or kinds & set(sort.kinds)]
+    """Methods that are for all kinds, or have something for one of this sort."""
+    return [method for method in methods if not method.concerns or method.concerns & set(sort.kinds)]
 
 
 def _key(method: Method, name: str, number: int) -> str:
