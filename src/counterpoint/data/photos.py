@@ -22,6 +22,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SEGMENTS = "segments"
 METADATA = "metadata.jsonl"
 ALL = tuple(CONTROL_KINDS)
+"""Kinds of which condition images are read where nobody says which."""
 MOST_DAMAGED = 0.01
 """Share of photos that may be damaged."""
 
