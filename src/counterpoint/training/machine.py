@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
@@ -12,6 +14,16 @@ from accelerate.utils import is_bf16_available
 from counterpoint.models.compiling import check_compiler
 from counterpoint.training.config import TrainConfig
 from counterpoint.types import UserError
+
+
+@contextmanager
+def flushing_denormals() -> Iterator[None]:
+    """Let numbers too small for full precision be zero, which processors are quicker in, until the run is over."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def check_machine(config: TrainConfig) -> None:

@@ -28,7 +28,7 @@ from counterpoint.training.card import write_card
 from counterpoint.training.compiling import compile_stage
 from counterpoint.training.config import TrainConfig, as_json, differences
 from counterpoint.training.convergence import sudden_rise
-from counterpoint.training.machine import check_machine
+from counterpoint.training.machine import check_machine, flushing_denormals
 from counterpoint.training.optimizer import make_optimizer
 from counterpoint.training.order import Draws, Order
 from counterpoint.training.sharding import like, load_whole, shard, split_optimizer, whole
@@ -95,7 +95,8 @@ def train(job: Job, config: TrainConfig, *, resume: Path | bool = False, validat
     if len(job.samples) == 0:
         raise UserError("there is nothing to learn from: the data set is empty")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    return _Run(job, config, validate).start(folder)
+    with flushing_denormals():
+        return _Run(job, config, validate).start(folder)
 
 
 def resumable(config: TrainConfig, resume: Path | bool, recipe: str = "") -> Path | None:
@@ -126,7 +127,6 @@ def resumable(config: TrainConfig, resume: Path | bool, recipe: str = "") -> Pat
 
 class _Run:
     def __init__(self, job: Job, config: TrainConfig, validate: Validate | None) -> None:
-        torch.set_flush_denormal(True)
         self.job, self.config, self.stage, self.validate = job, config, job.stage, validate
         self.samples, self.settings = job.samples, as_json(config, job.recipe)
         self.fingerprint = checkpoint.fingerprint(job.samples)
