@@ -89,6 +89,16 @@ def test_a_kind_of_ones_own(cli, maps: Path) -> None:
         assert status == 0, err
         made.append(Image.open(json.loads(out)["images"][0]).tobytes())
     assert made[0] == made[1]
+    family = maps.parent / "family"
+    (family / "controls").mkdir(parents=True)
+    for part in TINY.iterdir():
+        if part.name != "controls":
+            (family / part.name).symlink_to(part)
+    (family / "controls" / "paint-two").symlink_to(network)
+    given = ("--model", family, "--control", f"paint:two={maps}/seg.png", "--steps", 2, "--json")
+    status, out, err = cli("generate", "a meadow", *given)
+    assert status == 0, err
+    assert Image.open(json.loads(out)["images"][0]).tobytes() == made[0], "a model may have one of its own"
     near = ("--control", f"posed={maps}/pose.png", "--controlnet", f"posed={TINY}/controls/pose")
     status, _, err = cli("generate", "a meadow", *near, "--control", f"seg={maps}/seg.png", "--steps", 1)
     assert status == 0, err

@@ -172,6 +172,14 @@ class GenerateRequest(Strict):
     def _listed(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
+    def _check_own(self, control: ControlRequest) -> None:
+        """A kind that nobody knows may be the model's own."""
+        from counterpoint.models.load import own_control
+
+        if not own_control(Path(self.model), control.label).is_dir():
+            known = f"{', '.join(CONTROL_KINDS)}, and any other whose controlnet is given"
+            raise ValueError(f"unknown control {control.kind!r}; there are {known}")
+
     @field_validator("guidance_scale", "strength")
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
@@ -187,10 +195,9 @@ class GenerateRequest(Strict):
             raise ValueError(
                 f"two controls are called {min(twice)!r}; name the second one {kind_of(min(twice))}:SOMETHING"
             )
-        for kind in (one.kind for one in self.controls if one.controlnet is None):
-            if kind not in CONTROL_KINDS and not (Path(self.model) / "controls" / kind).is_dir():
-                known = f"{', '.join(CONTROL_KINDS)}, and any other whose controlnet is given"
-                raise ValueError(f"unknown control {kind!r}; there are {known}")
+        for one in self.controls:
+            if one.kind not in CONTROL_KINDS and one.controlnet is None:
+                self._check_own(one)
         if self.subject and self.subject_mask:
             raise ValueError("a subject and a subject mask both say where the foreground is; give one of them")
         if self.aggregation and len(self.aggregate) < 2:

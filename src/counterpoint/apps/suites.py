@@ -289,7 +289,7 @@ def make_suite(name: str, bench: Bench, methods: Sequence[Method]) -> Suite:
         if label not in bench.pipe.controls:
             raise UserError(f"--versus {label}: there is no such control; there are {', '.join(bench.pipe.controls)}")
         bench.maker.network(place)
-    readable = [label for label in bench.pipe.readouts if label in bench.pipe.controls]
+    readable = bench.pipe.readouts
     if unread := [label for method in methods for label in method.steer if label not in readable]:
         raise UserError(f"--steer {unread[0]}: no probe reads it; the model's read {', '.join(readable) or 'nothing'}")
     if name == "layout" and not bench.levels:

@@ -142,17 +142,15 @@ def segmenter(config: SegmenterConfig) -> Job:
 def _photos(
     config: PhotoConfig, *fields: str, find_segments: bool = False, extract: Mapping[str, Extract] = PLAIN
 ) -> PhotoSamples:
-    kinds, maps = [field.removeprefix("control:") for field in fields if field.startswith("control:")], None
-    if (column := config.conditioning_image_column) is not None:
-        maps = dict.fromkeys(kinds, column)
-        if not maps:
-            raise UserError(f"conditioning_image_column={column}: this recipe learns no control")
+    kinds = [field.removeprefix("control:") for field in fields if field.startswith("control:")]
+    if (column := config.conditioning_image_column) is not None and not kinds:
+        raise UserError(f"conditioning_image_column={column}: this recipe learns no control")
     photos = open_photos(
         config.train_data_dir,
         config.resolution,
         image=config.image_column,
         text=config.caption_column,
-        maps=maps,
+        maps=None if column is None else dict.fromkeys(kinds, column),
         kinds=kinds,
     )
     samples = PhotoSamples(photos, fields, extract, find_segments=find_segments, most=config.max_train_samples)

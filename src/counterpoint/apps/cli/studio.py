@@ -34,7 +34,7 @@ def studio(
     from counterpoint.apps.cli import output
     from counterpoint.apps.cli.listen import listening, loopback
     from counterpoint.apps.cli.values import pairs
-    from counterpoint.types import UserError
+    from counterpoint.types import UserError, check_label
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -45,6 +45,8 @@ def studio(
     if not users and not loopback(host):
         raise UserError(f"--host {host} is open to others: give --login FILE")
     networks = pairs("--controlnet", controlnet)
+    for label in networks:
+        check_label(label)
     record.check_writable(folder)
     output.quiet_libraries()
 
