@@ -17,6 +17,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from counterpoint import load
 from counterpoint.apps.request import GenerateRequest, build
 from counterpoint.models import openvino as backend
+from counterpoint.models import winograd
 from counterpoint.models.openvino import PortedControlNet, PortedUNet, site_shapes
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
@@ -58,6 +59,21 @@ def test_the_numbers_are_the_same(parts: dict, pair: tuple[PortedUNet, PortedCon
         for more in ({}, heard):
             wanted = unet(**inputs, **more, return_dict=False)[0]
             torch.testing.assert_close(pair[0](**inputs, **more)[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_convolutions_are_quickened_in_float32_alone(parts: dict, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "_FEWEST", 8)
+    found: list[int] = []
+    quicken = backend.quicken
+    monkeypatch.setattr(backend, "quicken", lambda *given: found.append(quicken(*given)))
+    unet, inputs = parts["unet"], given(parts["unet"], 2, 36)
+    wanted = unet(**inputs, return_dict=False)[0]
+    PortedUNet(copy.deepcopy(unet), True, cache)(**inputs)
+    assert not found
+    torch.testing.assert_close(PortedUNet(copy.deepcopy(unet), False, cache)(**inputs)[0], wanted, rtol=1e-4, atol=1e-4)
+    assert min(found) > 0, "of either half"
+    assert len(found) == 2
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from counterpoint.models.halves import decoding, encode
+from counterpoint.models.winograd import Filters, quicken
 from counterpoint.types import UserError
 
 CACHE = Path.home() / ".cache" / "counterpoint" / "openvino"
@@ -53,6 +54,7 @@ class Ported(nn.Module):
         self._inside: list[_Inside] = [inside]  # no sub-module: its weights are to be let go
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
         self._traced: Any = None
+        self._filters: Filters = {}
 
     config: Any
     dtype: torch.dtype = torch.float32
@@ -83,6 +85,8 @@ class Ported(nn.Module):
         core = self.openvino.Core()
         model = self._trace(core, inputs).clone()
         model.reshape({place: list(one.shape) for place, one in enumerate(inputs)})
+        if not self.bf16:  # whose few digits the transforms would use up
+            quicken(model, self._filters)
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.bf16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
