@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 
 from counterpoint import load
 from counterpoint.apps.request import GenerateRequest, build
 from counterpoint.models import openvino as backend
 from counterpoint.models import winograd
-from counterpoint.models.openvino import PortedControlNet, PortedUNet, site_shapes
+from counterpoint.models.openvino import PortedControlNet, PortedPixels, PortedUNet, site_shapes
 from counterpoint.sampling.pipeline import Pipeline
 from counterpoint.types import UserError
 
@@ -84,6 +84,9 @@ def test_networks_stay_compiled_for_few_shapes(parts: dict, cache: Path, monkeyp
     for batch in (*range(1, 8), 5):
         network.encode(**given(parts["unet"], batch))
     assert [len(inputs) for inputs in (network._compiled, shapes)] == [3, 3]  # of 1, 2 and 4 rows
+    network.encode(**given(parts["unet"], 3, 48))
+    assert shapes.pop()[:1] == (1,), "and of one row where it is large"
+    network._compiled.popitem()
     monkeypatch.setattr(backend, "_KEPT", 4)
     for size in (8, 10, 8, 12, 8, 14, 8, 16, 8, 10):
         network.encode(**given(parts["unet"], 1, size))
@@ -135,6 +138,25 @@ def test_sdxl_reads_what_it_adds(cache: Path) -> None:
         **inputs, controlnet_cond=hint, added_cond_kwargs=added
     )
     torch.testing.assert_close(said[1], mid, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [AutoencoderKL, AutoencoderTiny])
+def test_decoders_say_the_same(kind: Any, cache: Path) -> None:
+    torch.manual_seed(0)
+    if kind is AutoencoderKL:
+        blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+        codec = AutoencoderKL(block_out_channels=(16, 32), norm_num_groups=8, **blocks).eval()
+    else:
+        codec = AutoencoderTiny(
+            encoder_block_out_channels=(16, 16), decoder_block_out_channels=(16, 16), num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1), upsampling_scaling_factor=2,
+        ).eval()  # fmt: skip
+    latents = [torch.randn(batch, 4, *size) for batch, *size in ((1, 8, 8), (3, 9, 12))]
+    wanted = [codec.decode(one).sample for one in latents]
+    codec.decoder = PortedPixels(codec, cache)
+    for one, other in zip(latents, wanted, strict=True):
+        torch.testing.assert_close(codec.decode(one).sample, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """Networks that OpenVINO runs on a CPU: the same arithmetic in float32, or its bfloat16.
 
 A network, of a UNet either half, is traced once, kept on disk under what decides it, and compiled for every new shape
-of its input. Batches are run in parts of 1, 2, 4, 8 ..., so that there are few shapes however many rows are asked for.
+of its input. Batches are run in parts of 1, 2, 4, 8 ... rows, no larger than pays, so that there are few shapes however
+many rows are asked for.
 What it is made of cannot be reached any more.
 """
 
@@ -15,12 +16,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from counterpoint.models.halves import decoding, encode
@@ -31,25 +33,28 @@ CACHE = Path.home() / ".cache" / "counterpoint" / "openvino"
 _SIDE = 15
 """Of what networks are traced with. Odd, so that diffusers' UNet asks each level for its size on the way up: traced
 where every level halves evenly it takes for granted that all sizes do."""
+_PIXELS = 64 * 64
+"""Of latents in a batch, from which on a larger one is no faster, and its shape takes the memory of a network."""
 _KEPT = 8
 """Shapes for which a network stays compiled, the last ones: each takes memory of its own."""
 
 
 class Ported(nn.Module):
-    """What both kinds of network share: configuration, place and precision, and how OpenVINO is called.
+    """What all kinds of network share: configuration, place and precision, and how OpenVINO is called.
 
     Args:
-        network: in float32 on a CPU; it is let go when it has been traced.
-        inside: the network as a function of tensors alone, and of none that is missing.
+        config: of the network.
+        inside: the network, in float32 on a CPU, as a function of tensors alone, and of none that is missing; it is let
+            go when it has been traced.
         bf16: whether sums are made in bfloat16; inputs and outputs are float32 either way.
         cache: folder of traced networks; default :data:`CACHE`.
     """
 
-    def __init__(self, network: nn.Module, inside: _Inside, bf16: bool, cache: Path | None = None) -> None:
+    def __init__(self, config: Any, inside: _Inside, bf16: bool, cache: Path | None = None) -> None:
         super().__init__()
         import openvino
 
-        self.openvino, self.config, self.bf16 = openvino, network.config, bf16
+        self.openvino, self.config, self.bf16 = openvino, config, bf16
         self.cache = cache or CACHE
         self._inside: list[_Inside] = [inside]  # no sub-module: its weights are to be let go
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
@@ -63,8 +68,10 @@ class Ported(nn.Module):
     @torch.no_grad()
     def run(self, *inputs: Tensor) -> list[Tensor]:
         """Outputs for inputs; of all of them the first dimension is the batch."""
-        count = len(inputs[0])
-        sizes = [1 << bit for bit in reversed(range(count.bit_length())) if count >> bit & 1]
+        count, pixels = len(inputs[0]), max(prod(one.shape[2:]) for one in inputs if one.ndim == 4)
+        most = min(count, max(1, _PIXELS // pixels)).bit_length() - 1
+        sizes = [1 << most] * (count >> most)
+        sizes += [1 << bit for bit in reversed(range(most)) if count >> bit & 1]
         found = [self._run(part) for part in zip(*(one.float().split(sizes) for one in inputs), strict=True)]
         return found[0] if len(found) == 1 else [torch.cat(parts) for parts in zip(*found, strict=True)]
 
@@ -99,7 +106,7 @@ class Ported(nn.Module):
         if self._traced is None:
             (inside,) = self._inside
             said = (type(inside).__name__, self.openvino.__version__, diffusers.__version__, str(_SIDE))
-            path = self.cache / f"{_key(inside, *said)}.xml"
+            path = self.cache / f"{_key(inside, self.config, *said)}.xml"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=path.parent) as half:
@@ -118,8 +125,8 @@ class PortedUNet(Ported):
     denoiser asks."""
 
     def __init__(self, unet: UNet2DConditionModel, bf16: bool, cache: Path | None = None) -> None:
-        super().__init__(unet, _Encoder(unet), bf16, cache)
-        self.decoder = _PortedDecoder(unet, _Decoder(unet), bf16, cache)
+        super().__init__(unet.config, _Encoder(unet), bf16, cache)
+        self.decoder = _PortedDecoder(unet.config, _Decoder(unet), bf16, cache)
         self._said: Sequence[Tensor] | None = None
 
     def encode(
@@ -172,7 +179,7 @@ class PortedControlNet(Ported):
     """A ControlNet; its hint encoder stays a torch module, because a hint is encoded once."""
 
     def __init__(self, network: ControlNetModel, bf16: bool, cache: Path | None = None) -> None:
-        super().__init__(network, _ControlNet(network), bf16, cache)
+        super().__init__(network.config, _ControlNet(network), bf16, cache)
         self.controlnet_cond_embedding = network.controlnet_cond_embedding
 
     def forward(
@@ -190,6 +197,18 @@ class PortedControlNet(Ported):
         found = self.run(*_given(sample, timestep, encoder_hidden_states, added_cond_kwargs), hint)
         *down, mid = (one * conditioning_scale for one in found)
         return tuple(down), mid
+
+
+class PortedPixels(Ported):
+    """The decoder of a codec, which takes its place there. It counts in float32, whatever the others do: it is asked
+    once, and what it says is seen."""
+
+    def __init__(self, codec: AutoencoderKL | AutoencoderTiny, cache: Path | None = None) -> None:
+        super().__init__(codec.config, _Pixels(codec.decoder), False, cache)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Pictures ``(b, 3, h, w)``."""
+        return self.run(latents)[0]
 
 
 def port(unet: UNet2DConditionModel, controls: Mapping[str, ControlNetModel], bf16: bool) -> tuple[PortedUNet, dict]:
@@ -227,7 +246,6 @@ class _Inside(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.added = network.config.get("addition_embed_type") == "text_time"
 
     def as_traced(self) -> AbstractContextManager[None]:
         """While it is traced."""
@@ -237,7 +255,7 @@ class _Inside(nn.Module):
         """What every network reads besides latents, and the inputs that are left."""
         timestep, text, *rest = given
         named = {"timestep": timestep, "encoder_hidden_states": text}
-        if self.added:
+        if self.network.config.get("addition_embed_type") == "text_time":
             named["added_cond_kwargs"] = {"text_embeds": rest[0], "time_ids": rest[1]}
             rest = rest[2:]
         return named, rest
@@ -254,6 +272,12 @@ class _Decoder(_Inside):
         named, said = self._called(given)
         with decoding(self.network, said):
             found: Tensor = self.network(said[0], **named, return_dict=False)[0]  # it asks for the latents' size only
+        return found
+
+
+class _Pixels(_Inside):
+    def forward(self, latents: Tensor) -> Tensor:
+        found: Tensor = self.network(latents)
         return found
 
 
@@ -311,9 +335,9 @@ def _given(sample: Tensor, timestep: Tensor, text: Tensor, added: Mapping[str, T
     return (sample, times, text, *extra)
 
 
-def _key(inside: nn.Module, *more: str) -> str:
+def _key(inside: nn.Module, config: Any, *more: str) -> str:
     """What decides a traced network: weights, configuration, versions."""
-    found = hashlib.blake2b(json.dumps([*more, torch.__version__, dict(inside.network.config)], default=str).encode())
+    found = hashlib.blake2b(json.dumps([*more, torch.__version__, dict(config)], default=str).encode())
     for name, tensor in inside.state_dict().items():
         found.update(name.encode())
         found.update(tensor.contiguous().view(torch.uint8).numpy())
