@@ -71,7 +71,7 @@ def load(
         lora: LoRA files, ``"PATH"`` or ``"PATH:SCALE"``.
         config: for a single file, the diffusers folder or hub id with its configurations and tokenizer.
         device: where the models go: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"openvino"``: a CPU on which OpenVINO runs
-            UNet, ControlNets and decoder 1.5 to 3 times as fast, in float32 to rounding the same. Rules that reach into
+            UNet, ControlNets and decoder 1.4 to 3 times as fast, in float32 to rounding the same. Rules that reach into
             the networks and adapters need one of the others.
         dtype: ``"fp32"``, ``"bf16"``, ``"fp16"``, ``"auto"`` or a torch dtype.
         residency: what stays in memory: ``"all"`` networks, those of a ``"stages"`` at a time, or besides one of the
