@@ -1,9 +1,8 @@
-"""Networks that OpenVINO runs on a CPU: the same arithmetic in float32, or its bfloat16.
+"""Networks that OpenVINO runs on a CPU: the same to rounding in float32, or its bfloat16.
 
 A network, of a UNet either half, is traced once, kept on disk under what decides it, and compiled for every new shape
 of its input. Batches are run in parts of 1, 2, 4, 8 ... rows, no larger than pays, so that there are few shapes however
-many rows are asked for.
-What it is made of cannot be reached any more.
+many rows are asked for. What it is made of cannot be reached any more.
 """
 
 from __future__ import annotations
